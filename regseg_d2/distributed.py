@@ -1,0 +1,60 @@
+"""Sums over processes that gradients flow through.
+
+Every loss of this package obeys one convention: the loss of the whole batch is the *mean over
+processes* of the losses that the processes return, because that is what DistributedDataParallel's
+averaging of gradients differentiates. A sum over pixels that is divided by a global count therefore
+goes through :func:`global_mean`.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from detectron2.utils import comm
+from torch import Tensor
+from torch.distributed.nn.functional import all_reduce
+
+
+def all_reduce_sum(tensor: Tensor) -> Tensor:
+    """Sums a tensor over all processes; differentiable.
+
+    The gradient of the result is summed over the processes too, as every process's loss depends on
+    every process's input. It is a collective: call it on every process, in the same order.
+
+    Args:
+        tensor: any shape, the same on all processes.
+
+    Returns:
+        The sum, the same on all processes. On one process: ``tensor`` itself.
+    """
+    if comm.get_world_size() == 1:
+        return tensor
+    return all_reduce(tensor)
+
+
+def all_reduce_sum_constant(tensor: Tensor) -> Tensor:
+    """Like :func:`all_reduce_sum` for counts and other constants: no gradient, nothing recorded."""
+    if comm.get_world_size() == 1:
+        return tensor.detach()
+    total = tensor.detach().clone()
+    dist.all_reduce(total)
+    return total
+
+
+def global_mean(total: Tensor, count: Tensor) -> Tensor:
+    """Divides sums of this process by counts of all processes.
+
+    The mean over processes of the results is the mean over the whole batch, so that W processes of
+    batch B have the gradients of one process of batch W x B. Where the count is zero the result is a
+    zero that is still attached to the graph of ``total``.
+
+    Args:
+        total: this process's sums, any shape.
+        count: this process's counts, of the same shape.
+
+    Returns:
+        ``world_size * total / sum(count)``, of the same shape.
+    """
+    global_count = all_reduce_sum_constant(count.to(total.dtype))
+    safe_count = torch.where(global_count > 0, global_count, torch.ones_like(global_count))
+    return total * (comm.get_world_size() / safe_count)

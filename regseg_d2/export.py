@@ -1,0 +1,34 @@
+"""The inference model: regularizers and auxiliary heads gone, linear convolutions folded."""
+
+from __future__ import annotations
+
+import copy
+
+from torch import nn
+
+from regseg_d2.modeling.heads.projections import LinearConvBlock
+
+
+def inference_model(model: nn.Module) -> nn.Module:
+    """Makes the model that is deployed out of one that was trained.
+
+    Args:
+        model: a ``RegularizedSegmentor``, or any model with parts of this package. It is not changed.
+
+    Returns:
+        A copy in eval mode without regularizers and auxiliary head, in which each
+        ``LinearConvBlock`` is one convolution. Its output differs from the model's by rounding only.
+
+    Raises:
+        ValueError: if a linear convolution cannot be folded exactly, see ``LinearConvBlock.fold``.
+    """
+    model = copy.deepcopy(model).eval()
+    if hasattr(model, "add_regularizers"):
+        model.add_regularizers({})
+    for name, module in list(model.named_modules()):
+        if isinstance(module, LinearConvBlock):
+            parent = model.get_submodule(name.rpartition(".")[0])
+            setattr(parent, name.rpartition(".")[2], module.fold())
+        if getattr(module, "auxiliary", None) is not None:
+            module.auxiliary = None
+    return model

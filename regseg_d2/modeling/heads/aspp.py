@@ -1,0 +1,69 @@
+"""ASPP: atrous spatial pyramid pooling, the context of DeepLabV3."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch.nn.functional as F
+from detectron2.config import CfgNode, configurable
+from detectron2.layers import ASPP as Detectron2ASPP
+from torch import Tensor, nn
+
+from regseg_d2.modeling.heads.registries import CONTEXT_MODULE
+
+
+@CONTEXT_MODULE.register()
+class ASPP(nn.Module):
+    """Detectron2's ASPP (Chen et al., "Rethinking Atrous Convolution", 2017) as a context module.
+
+    Its image pooling covers the whole image, in training and at test, so that any size fits.
+
+    Args:
+        in_channels: channels of the input.
+        out_channels: channels of each branch and of the output.
+        dilations: three dilations: 6, 12, 18 at stride 16, twice that at stride 8.
+        dropout: dropout probability on the output.
+        norm: name of the norm.
+        depthwise_separable: separable convolutions in the branches (DeepLabV3+).
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        in_channels: int,
+        out_channels: int,
+        dilations: Sequence[int],
+        dropout: float,
+        norm: str,
+        depthwise_separable: bool = False,
+    ) -> None:
+        super().__init__()
+        self.out_channels = out_channels
+        self.aspp = Detectron2ASPP(
+            in_channels,
+            out_channels,
+            list(dilations),
+            norm=norm,
+            activation=F.relu,
+            dropout=dropout,
+            use_depthwise_separable_conv=depthwise_separable,
+        )
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, in_channels: int) -> dict[str, Any]:
+        """Reads ``CONTEXT_CHANNELS``, ``ASPP_*`` and ``NORM`` of ``MODEL.SEM_SEG_HEAD``."""
+        head = cfg.MODEL.SEM_SEG_HEAD
+        return {
+            "in_channels": in_channels,
+            "out_channels": head.CONTEXT_CHANNELS,
+            "dilations": head.ASPP_DILATIONS,
+            "dropout": head.ASPP_DROPOUT,
+            "norm": head.NORM,
+            "depthwise_separable": head.USE_DEPTHWISE_SEPARABLE_CONV,
+        }
+
+    def forward(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Maps ``(N, in_channels, h, w)`` to ``(N, out_channels, h, w)``; no side logits."""
+        return self.aspp(x), {}

@@ -1,0 +1,126 @@
+"""The last convolution block before the classifier, plain or with CAR's linear convolution."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.layers import Conv2d
+from torch import Tensor, nn
+
+from regseg_d2.errors import ConfigError
+from regseg_d2.modeling.heads.layers import conv_norm_relu
+from regseg_d2.modeling.heads.registries import PROJECTION
+
+
+@PROJECTION.register()
+class ConvBlock(nn.Module):
+    """Convolution, norm, ReLU.
+
+    Args:
+        in_channels: channels of the input.
+        out_channels: channels of the output.
+        kernel_size: 3 as usual, 1 for the paper's column "A" (CAR, section 4.2.1).
+        norm: name of the norm.
+    """
+
+    @configurable
+    def __init__(self, *, in_channels: int, out_channels: int, kernel_size: int, norm: str) -> None:
+        super().__init__()
+        self.out_channels = out_channels
+        self.conv = conv_norm_relu(in_channels, out_channels, kernel_size, norm)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, in_channels: int) -> dict[str, Any]:
+        """Reads ``CONVS_DIM``, ``PROJECTION_KERNEL_SIZE`` and ``NORM`` of ``MODEL.SEM_SEG_HEAD``."""
+        head = cfg.MODEL.SEM_SEG_HEAD
+        if head.PROJECTION_KERNEL_SIZE not in (1, 3, 5, 7):
+            raise ConfigError(
+                f"MODEL.SEM_SEG_HEAD.PROJECTION_KERNEL_SIZE is {head.PROJECTION_KERNEL_SIZE}; "
+                "expected 1, 3, 5 or 7"
+            )
+        return {
+            "in_channels": in_channels,
+            "out_channels": head.CONVS_DIM,
+            "kernel_size": head.PROJECTION_KERNEL_SIZE,
+            "norm": head.NORM,
+        }
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps ``(N, in_channels, h, w)`` to ``(N, out_channels, h, w)``."""
+        return self.conv(x)
+
+
+@PROJECTION.register()
+class LinearConvBlock(nn.Module):
+    """CAR's projection: a linear 1x1 convolution, whose output is the CAR feature, then a block.
+
+    The linear convolution has a bias, no norm and no activation (CAR, figure 3). :meth:`fold` merges
+    it into the convolution behind it, after which the block costs what the plain one does.
+
+    Args:
+        in_channels: channels of the input.
+        linear_channels: channels of the CAR feature; 0 is ``min(in_channels, 512)``.
+        out_channels: channels of the output.
+        kernel_size: kernel of the convolution behind it; only 1 can be folded exactly.
+        norm: name of the norm.
+    """
+
+    @configurable
+    def __init__(
+        self, *, in_channels: int, linear_channels: int, out_channels: int, kernel_size: int, norm: str
+    ) -> None:
+        super().__init__()
+        self.out_channels = out_channels
+        linear_channels = linear_channels or min(in_channels, 512)
+        self.linear = nn.Conv2d(in_channels, linear_channels, kernel_size=1)
+        nn.init.kaiming_normal_(self.linear.weight, nonlinearity="linear")
+        nn.init.zeros_(self.linear.bias)
+        self.conv = conv_norm_relu(linear_channels, out_channels, kernel_size, norm)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, in_channels: int) -> dict[str, Any]:
+        """Reads ``LINEAR_CHANNELS`` and what :class:`ConvBlock` reads."""
+        return {
+            **ConvBlock.from_config(cfg, in_channels),
+            "linear_channels": cfg.MODEL.SEM_SEG_HEAD.LINEAR_CHANNELS,
+        }
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps ``(N, in_channels, h, w)`` to ``(N, out_channels, h, w)``."""
+        return self.conv(self.linear(x))
+
+    @torch.no_grad()
+    def fold(self) -> nn.Module:
+        """Merges the linear convolution into the one behind it; evaluation only.
+
+        Returns:
+            A module with the same function and one convolution less.
+
+        Raises:
+            ValueError: if the convolution behind is larger than 1x1: at the border it sees zeros
+                where the linear convolution would have put its bias, so that folding is not exact.
+        """
+        if self.conv.kernel_size != (1, 1):
+            raise ValueError(
+                f"the convolution behind the linear one is {self.conv.kernel_size}; expected (1, 1): "
+                "set MODEL.SEM_SEG_HEAD.PROJECTION_KERNEL_SIZE to 1 before training"
+            )
+        first, second = self.linear, self.conv
+        # In double precision, so that only the final rounding is left.
+        outer = second.weight.flatten(1).double()
+        weight = outer @ first.weight.flatten(1).double()
+        bias = outer @ first.bias.double()
+        if second.bias is not None:
+            bias = bias + second.bias.double()
+        folded = Conv2d(
+            first.in_channels,
+            second.out_channels,
+            kernel_size=1,
+            norm=second.norm,
+            activation=second.activation,
+        )
+        folded.weight.copy_(weight[..., None, None])
+        folded.bias.copy_(bias)
+        return folded.to(first.weight.device)

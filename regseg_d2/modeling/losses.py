@@ -1,0 +1,99 @@
+"""Pixel classification losses that are finite on an all-void batch and exact over processes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from regseg_d2.distributed import global_mean
+from regseg_d2.errors import ConfigError
+
+LOSS_TYPES = ("cross_entropy", "ohem")
+
+
+class SegmentationLoss(nn.Module):
+    """Cross entropy over the valid pixels of the batch of all processes, or over the hardest of them.
+
+    Weighted sums are divided by the sum of the weights over all processes, so that W processes of
+    batch B have the gradients of one process of batch W x B. (The hardest pixels, of which OHEM keeps
+    at least ``ohem_min_kept``, are looked for in each process's own batch.)
+
+    Args:
+        num_classes: number of classes K.
+        ignore_value: label of void pixels, which do not count.
+        loss_type: ``"cross_entropy"`` or ``"ohem"``: only pixels whose true class has a probability
+            below ``ohem_threshold``, and at least the ``ohem_min_kept`` hardest. Void pixels are never
+            ranked and never averaged (Detectron2's ``DeepLabCE`` does both).
+        class_weights: one weight a class, or empty.
+        ohem_threshold: probability in (0, 1].
+        ohem_min_kept: pixels of a process's batch.
+
+    Raises:
+        ConfigError: if an argument is out of its range.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_classes: int,
+        ignore_value: int,
+        loss_type: str = "cross_entropy",
+        class_weights: Sequence[float] = (),
+        ohem_threshold: float = 0.7,
+        ohem_min_kept: int = 100_000,
+    ) -> None:
+        super().__init__()
+        if loss_type not in LOSS_TYPES:
+            raise ConfigError(f"MODEL.SEM_SEG_HEAD.LOSS_TYPE is {loss_type!r}; expected one of {LOSS_TYPES}")
+        if len(class_weights) not in (0, num_classes) or any(not weight >= 0 for weight in class_weights):
+            raise ConfigError(
+                f"MODEL.SEM_SEG_HEAD.CLASS_WEIGHTS has {len(class_weights)} numbers {list(class_weights)}; "
+                f"expected none or {num_classes} numbers >= 0, one a class"
+            )
+        if not 0 < ohem_threshold <= 1:
+            raise ConfigError(
+                f"MODEL.SEM_SEG_HEAD.OHEM_THRESHOLD is {ohem_threshold}; expected 0 < value <= 1"
+            )
+        self.ignore_value = ignore_value
+        self.loss_type = loss_type
+        self.ohem_threshold = ohem_threshold
+        self.ohem_min_kept = ohem_min_kept
+        weights = torch.tensor(class_weights, dtype=torch.float32) if len(class_weights) else None
+        self.register_buffer("class_weights", weights, persistent=False)
+
+    def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Computes the loss.
+
+        Args:
+            logits: ``(N, K, H, W)``.
+            targets: class ids ``(N, H, W)``.
+
+        Returns:
+            A scalar; a zero that is attached to the graph if every pixel is void.
+        """
+        logits = logits if logits.dtype == torch.float64 else logits.float()
+        weights = None if self.class_weights is None else self.class_weights.to(logits.dtype)
+        if self.loss_type == "cross_entropy" and weights is None:
+            total = F.cross_entropy(logits, targets, ignore_index=self.ignore_value, reduction="sum")
+            return global_mean(total, (targets != self.ignore_value).sum())
+        losses = F.cross_entropy(logits, targets, ignore_index=self.ignore_value, reduction="none")
+        pixel_weights = (targets != self.ignore_value).to(losses.dtype)
+        if self.loss_type == "ohem":
+            pixel_weights = pixel_weights * self._is_hard(losses.detach())
+        if weights is not None:
+            # Void labels may lie outside the table; their weight is zero already.
+            pixel_weights = pixel_weights * weights[targets.clamp(0, len(weights) - 1)]
+        return global_mean((losses * pixel_weights).sum(), pixel_weights.sum())
+
+    def _is_hard(self, losses: Tensor) -> Tensor:
+        kept = min(self.ohem_min_kept, losses.numel())
+        # A probability below the threshold is a loss above its negative logarithm. Void pixels have a
+        # loss of zero, the lowest there is, so they rank last.
+        is_hard = losses > -math.log(self.ohem_threshold)
+        if kept > 0:
+            is_hard = is_hard | (losses >= losses.flatten().topk(kept).values[-1])
+        return is_hard

@@ -1,0 +1,103 @@
+"""The meta-architecture: an ordinary segmentor that regularizers listen to while it trains."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.modeling import META_ARCH_REGISTRY, SemanticSegmentor
+from torch import Tensor, nn
+
+from regseg_d2.modeling.norms import resolve_auto_norm
+from regseg_d2.modeling.taps import TapRecorder
+from regseg_d2.regularizers import Regularizer, RegularizerInput, build_regularizers
+
+
+class RegularizationMixin:
+    """Adds regularizers to a Detectron2 meta-architecture that has a ``sem_seg_head``.
+
+    Put it before the meta-architecture in the bases, and call :meth:`add_regularizers` at the end of
+    ``__init__``. The class it is mixed into stays as it is: a training forward runs unchanged while
+    hooks record the taps, then each regularizer adds its losses. In evaluation nothing is added.
+    """
+
+    def add_regularizers(self, regularizers: Mapping[str, Regularizer]) -> None:
+        """Takes the regularizers in and checks their taps.
+
+        Args:
+            regularizers: regularizers by name.
+
+        Raises:
+            ConfigError: if a tap does not exist.
+        """
+        self.regularizers = nn.ModuleDict(regularizers)
+        taps = [tap for regularizer in regularizers.values() for tap in regularizer.taps]
+        self._tap_recorder = TapRecorder(self, taps)
+
+    def forward(self, batched_inputs: list[dict[str, Any]]) -> Any:
+        """Runs the network; in training with the losses of the regularizers.
+
+        Args:
+            batched_inputs: see Detectron2's ``SemanticSegmentor``.
+
+        Returns:
+            In training a dict of scalar losses, in evaluation what the meta-architecture returns.
+        """
+        if not self.training or not self.regularizers:
+            return super().forward(batched_inputs)
+        targets: list[Tensor] = []
+        # The head is handed the padded labels: no need to pad them a second time.
+        handle = self.sem_seg_head.register_forward_pre_hook(lambda _, args: targets.append(args[1]))
+        try:
+            with self._tap_recorder.record(self) as taps:
+                losses = super().forward(batched_inputs)
+        finally:
+            handle.remove()
+        inputs = RegularizerInput(
+            taps=taps,
+            targets=targets[0],
+            ignore_value=self.sem_seg_head.ignore_value,
+            image_ids=tuple(str(x.get("image_id", x.get("file_name", ""))) for x in batched_inputs),
+        )
+        for regularizer in self.regularizers.values():
+            losses.update(regularizer(inputs))
+        return losses
+
+
+@META_ARCH_REGISTRY.register()
+class RegularizedSegmentor(RegularizationMixin, SemanticSegmentor):
+    """Detectron2's ``SemanticSegmentor`` with regularizers.
+
+    Any backbone and any head of Detectron2's registries can be used, unedited. Parameters and buffers
+    of the regularizers are under ``regularizers.``; without them the state dict is that of a
+    ``SemanticSegmentor``, and so is the output in evaluation, bit for bit.
+
+    Args:
+        regularizers: regularizers by name.
+        channels_last: keep weights, and with them the features, in channels-last memory format.
+        **segmentor: arguments of ``SemanticSegmentor``.
+    """
+
+    @configurable
+    def __init__(
+        self, *, regularizers: Mapping[str, Regularizer], channels_last: bool = False, **segmentor: Any
+    ) -> None:
+        super().__init__(**segmentor)
+        if channels_last:
+            self.to(memory_format=torch.channels_last)
+        self.add_regularizers(regularizers)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        """Builds backbone, head and regularizers from ``cfg.MODEL``."""
+        cfg = resolve_auto_norm(cfg)
+        parts = super().from_config(cfg)
+        # Tap paths start from the segmentor, which does not exist yet: a stand-in with its two parts.
+        network = nn.ModuleDict({key: parts[key] for key in ("backbone", "sem_seg_head")})
+        return {
+            **parts,
+            "regularizers": build_regularizers(cfg, network),
+            "channels_last": cfg.MODEL.CHANNELS_LAST,
+        }

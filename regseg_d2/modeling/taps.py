@@ -1,0 +1,127 @@
+"""Taps: named points of a network whose tensors can be read during a training forward.
+
+A tap is written ``"<module path>:<in|out>"``, for example ``"sem_seg_head.predictor:in"``: the first
+argument, or the result, of the module at that path. Every semantic segmentation head of Detectron2
+and of this package calls its classifier ``predictor``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+from regseg_d2.errors import ConfigError
+from regseg_d2.suggestions import nearest_names
+
+SIDES = ("in", "out")
+
+
+def split_tap(network: nn.Module, tap: str, key: str) -> tuple[nn.Module, str]:
+    """Finds the module of a tap.
+
+    Args:
+        network: the module that the path starts from.
+        tap: ``"<module path>:<in|out>"``.
+        key: config key that the tap comes from, for the error.
+
+    Returns:
+        The module and the side, ``"in"`` or ``"out"``.
+
+    Raises:
+        ConfigError: if the tap is malformed or there is no such module; lists the near names.
+    """
+    path, _, side = tap.partition(":")
+    if side not in SIDES:
+        raise ConfigError(
+            f"{key}: tap {tap!r} has no side; expected '<module path>:in' or '<module path>:out'"
+        )
+    modules = dict(network.named_modules())
+    if not path or path not in modules:
+        near = nearest_names(path, filter(None, modules), count=5)
+        last = path.rpartition(".")[2]
+        near += [name for name in modules if name.rpartition(".")[2] == last and name not in near][:5]
+        hint = (
+            f"near names are {near}" if near else f"its parts are {[n for n, _ in network.named_children()]}"
+        )
+        raise ConfigError(f"{key}: tap {tap!r}: the network has no module {path!r}; {hint}")
+    return modules[path], side
+
+
+def has_module(network: nn.Module, path: str) -> bool:
+    """Says whether there is a module at ``path``."""
+    return any(name == path for name, _ in network.named_modules())
+
+
+def tap_channels(network: nn.Module, tap: str, key: str) -> int:
+    """Number of channels of a tap, read off its convolution.
+
+    Raises:
+        ConfigError: if the tap is wrong, or its module does not say how many channels it has.
+    """
+    module, side = split_tap(network, tap, key)
+    names = ("in_channels", "in_features") if side == "in" else ("out_channels", "out_features")
+    for name in names:
+        channels = getattr(module, name, None)
+        if isinstance(channels, int):
+            return channels
+    raise ConfigError(
+        f"{key}: tap {tap!r} is a {type(module).__name__}, which does not tell its number of channels; "
+        f"expected a module with {' or '.join(names)}, such as a convolution"
+    )
+
+
+class TapRecorder:
+    """Records tensors at taps during a forward, and leaves nothing behind.
+
+    Args:
+        network: the module that tap paths start from.
+        taps: names of the taps to record.
+
+    Raises:
+        ConfigError: if a tap is wrong.
+    """
+
+    def __init__(self, network: nn.Module, taps: Iterable[str]) -> None:
+        self.taps = tuple(dict.fromkeys(taps))
+        for tap in self.taps:
+            split_tap(network, tap, "tap")
+
+    @contextmanager
+    def record(self, network: nn.Module) -> Iterator[dict[str, Tensor]]:
+        """Hooks the modules inside the ``with`` block.
+
+        Args:
+            network: the network given at construction, or a copy of it.
+
+        Yields:
+            A dict that fills with ``{tap name: tensor}`` while the network runs.
+
+        Raises:
+            RuntimeError: if a tapped module ran twice or not at all, or handled no tensor.
+        """
+        recorded: dict[str, Tensor] = {}
+        handles = [_hook(*split_tap(network, tap, "tap"), tap, recorded) for tap in self.taps]
+        try:
+            yield recorded
+        finally:
+            for handle in handles:
+                handle.remove()
+        missing = [tap for tap in self.taps if tap not in recorded]
+        if missing:
+            raise RuntimeError(f"taps {missing} were not reached by the forward pass")
+
+
+def _hook(module: nn.Module, side: str, tap: str, recorded: dict[str, Tensor]) -> Any:
+    def keep(value: Any) -> None:
+        if tap in recorded:
+            raise RuntimeError(f"tap {tap!r}: its module ran twice in one forward pass")
+        if not isinstance(value, Tensor):
+            raise RuntimeError(f"tap {tap!r} handles a {type(value).__name__}; expected a tensor")
+        recorded[tap] = value
+
+    if side == "in":
+        return module.register_forward_pre_hook(lambda _, args: keep(args[0] if args else None))
+    return module.register_forward_hook(lambda _, args, result: keep(result))

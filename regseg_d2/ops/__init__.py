@@ -1,0 +1,1 @@
+"""Equations as pure tensor functions: no modules, no configuration, no state."""

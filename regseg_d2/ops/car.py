@@ -1,0 +1,159 @@
+"""Class-Aware Regularizations: the three losses of CAR.
+
+Source: Huang, Kang, Jia, He, Chen, Liu, "CAR: Class-aware Regularizations for Semantic
+Segmentation", ECCV 2022, sections 3.1 to 3.3. Where the published TensorFlow code does something
+else it is said at the function.
+
+Shapes: features ``x`` are ``(N, C, P)`` with P pixels an image; centers are ``(G, K, C)`` and
+``present`` is ``(G, K)``, where G is 1 (centers of the whole batch) or N (of each image).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from detectron2.utils import comm
+from torch import Tensor
+
+from regseg_d2.distributed import all_reduce_sum, global_mean
+
+REDUCTIONS = ("mse", "squared_mean")
+
+
+def reduce_penalty(penalty: Tensor, weight: Tensor, reduction: str) -> Tensor:
+    """Reduces the penalties of pixels or rows of all processes to one loss (``f_mse``).
+
+    Args:
+        penalty: non-negative penalties of any shape.
+        weight: ones for entries that count and zeros for the others; broadcasts to ``penalty``.
+        reduction: ``"mse"`` is the mean of the squares (paper, Eq. 2, 7, 14), ``"squared_mean"`` the
+            square of the mean (published code).
+
+    Returns:
+        A scalar; its mean over processes is the loss of the whole batch. Zero, and attached to the
+        graph, where nothing counts.
+
+    Raises:
+        ValueError: if ``reduction`` is unknown.
+    """
+    count = weight.expand_as(penalty).sum()
+    if reduction == "mse":
+        return global_mean((penalty.square() * weight).sum(), count)
+    if reduction == "squared_mean":
+        # The square needs the whole batch's mean: each process holds the same one.
+        mean = all_reduce_sum(global_mean((penalty * weight).sum(), count)) / comm.get_world_size()
+        return mean.square()
+    raise ValueError(f"reduction is {reduction!r}; expected one of {REDUCTIONS}")
+
+
+def intra_c2p_loss(x: Tensor, centers: Tensor, one_hot: Tensor, reduction: str = "mse") -> Tensor:
+    """Intra-class center-to-pixel loss, Eq. 2 and 3.
+
+    The published code counts void pixels in the mean (as zeros); here the mean is over valid pixels.
+
+    Args:
+        x: ``(N, C, P)`` features.
+        centers: ``(G, K, C)`` class centers.
+        one_hot: ``(N, K, P)`` labels.
+        reduction: see :func:`reduce_penalty`.
+
+    Returns:
+        A scalar, in squared units of the features.
+    """
+    difference = pixel_center_difference(x, centers, one_hot)
+    valid = one_hot.sum(dim=1, keepdim=True)
+    return reduce_penalty(difference.abs() if reduction == "squared_mean" else difference, valid, reduction)
+
+
+def pixel_center_difference(x: Tensor, centers: Tensor, one_hot: Tensor) -> Tensor:
+    """Center of each pixel's class minus the pixel, ``(N, C, P)``; meaningless on void pixels."""
+    own_center = torch.matmul(centers.transpose(1, 2), one_hot)
+    return own_center - x
+
+
+def center_similarities(centers: Tensor, present: Tensor, detach_key: bool = True) -> Tensor:
+    """Inter-class relation of class centers, Eq. 4: ``softmax(mu mu^T / sqrt(C))``.
+
+    Args:
+        centers: ``(G, K, C)`` class centers.
+        present: ``(G, K)`` bool; the columns of the other classes take no part in the softmax.
+        detach_key: no gradient through the second operand (published code).
+
+    Returns:
+        ``(G, K, K)``; the softmax is over the last index.
+    """
+    key = centers.detach() if detach_key else centers
+    products = torch.matmul(centers, key.transpose(1, 2)) / math.sqrt(centers.shape[-1])
+    return _masked_softmax(products, present.unsqueeze(1), dim=2)
+
+
+def inter_c2c_loss(
+    centers: Tensor,
+    present: Tensor,
+    epsilon: float = 0.5,
+    reduction: str = "mse",
+    detach_key: bool = True,
+) -> Tensor:
+    """Inter-class center-to-center loss, Eq. 4 to 7.
+
+    Args:
+        centers: ``(G, K, C)`` class centers. With G = 1 they are the same on all processes.
+        present: ``(G, K)`` bool, classes that take part; rows of the others do not count.
+        epsilon: epsilon_0; entries are penalised above ``epsilon / (K - 1)``, K all classes.
+        reduction: see :func:`reduce_penalty`.
+        detach_key: see :func:`center_similarities`.
+
+    Returns:
+        A scalar without unit.
+    """
+    num_classes = centers.shape[1]
+    similarities = center_similarities(centers, present, detach_key)
+    others = present.unsqueeze(1) & ~torch.eye(num_classes, dtype=torch.bool, device=centers.device)
+    penalty = _excess(similarities, others, epsilon / max(num_classes - 1, 1)).sum(dim=2)
+    return reduce_penalty(penalty, present.to(penalty.dtype), reduction)
+
+
+def inter_c2p_loss(
+    x: Tensor,
+    centers: Tensor,
+    present: Tensor,
+    one_hot: Tensor,
+    epsilon: float = 0.25,
+    scale: bool = True,
+    reduction: str = "mse",
+) -> Tensor:
+    """Inter-class center-to-pixel loss, Eq. 8 to 14.
+
+    Args:
+        x: ``(N, C, P)`` features.
+        centers: ``(G, K, C)`` class centers.
+        present: ``(G, K)`` bool, classes that take part in the softmax.
+        one_hot: ``(N, K, P)`` labels.
+        epsilon: epsilon_1; entries are penalised above ``epsilon / (K - 1)``, K all classes.
+        scale: divide the products by ``sqrt(C)``. The paper does not, its published code does.
+        reduction: see :func:`reduce_penalty`.
+
+    Returns:
+        A scalar without unit.
+    """
+    num_classes, channels = centers.shape[1:]
+    products = torch.matmul(centers, x)
+    own_products = centers.square().sum(dim=2).unsqueeze(2)
+    is_own = one_hot > 0
+    products = torch.where(is_own, own_products, products)
+    if scale:
+        products = products / math.sqrt(channels)
+    similarities = _masked_softmax(products, present.unsqueeze(2), dim=1)
+    others = present.unsqueeze(2) & ~is_own
+    penalty = _excess(similarities, others, epsilon / max(num_classes - 1, 1)).sum(dim=1)
+    return reduce_penalty(penalty, one_hot.sum(dim=1), reduction)
+
+
+def _excess(similarities: Tensor, counted: Tensor, threshold: float) -> Tensor:
+    return torch.relu(similarities - threshold) * counted
+
+
+def _masked_softmax(values: Tensor, mask: Tensor, dim: int) -> Tensor:
+    # The lowest number instead of -inf keeps a row without any class finite; its entries never count.
+    return values.masked_fill(~mask, torch.finfo(values.dtype).min).softmax(dim=dim)

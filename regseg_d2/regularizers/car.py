@@ -1,0 +1,208 @@
+"""CAR: class-aware regularizations (Huang et al., ECCV 2022)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from detectron2.config import CfgNode, configurable
+from torch import Tensor, nn
+
+from regseg_d2.distributed import all_reduce_sum, all_reduce_sum_constant
+from regseg_d2.errors import ConfigError
+from regseg_d2.modeling.taps import has_module, tap_channels
+from regseg_d2.ops import car as ops
+from regseg_d2.ops.class_statistics import class_sums, divide_by_counts
+from regseg_d2.ops.labels import one_hot_labels
+from regseg_d2.regularizers.base import REGULARIZER, Regularizer, RegularizerInput, loss_precision
+from regseg_d2.state.ema_centers import EmaCenters
+
+CENTERS = ("batch", "image", "ema")
+ABSENT_CLASSES = ("exclude", "zero")
+LINEAR_CONV_TAP = "sem_seg_head.projection.linear:out"
+CLASSIFIER_TAP = "sem_seg_head.predictor:in"
+
+
+@REGULARIZER.register()
+class CAR(Regularizer):
+    """Three losses on class centers and pixels; nothing of it is left at inference.
+
+    - ``intra_c2p`` (Eq. 2) pulls pixels to the center of their class,
+    - ``inter_c2c`` (Eq. 7) pushes the centers of classes apart,
+    - ``inter_c2p`` (Eq. 14) pushes pixels away from the centers of other classes.
+
+    Args:
+        feature_tap: name of the tap of the feature X.
+        channels: channels of that feature.
+        num_classes: number of classes K.
+        weights: weight of each loss, by the names above.
+        centers: ``"batch"``, ``"image"`` or ``"ema"`` (Eq. 1; Tables 4 and 5). With ``"ema"`` the
+            gradient of ``inter_c2c`` flows through this batch's share of the average.
+        ema_decay: share of the old center in the moving average.
+        eps_c2c: epsilon_0 of Eq. 6.
+        eps_c2p: epsilon_1 of Eq. 13.
+        scale_c2p: divide the products of Eq. 8 to 10 by ``sqrt(C)`` (published code).
+        absent_classes: ``"exclude"`` or ``"zero"`` (published code).
+        detach_centers: centers are constants in the pixel losses, and so is the second operand of
+            Eq. 4 (published code).
+        reduction: ``"mse"`` or ``"squared_mean"`` (published code).
+        pool: factor of the average pooling before the losses.
+        **common: arguments of :class:`Regularizer`.
+
+    Raises:
+        ConfigError: if an option has an unknown value.
+    """
+
+    terms = ("intra_c2p", "inter_c2c", "inter_c2p")
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        channels: int,
+        num_classes: int,
+        centers: str = "batch",
+        ema_decay: float = 0.9,
+        eps_c2c: float = 0.5,
+        eps_c2p: float = 0.25,
+        scale_c2p: bool = True,
+        absent_classes: str = "exclude",
+        detach_centers: bool = True,
+        reduction: str = "mse",
+        pool: int = 1,
+        name: str = "car",
+        **common: Any,
+    ) -> None:
+        super().__init__(name=name, **common)
+        _check_choice("CENTERS", centers, CENTERS)
+        _check_choice("ABSENT_CLASSES", absent_classes, ABSENT_CLASSES)
+        _check_choice("REDUCTION", reduction, ops.REDUCTIONS)
+        if pool < 1:
+            raise ConfigError(f"MODEL.REGULARIZERS.CAR.POOL is {pool}; expected 1 or more")
+        self.num_classes = num_classes
+        self.centers = centers
+        self.eps_c2c = eps_c2c
+        self.eps_c2p = eps_c2p
+        self.scale_c2p = scale_c2p
+        self.absent_classes = absent_classes
+        self.detach_centers = detach_centers
+        self.reduction = reduction
+        self.pool = pool
+        self.ema = EmaCenters(num_classes, channels, ema_decay) if centers == "ema" else None
+        self._batch_means: tuple[Tensor, Tensor] | None = None
+        self._last: dict[str, Tensor] = {}
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, network: nn.Module) -> dict[str, Any]:
+        """Reads ``MODEL.REGULARIZERS.CAR``."""
+        car = cfg.MODEL.REGULARIZERS.CAR
+        tap = car.FEATURES
+        if tap == "auto":
+            has_linear = has_module(network, LINEAR_CONV_TAP.partition(":")[0])
+            tap = LINEAR_CONV_TAP if has_linear else CLASSIFIER_TAP
+        return {
+            "feature_tap": tap,
+            "channels": tap_channels(network, tap, "MODEL.REGULARIZERS.CAR.FEATURES"),
+            "num_classes": cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
+            "weights": {
+                "intra_c2p": car.WEIGHT * car.INTRA_C2P_WEIGHT,
+                "inter_c2c": car.WEIGHT * car.INTER_C2C_WEIGHT,
+                "inter_c2p": car.WEIGHT * car.INTER_C2P_WEIGHT,
+            },
+            "centers": car.CENTERS,
+            "ema_decay": car.EMA_DECAY,
+            "eps_c2c": car.EPS_C2C,
+            "eps_c2p": car.EPS_C2P,
+            "scale_c2p": car.SCALE_C2P,
+            "absent_classes": car.ABSENT_CLASSES,
+            "detach_centers": car.DETACH_CENTERS,
+            "reduction": car.REDUCTION,
+            "pool": car.POOL,
+            # Forwards are counted, and a step may have several.
+            "warmup_iters": car.WARMUP_ITERS * cfg.SOLVER.ACCUM_STEPS,
+            "warmup_method": car.WARMUP_METHOD,
+            "diagnostics_period": cfg.MODEL.REGULARIZERS.DIAGNOSTICS_PERIOD,
+        }
+
+    def losses(self, inputs: RegularizerInput) -> dict[str, Tensor]:
+        """Computes the three losses; see the class and ``ops/car.py``."""
+        x, one_hot = self._pixels(inputs)
+        centers, present = self._class_centers(x, one_hot)
+        pixel_centers = centers.detach() if self.detach_centers else centers
+        losses = {}
+        if "intra_c2p" in self.weights:
+            losses["intra_c2p"] = ops.intra_c2p_loss(x, pixel_centers, one_hot, self.reduction)
+        if "inter_c2c" in self.weights:
+            losses["inter_c2c"] = ops.inter_c2c_loss(
+                centers, present, self.eps_c2c, self.reduction, self.detach_centers
+            )
+        if "inter_c2p" in self.weights:
+            losses["inter_c2p"] = ops.inter_c2p_loss(
+                x, pixel_centers, present, one_hot, self.eps_c2p, self.scale_c2p, self.reduction
+            )
+        self._last = {
+            "centers": centers.detach(),
+            "present": present,
+            **{f"loss_{term}": loss.detach() for term, loss in losses.items()},
+        }
+        return losses
+
+    def update_state(self, inputs: RegularizerInput) -> None:
+        """Moves the averages (``CENTERS: ema``)."""
+        if self.ema is not None and self._batch_means is not None:
+            self.ema.update(*self._batch_means)
+        self._batch_means = None
+
+    def diagnostics(self, inputs: RegularizerInput) -> dict[str, Tensor]:
+        """Unweighted losses, mean distance of a pixel to its center, mean similarity of two centers.
+
+        ``intra_distance`` is the root of the mean squared distance over this process's valid pixels
+        (units of the feature); ``inter_similarity`` is the mean cosine between the centers of two
+        classes; ``classes`` counts the classes that took part, per image where centers are.
+        """
+        centers, present = self._last["centers"], self._last["present"]
+        x, one_hot = self._pixels(inputs)
+        valid = one_hot.sum(dim=1)
+        squared = ops.pixel_center_difference(x, centers, one_hot).square().sum(dim=1)
+        unit = F.normalize(centers, dim=2)
+        eye = torch.eye(self.num_classes, dtype=torch.bool, device=x.device)
+        pairs = present.unsqueeze(1) & present.unsqueeze(2) & ~eye
+        cosines = torch.matmul(unit, unit.transpose(1, 2))
+        return {
+            **{key: value for key, value in self._last.items() if key.startswith("loss_")},
+            "intra_distance": ((squared * valid).sum() / valid.sum().clamp(min=1)).sqrt(),
+            "inter_similarity": (cosines * pairs).sum() / pairs.sum().clamp(min=1),
+            "classes": present.sum() / present.shape[0],
+        }
+
+    def _pixels(self, inputs: RegularizerInput) -> tuple[Tensor, Tensor]:
+        """The feature ``(N, C, P)`` and its one-hot labels ``(N, K, P)``."""
+        feature = inputs.taps[self.feature_tap]
+        feature = feature.to(loss_precision(feature.dtype))
+        if self.pool > 1:
+            feature = F.avg_pool2d(feature, self.pool, ceil_mode=True)
+        labels = inputs.labels_at(feature.shape[-2:]).flatten(1)
+        # A void label that happens to be a class number must not count as that class.
+        labels = labels.masked_fill(labels == inputs.ignore_value, -1)
+        return feature.flatten(2), one_hot_labels(labels, self.num_classes, feature.dtype)
+
+    def _class_centers(self, x: Tensor, one_hot: Tensor) -> tuple[Tensor, Tensor]:
+        """Centers ``(G, K, C)`` of Eq. 1 and the classes ``(G, K)`` that take part."""
+        sums, counts = class_sums(x, one_hot)
+        if self.centers != "image":
+            sums = all_reduce_sum(sums.sum(dim=0, keepdim=True))
+            counts = all_reduce_sum_constant(counts.sum(dim=0, keepdim=True))
+        centers, present = divide_by_counts(sums, counts), counts > 0
+        if self.ema is not None:
+            self._batch_means = (centers[0].detach(), present[0])
+            seen = present | self.ema.seen
+            centers, present = self.ema.blend(centers[0], present[0]).unsqueeze(0), seen
+        if self.absent_classes == "zero":
+            present = torch.ones_like(present)
+        return centers, present
+
+
+def _check_choice(key: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ConfigError(f"MODEL.REGULARIZERS.CAR.{key} is {value!r}; expected one of {choices}")

@@ -1,0 +1,1 @@
+"""What survives a training step: modules that hold nothing but buffers."""

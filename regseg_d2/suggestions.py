@@ -1,0 +1,19 @@
+"""The nearest known name to one that is unknown, for error messages."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+def nearest_names(name: str, known: Iterable[str], count: int = 3) -> list[str]:
+    """Returns up to ``count`` known names, the most similar to ``name`` first."""
+    candidates = {candidate.lower(): candidate for candidate in known}
+    matches = difflib.get_close_matches(name.lower(), candidates, n=count, cutoff=0.5)
+    return [candidates[match] for match in matches]
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Returns ``" (did you mean 'x' or 'y'?)"``, or an empty string if nothing is near."""
+    nearest = nearest_names(name, known)
+    return f" (did you mean {' or '.join(map(repr, nearest))}?)" if nearest else ""

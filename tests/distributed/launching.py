@@ -1,0 +1,25 @@
+"""Runs a function in several gloo processes and collects what each returns."""
+
+import pickle
+
+from detectron2.engine import launch
+from detectron2.utils import comm
+
+
+def run_processes(function, num_processes, folder, *args):
+    """Calls ``function(*args)`` in each process; returns the results in the order of ranks."""
+    launch(_save_result, num_processes, dist_url="auto", args=(function, str(folder), *args))
+    results = []
+    for rank in range(num_processes):
+        with open(f"{folder}/{rank}.pkl", "rb") as file:
+            results.append(pickle.load(file))
+    return results
+
+
+def _save_result(function, folder, *args):
+    import torch
+
+    torch.set_num_threads(1)
+    result = function(*args)
+    with open(f"{folder}/{comm.get_rank()}.pkl", "wb") as file:
+        pickle.dump(result, file)

@@ -1,0 +1,218 @@
+"""CAR against the paper's equations as slow loops, over all options."""
+
+import itertools
+
+import pytest
+import torch
+from detectron2.utils.events import EventStorage
+
+from regseg_d2.errors import ConfigError
+from regseg_d2.regularizers import CAR, RegularizerInput
+from tests.references.car import car_losses
+
+K, C, IGNORE = 4, 6, 255
+TAP = "head:in"
+ALL = {"intra_c2p": 1.0, "inter_c2c": 1.0, "inter_c2p": 1.0}
+
+
+def make_car(**options):
+    return CAR(channels=C, num_classes=K, feature_tap=TAP, weights=options.pop("weights", ALL), **options)
+
+
+def make_inputs(seed=0, labels=None, scale=2.0):
+    generator = torch.Generator().manual_seed(seed)
+    feature = scale * torch.randn(2, C, 3, 4, dtype=torch.float64, generator=generator)
+    feature.requires_grad_(True)
+    if labels is None:
+        # Class 3 is absent, class 2 is in the second image only, some pixels are void.
+        labels = torch.randint(0, 2, (2, 3, 4), generator=generator)
+        labels[1, 0] = 2
+        labels[0, 1, :2] = IGNORE
+    return feature, labels, RegularizerInput({TAP: feature}, labels, IGNORE)
+
+
+def assert_like_reference(car, feature, labels, inputs, **options):
+    result = car(inputs)
+    expected = car_losses(feature, labels, K, IGNORE, **options)
+    for term, value in expected.items():
+        torch.testing.assert_close(result[f"loss_car_{term}"], value, rtol=1e-9, atol=1e-12)
+    # Different weights, so that a gradient in the wrong term cannot hide.
+    weights = {"intra_c2p": 1.0, "inter_c2c": 0.7, "inter_c2p": 0.3}
+    ours = sum(weights[term] * result[f"loss_car_{term}"] for term in weights)
+    theirs = sum(weights[term] * expected[term] for term in weights)
+    (gradient,) = torch.autograd.grad(ours, feature)
+    (expected_gradient,) = torch.autograd.grad(theirs, feature)
+    torch.testing.assert_close(gradient, expected_gradient, rtol=1e-8, atol=1e-12)
+    assert expected_gradient.abs().sum() > 0
+
+
+OPTIONS = list(
+    itertools.product(
+        ("batch", "image"), (True, False), ("exclude", "zero"), (True, False), ("mse", "squared_mean")
+    )
+)
+
+
+@pytest.mark.parametrize(("centers", "scale", "absent", "detach", "reduction"), OPTIONS)
+def test_losses_and_gradients_follow_the_equations(centers, scale, absent, detach, reduction):
+    options = {
+        "centers": centers,
+        "scale_c2p": scale,
+        "absent_classes": absent,
+        "detach_centers": detach,
+        "reduction": reduction,
+        "eps_c2c": 0.3,
+        "eps_c2p": 0.1,
+    }
+    feature, labels, inputs = make_inputs()
+    assert_like_reference(make_car(**options), feature, labels, inputs, **options)
+
+
+@pytest.mark.parametrize("decay", [0.8, 0.99])
+@pytest.mark.parametrize("detach", [True, False])
+def test_moving_average_centers_over_several_steps(decay, detach):
+    car = make_car(centers="ema", ema_decay=decay, detach_centers=detach)
+    stored = [None] * K
+    for step in range(3):
+        feature, labels, inputs = make_inputs(seed=step)
+        if step == 1:
+            labels[labels == 1] = 3
+        options = {"centers": "ema", "ema_decay": decay, "stored": stored, "detach_centers": detach}
+        assert_like_reference(car, feature, labels, inputs, **options)
+        for k in range(K):
+            members = feature.detach().permute(0, 2, 3, 1)[labels == k]
+            if len(members):
+                mean = members.mean(0)
+                stored[k] = mean if stored[k] is None else decay * stored[k] + (1 - decay) * mean
+        for k in range(K):
+            expected = torch.zeros(C, dtype=torch.float64) if stored[k] is None else stored[k]
+            torch.testing.assert_close(car.ema.centers[k].double(), expected, rtol=1e-5, atol=1e-6)
+        # The next step starts from the stored float32 values.
+        stored = [None if s is None else car.ema.centers[k].double() for k, s in enumerate(stored)]
+    assert car.ema.counts.tolist() == [3, 2, 3, 1]
+
+
+@pytest.mark.parametrize("centers", ["batch", "image"])
+def test_gradcheck(centers):
+    feature, labels, _ = make_inputs()
+    car = make_car(centers=centers, detach_centers=False, eps_c2c=0.0, eps_c2p=0.0)
+
+    def total(x):
+        return sum(car(RegularizerInput({TAP: x}, labels, IGNORE)).values())
+
+    assert torch.autograd.gradcheck(total, (feature,), eps=1e-6, atol=1e-7)
+
+
+def test_thresholds_use_all_classes_and_cut_small_entries():
+    feature, labels, inputs = make_inputs()
+    high = make_car(eps_c2c=3.0, eps_c2p=3.0)(inputs)
+    # A threshold of 3 / (K - 1) = 1 is never exceeded.
+    assert high["loss_car_inter_c2c"].item() == 0.0
+    assert high["loss_car_inter_c2p"].item() == 0.0
+    expected = car_losses(feature, labels, K, IGNORE, eps_c2c=0.9, eps_c2p=0.9)
+    result = make_car(eps_c2c=0.9, eps_c2p=0.9)(inputs)
+    torch.testing.assert_close(result["loss_car_inter_c2p"], expected["inter_c2p"])
+
+
+def test_weights_scale_and_switch_terms():
+    _, _, inputs = make_inputs()
+    full = make_car()(inputs)
+    part = make_car(weights={"intra_c2p": 2.0, "inter_c2c": 0.0, "inter_c2p": 0.5})
+    assert part.loss_keys == ("loss_car_intra_c2p", "loss_car_inter_c2p")
+    result = part(inputs)
+    assert tuple(result) == part.loss_keys
+    torch.testing.assert_close(result["loss_car_intra_c2p"], 2.0 * full["loss_car_intra_c2p"])
+    torch.testing.assert_close(result["loss_car_inter_c2p"], 0.5 * full["loss_car_inter_c2p"])
+
+
+def test_pooling_averages_the_feature_and_takes_the_nearest_label():
+    generator = torch.Generator().manual_seed(3)
+    feature = torch.randn(1, C, 4, 6, dtype=torch.float64, generator=generator, requires_grad=True)
+    labels = torch.randint(0, K, (1, 4, 6), generator=generator)
+    result = make_car(pool=2)(RegularizerInput({TAP: feature}, labels, IGNORE))
+    pooled = torch.stack(
+        [
+            feature[:, :, 2 * i : 2 * i + 2, 2 * j : 2 * j + 2].mean((2, 3))
+            for i in range(2)
+            for j in range(3)
+        ],
+        dim=2,
+    ).view(1, C, 2, 3)
+    expected = car_losses(pooled, labels[:, ::2, ::2], K, IGNORE)
+    torch.testing.assert_close(result["loss_car_intra_c2p"], expected["intra_c2p"])
+
+
+@pytest.mark.parametrize(
+    ("method", "expected"), [("constant", [0, 0, 0, 0, 1]), ("linear", [0, 0.25, 0.5, 0.75, 1])]
+)
+def test_warm_up(method, expected):
+    _, _, inputs = make_inputs()
+    full = make_car()(inputs)["loss_car_intra_c2p"]
+    car = make_car(warmup_iters=4, warmup_method=method)
+    shares = [(car(inputs)["loss_car_intra_c2p"] / full).item() for _ in range(5)]
+    assert shares == pytest.approx(expected)
+
+
+def test_void_that_is_a_class_number_is_still_void():
+    feature, labels, _ = make_inputs()
+    as_class = torch.where(labels == IGNORE, torch.full_like(labels, 3), labels)
+    result = make_car()(RegularizerInput({TAP: feature}, as_class, ignore_value=3))
+    expected = car_losses(feature, labels, K, IGNORE)
+    torch.testing.assert_close(result["loss_car_intra_c2p"], expected["intra_c2p"])
+
+
+@pytest.mark.parametrize("labels", ["void", "one_class"])
+@pytest.mark.parametrize("centers", ["batch", "image", "ema"])
+@pytest.mark.parametrize("absent", ["exclude", "zero"])
+def test_degenerate_labels_are_finite_and_attached(labels, centers, absent):
+    target = torch.full((2, 3, 4), IGNORE if labels == "void" else 0)
+    feature, _, inputs = make_inputs(labels=target)
+    result = make_car(centers=centers, absent_classes=absent, detach_centers=False)(inputs)
+    total = sum(result.values())
+    (gradient,) = torch.autograd.grad(total, feature)
+    assert torch.isfinite(total)
+    assert torch.isfinite(gradient).all()
+    if labels == "void":
+        assert result["loss_car_intra_c2p"].item() == 0.0
+        assert result["loss_car_inter_c2p"].item() == 0.0
+
+
+def test_huge_features_stay_finite():
+    feature, _, inputs = make_inputs(scale=1e6)
+    total = sum(make_car(scale_c2p=False)(inputs).values())
+    assert torch.isfinite(total)
+    assert torch.isfinite(torch.autograd.grad(total, feature)[0]).all()
+
+
+def test_diagnostics_by_hand():
+    feature = torch.tensor([[[[1.0, 3.0, 0.0]], [[0.0, 0.0, 2.0]]]], requires_grad=True)  # (1, 2, 1, 3)
+    labels = torch.tensor([[[0, 0, 1]]])
+    car = CAR(channels=2, num_classes=3, feature_tap=TAP, weights=ALL, diagnostics_period=2)
+    inputs = RegularizerInput({TAP: feature}, labels, IGNORE)
+    with EventStorage() as storage:
+        car(inputs)
+        assert "car/intra_distance" not in storage.latest()
+        storage.iter = 1
+        car(inputs)
+        latest = {key: value for key, (value, _) in storage.latest().items()}
+    # Centers (2, 0) and (0, 2): distances 1, 1, 0; their cosine is 0.
+    assert latest["car/intra_distance"] == pytest.approx((2 / 3) ** 0.5)
+    assert latest["car/inter_similarity"] == pytest.approx(0.0)
+    assert latest["car/classes"] == 2
+    assert latest["car/loss_intra_c2p"] == pytest.approx(2 / 6)
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"centers": "epoch"}, "CENTERS"),
+        ({"absent_classes": "drop"}, "ABSENT_CLASSES"),
+        ({"reduction": "sum"}, "REDUCTION"),
+        ({"pool": 0}, "POOL"),
+        ({"warmup_method": "cosine"}, "WARMUP_METHOD"),
+        ({"weights": {"intra_c2p": -1.0}}, "weights"),
+    ],
+)
+def test_bad_options_are_named(options, named):
+    with pytest.raises(ConfigError, match=named):
+        make_car(**options)
