@@ -1,0 +1,153 @@
+"""Finished runs: their configs and evaluations, read from their folders."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from regseg_d2.config_files import flatten_config
+from regseg_d2.errors import UserError
+
+# Keys in which the runs of one group may differ.
+RUN_KEYS = ("SEED", "OUTPUT_DIR")
+# Keys that say how a run is watched, stored or fed, and cannot change what is learned.
+NEUTRAL_KEYS = (
+    "DATALOADER.NUM_WORKERS",
+    "DATASETS.CHECK_SAMPLES",
+    "DATASETS.TEST",
+    "LOG_PERIOD",
+    "VIS_PERIOD",
+    "VERSION",
+    "CUDNN_BENCHMARK",
+    "DETERMINISTIC",
+    "MODEL.DEVICE",
+    "MODEL.TRUST_PICKLE",
+    "MODEL.REGULARIZERS.DIAGNOSTICS_PERIOD",
+    "SOLVER.CHECKPOINT_PERIOD",
+    "SOLVER.CHECKPOINT_MAX_TO_KEEP",
+    "TEST.EXPECTED_RESULTS",
+    "TEST.NUM_IMAGES_SHOWN",
+    "TEST.WRITE_JSON_PREDICTIONS",
+)
+# Without early stopping, neither can these.
+EARLY_STOP_KEYS = ("TEST.EVAL_PERIOD", "TEST.BEST_METRIC")
+# The last block of the head, in which a baseline on the same schedule may differ.
+PROJECTION_KEYS = (
+    "MODEL.SEM_SEG_HEAD.PROJECTION",
+    "MODEL.SEM_SEG_HEAD.PROJECTION_KERNEL_SIZE",
+    "MODEL.SEM_SEG_HEAD.LINEAR_CHANNELS",
+)
+REGULARIZERS = "MODEL.REGULARIZERS."
+
+
+class CompareError(UserError):
+    """Runs that cannot be read or compared."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run's folder.
+
+    Attributes:
+        path: the folder.
+        config: ``{dotted key: value}`` of its config.yaml.
+        evaluations: ``{data set: content of its JSON}``, in the order of DATASETS.TEST.
+    """
+
+    path: Path
+    config: dict[str, Any]
+    evaluations: dict[str, dict[str, Any]]
+
+    @property
+    def seed(self) -> int:
+        """SEED of the run."""
+        return self.config["SEED"]
+
+    @property
+    def regularizers(self) -> tuple[str, ...]:
+        """Names of the regularizers it trained with."""
+        return tuple(sorted(self.config[f"{REGULARIZERS}NAMES"]))
+
+    def settings(self) -> dict[str, Any]:
+        """Returns the part of the config that can change what is learned, the seed left out."""
+        left_out = {*RUN_KEYS, *NEUTRAL_KEYS}
+        if not self.config.get("TEST.PATIENCE"):
+            left_out.update(EARLY_STOP_KEYS)
+        return {
+            key: value
+            for key, value in self.config.items()
+            if key not in left_out and not self._is_of_unused_regularizer(key)
+        }
+
+    def schedule(self) -> dict[str, Any]:
+        """Returns the settings that a run and its baseline must share."""
+        return {
+            key: value
+            for key, value in self.settings().items()
+            if not key.startswith(REGULARIZERS) and key not in PROJECTION_KEYS
+        }
+
+    def miou(self, dataset: str) -> float:
+        """Returns the mIoU on a data set in percent, NaN where it is not defined."""
+        return _or_nan(self.evaluations[dataset]["metrics"]["mIoU"])
+
+    def class_ious(self, dataset: str) -> list[float]:
+        """Returns each class's IoU in percent, NaN for classes that are not in the data set."""
+        return [_or_nan(item["IoU"]) for item in self.evaluations[dataset]["classes"]]
+
+    def _is_of_unused_regularizer(self, key: str) -> bool:
+        name, dot, _ = key.removeprefix(REGULARIZERS).partition(".")
+        return key.startswith(REGULARIZERS) and bool(dot) and name not in self.regularizers
+
+
+def load_run(folder: str | Path) -> Run:
+    """Reads the config and the evaluations of a run.
+
+    Args:
+        folder: OUTPUT_DIR of the run.
+
+    Raises:
+        CompareError: something is missing or cannot be read.
+    """
+    path = Path(folder)
+    config_file = path / "config.yaml"
+    if not config_file.is_file():
+        raise CompareError(f"'{path}' is no run: it has no config.yaml. Give the OUTPUT_DIR of a run.")
+    config = yaml.safe_load(config_file.read_text(encoding="utf-8"))
+    flat = flatten_config(config) if isinstance(config, dict) else {}
+    for key in ("SEED", f"{REGULARIZERS}NAMES", "DATASETS.TEST"):
+        if key not in flat:
+            raise CompareError(
+                f"'{config_file}' has no {key}: it is not the config of a run of this package."
+            )
+    files = {file.stem: file for file in sorted((path / "evaluation").glob("*.json"))}
+    order = [name for name in flat["DATASETS.TEST"] if name in files]
+    order += [name for name in files if name not in order and not name.endswith("_predictions")]
+    if not order:
+        raise CompareError(
+            f"'{path}' has no evaluation: there is no JSON in '{path / 'evaluation'}'. Let it finish, or run "
+            f"train_net.py --eval-only --resume with its config."
+        )
+    return Run(path, flat, {name: _read_evaluation(files[name]) for name in order})
+
+
+def _read_evaluation(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise CompareError(f"'{file}' is not valid JSON ({error}).") from error
+    missing = {"metrics", "classes", "num_images"} - set(content)
+    if missing:
+        raise CompareError(
+            f"'{file}' has no {', '.join(sorted(missing))}: it is no evaluation of this package."
+        )
+    return content
+
+
+def _or_nan(value: float | None) -> float:
+    return math.nan if value is None else value

@@ -1,0 +1,308 @@
+"""Reads configuration files: ``_BASE_`` chains, safe YAML, errors that name what is wrong.
+
+Detectron2's own reader falls back to ``yaml.unsafe_load`` (which runs code) and reports an unknown
+key without its file. This one never runs code, remembers where each value came from, and names the
+nearest known key.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import os
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from detectron2.config import CfgNode
+
+from regseg_d2.config import get_regseg_cfg
+from regseg_d2.errors import ConfigError
+from regseg_d2.suggestions import did_you_mean
+
+BASE_KEY = "_BASE_"
+COMMAND_LINE = "command line"
+
+
+def load_config(config_file: str, opts: Sequence[str] | None = ()) -> CfgNode:
+    """Returns the defaults, changed by a YAML file with its bases and by overrides.
+
+    Args:
+        config_file: path of a YAML file, or "" for the defaults alone.
+        opts: overrides ``[KEY, VALUE, KEY, VALUE, ...]`` as they come from a command line.
+
+    Raises:
+        ConfigError: a file is missing, unsafe or no YAML, a key is unknown, a value has the wrong
+            type, or an override has no value.
+    """
+    return load_config_with_origins(config_file, opts)[0]
+
+
+def load_config_with_origins(
+    config_file: str, opts: Sequence[str] | None = ()
+) -> tuple[CfgNode, dict[str, str]]:
+    """As :func:`load_config`, and tells where each value comes from.
+
+    Returns:
+        The config (not frozen), and ``{dotted key: file or "command line"}`` of every key that was
+        set, whether or not to another value than the default.
+    """
+    cfg = get_regseg_cfg()
+    known = _all_keys(cfg)
+    origins: dict[str, str] = {}
+    if config_file:
+        for key, value, origin in _read_chain(Path(os.path.expanduser(config_file)), chain=()):
+            _set_value(cfg, key, value, origin=origin, known=known)
+            origins[key] = origin
+    for key, text in _pairs(list(opts or ())):
+        value = _decode_override(text, expected=_value_of(cfg, key))
+        _set_value(cfg, key, value, origin=COMMAND_LINE, known=known)
+        origins[key] = COMMAND_LINE
+    return cfg, origins
+
+
+def flatten_config(cfg: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns ``{dotted key: value}`` of every value in a config or in the mapping of a YAML file."""
+    return dict(_leaves(cfg, prefix=""))
+
+
+def format_config(cfg: CfgNode, origins: Mapping[str, str]) -> str:
+    """Returns a config as YAML, with its origin behind each value that is not the default.
+
+    Args:
+        cfg: the config.
+        origins: as :func:`load_config_with_origins` gives them. A changed key that is not in it was
+            set in code.
+
+    Returns:
+        YAML that can be loaded again; the origins are comments.
+    """
+    defaults = flatten_config(get_regseg_cfg())
+    lines: list[str] = []
+
+    def write(node: Mapping[str, Any], prefix: str, indent: str) -> None:
+        for name in sorted(node):
+            key, value = f"{prefix}{name}", node[name]
+            if isinstance(value, Mapping):
+                lines.append(f"{indent}{name}:" if value else f"{indent}{name}: {{}}")
+                write(value, f"{key}.", indent + "  ")
+                continue
+            line = f"{indent}{name}: {_to_yaml(value)}"
+            if key not in defaults or defaults[key] != value:
+                line += f"  # {origins.get(key, 'set in code')}"
+            lines.append(line)
+
+    write(cfg, "", "")
+    return "\n".join(lines) + "\n"
+
+
+def print_config(cfg: CfgNode, origins: Mapping[str, str]) -> None:
+    """Prints :func:`format_config`."""
+    print(format_config(cfg, origins), end="")
+
+
+# ---------------------------------------------------------------------------------------------- files
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """Safe YAML in which a key that is written twice is an error instead of a silent overwrite."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                continue
+            key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, Hashable):
+                break  # the parent class reports it
+            if key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key '{key}' is written twice", key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep=deep)
+
+
+def _read_chain(path: Path, chain: tuple[Path, ...]) -> Iterator[tuple[str, Any, str]]:
+    """Yields ``(dotted key, value, file)`` of the bases in order, then of the file itself."""
+    resolved = path.resolve()
+    if resolved in chain:
+        cycle = " -> ".join(str(p) for p in (*chain, resolved))
+        raise ConfigError(
+            f"{path}: the {BASE_KEY} chain comes back to itself ({cycle}). Remove one of the links."
+        )
+    content = _read_yaml(path)
+    for base in _base_files(content.pop(BASE_KEY, []), path):
+        yield from _read_chain(base, (*chain, resolved))
+    for key, value in _leaves(content, prefix=""):
+        yield key, value, str(path)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise ConfigError(_missing_file_message(path))
+    try:
+        text = path.read_text(encoding="utf-8")
+        content = yaml.load(text, Loader=_StrictLoader)  # a SafeLoader: builds plain data only
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not a text file in UTF-8 ({error}).") from error
+    except yaml.constructor.ConstructorError as error:
+        raise ConfigError(
+            f"{path}: {error.problem} ({_place(error)}). Only plain YAML is read: numbers, texts, lists "
+            "and mappings, without python tags; write the value itself."
+        ) from error
+    except yaml.YAMLError as error:
+        raise ConfigError(
+            f"{path}: not valid YAML, {getattr(error, 'problem', error)} ({_place(error)})."
+        ) from error
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: expected 'KEY: value' lines, found a {type(content).__name__}.")
+    return content
+
+
+def _place(error: yaml.YAMLError) -> str:
+    mark = getattr(error, "problem_mark", None)
+    return f"line {mark.line + 1}, column {mark.column + 1}" if mark else "place unknown"
+
+
+def _missing_file_message(path: Path) -> str:
+    message = f"Config file '{path}' does not exist"
+    if path.is_dir():
+        return f"Config file '{path}' is a folder; give a YAML file."
+    if not path.parent.is_dir():
+        return f"{message}, nor does its folder '{path.parent}'. Working folder: '{Path.cwd()}'."
+    there = sorted(p.name for p in path.parent.iterdir() if p.suffix in (".yaml", ".yml"))
+    near = difflib.get_close_matches(path.name, there, n=3, cutoff=0.4) or there[:8]
+    if not near:
+        return f"{message}, and there is no YAML file in '{path.parent}'."
+    return f"{message}. In '{path.parent}' there are: {', '.join(near)}."
+
+
+def _base_files(bases: Any, path: Path) -> list[Path]:
+    bases = [bases] if isinstance(bases, str) else bases
+    if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
+        raise ConfigError(f"{path}: {BASE_KEY} is {bases!r}; expected a file name or a list of file names.")
+    return [path.parent / os.path.expanduser(base) for base in bases]
+
+
+# ----------------------------------------------------------------------------------------------- keys
+
+
+def _leaves(node: Mapping[Any, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    for name, value in node.items():
+        key = f"{prefix}{name}"
+        if isinstance(value, Mapping):
+            yield from _leaves(value, prefix=f"{key}.")
+        else:
+            yield key, value
+
+
+def _all_keys(cfg: CfgNode) -> list[str]:
+    return [key for key, _ in _leaves(cfg, prefix="")]
+
+
+def _value_of(cfg: CfgNode, key: str) -> Any:
+    """Returns the value or section of ``key``; None where there is none."""
+    node: Any = cfg
+    for name in key.split("."):
+        if not isinstance(node, CfgNode) or name not in node:
+            return None
+        node = node[name]
+    return node
+
+
+def _set_value(cfg: CfgNode, key: str, value: Any, *, origin: str, known: Sequence[str]) -> None:
+    *sections, name = key.split(".")
+    node: Any = cfg
+    for section in sections:
+        node = node[section] if isinstance(node, CfgNode) and section in node else None
+    if not isinstance(node, CfgNode) or name not in node:
+        raise ConfigError(_unknown_key_message(key, origin, known))
+    if isinstance(node[name], CfgNode):
+        raise ConfigError(
+            f"{origin}: '{key}' is a section with keys of its own, and got {value!r}. "
+            f"Write the keys below it, such as '{next(k for k in known if k.startswith(key + '.'))}'."
+        )
+    if key == "VERSION" and value != node[name]:
+        raise ConfigError(f"{origin}: VERSION is {value!r}; only version {node[name]} can be read.")
+    node[name] = _coerce(value, node[name], key=key, origin=origin)
+
+
+def _unknown_key_message(key: str, origin: str, known: Sequence[str]) -> str:
+    message = f"{origin}: unknown key '{key}'.{did_you_mean(key, known)}"
+    # A key in the wrong section is far from its right spelling as a text, and near by its last name.
+    elsewhere = [k for k in known if k.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1]][:3]
+    shown = [k for k in elsewhere if k not in message]
+    return message + (f" The same name exists as: {', '.join(shown)}." if shown else "")
+
+
+def _coerce(value: Any, current: Any, *, key: str, origin: str) -> Any:
+    """Returns ``value`` in the type of ``current``, where that loses nothing."""
+    # YAML reads '1e-4' as a text; Detectron2's own configs rely on texts being read as literals.
+    if isinstance(value, str) and not isinstance(current, str):
+        value = _literal(value)
+    if current is None or type(value) is type(current):
+        return value
+    if isinstance(current, float) and type(value) is int:
+        return float(value)
+    if isinstance(current, (list, tuple)) and isinstance(value, (list, tuple)):
+        return type(current)(value)
+    hint = ""
+    if isinstance(current, (list, tuple)):
+        hint = f" Write it as a list: [{value}]."
+    raise ConfigError(
+        f"{origin}: '{key}' is {value!r} ({type(value).__name__}); expected {_type_name(current)}, "
+        f"such as {_to_yaml(current)}.{hint}"
+    )
+
+
+def _type_name(value: Any) -> str:
+    names = {bool: "True or False", int: "a whole number", float: "a number", str: "a text"}
+    return names.get(type(value), "a list")
+
+
+# ------------------------------------------------------------------------------------------ overrides
+
+
+def _pairs(opts: list[str]) -> Iterator[tuple[str, str]]:
+    if len(opts) % 2:
+        hint = " Write 'KEY VALUE', not 'KEY=VALUE'." if any("=" in o for o in opts) else ""
+        raise ConfigError(
+            f"{COMMAND_LINE}: overrides come in pairs 'KEY VALUE', and {len(opts)} words were given: "
+            f"{' '.join(opts)}.{hint} (Flags such as --resume stand before the overrides.)"
+        )
+    yield from zip(opts[0::2], opts[1::2], strict=True)
+
+
+def _decode_override(text: Any, expected: Any) -> Any:
+    """Returns the value that a word of the command line stands for.
+
+    A key that holds a text takes the word as it is (``OUTPUT_DIR 2024``); for every other key a
+    Python literal or YAML is read, so that ``[CAR]``, ``"['CAR']"`` and ``1e-3`` all work.
+    """
+    if not isinstance(text, str):
+        return text
+    value = _literal(text)
+    if isinstance(expected, str):
+        return value if isinstance(value, str) else text
+    if isinstance(value, str):
+        try:
+            return yaml.safe_load(text)
+        except yaml.YAMLError:
+            return text  # a plain text; the check of its type reports it
+    return value
+
+
+def _literal(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def _to_yaml(value: Any) -> str:
+    text = yaml.safe_dump(value, default_flow_style=True, width=10**9, allow_unicode=True)
+    return text.removesuffix("...\n").strip()

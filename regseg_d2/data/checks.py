@@ -1,0 +1,115 @@
+"""Checks of the data sets before the first step, each with a message that says what to do."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+
+from regseg_d2.data.labels import LabelReader, label_reader_for
+from regseg_d2.data.loader import check_equal_classes, load_records
+from regseg_d2.data.mapper import read_pair
+from regseg_d2.errors import ConfigError, DatasetError
+
+logger = logging.getLogger(__name__)
+
+
+def check_datasets(cfg: CfgNode) -> None:
+    """Checks the data sets of a run: lists of classes, ignore values and the first samples.
+
+    Every data set in ``DATASETS.TRAIN`` and ``DATASETS.TEST`` is loaded; of each the first
+    ``DATASETS.CHECK_SAMPLES`` samples are read.
+
+    Args:
+        cfg: the run's config.
+
+    Raises:
+        ConfigError: a data set's name is unknown, or the number of classes or the ignore value of the
+            head is not that of the data.
+        DatasetError: a data set cannot be loaded, class lists differ, or a sample cannot be used.
+    """
+    if cfg.DATASETS.CHECK_SAMPLES < 0:
+        raise ConfigError(f"DATASETS.CHECK_SAMPLES is {cfg.DATASETS.CHECK_SAMPLES}; expected 0 or more.")
+    names = list(dict.fromkeys([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]))
+    records = {name: load_records(name) for name in names}
+    check_equal_classes(names)
+    for name in names:
+        check_head(cfg, name)
+    for name in names:
+        check_samples(name, records[name][: cfg.DATASETS.CHECK_SAMPLES])
+
+
+def check_head(cfg: CfgNode, dataset_name: str) -> None:
+    """Compares the head's number of classes and ignore value with a data set's.
+
+    Args:
+        cfg: the run's config.
+        dataset_name: name in the catalog.
+
+    Raises:
+        ConfigError: they differ.
+        DatasetError: the data set's metadata names no classes.
+    """
+    reader = label_reader_for(dataset_name)
+    head = cfg.MODEL.SEM_SEG_HEAD
+    if reader.num_classes != head.NUM_CLASSES:
+        raise ConfigError(
+            f'MODEL.SEM_SEG_HEAD.NUM_CLASSES is {head.NUM_CLASSES}, but "{dataset_name}" has '
+            f"{reader.num_classes} classes; set it to {reader.num_classes}."
+        )
+    if reader.ignore_value != head.IGNORE_VALUE:
+        raise ConfigError(
+            f"MODEL.SEM_SEG_HEAD.IGNORE_VALUE is {head.IGNORE_VALUE}, but the ignore_label of "
+            f'"{dataset_name}" is {reader.ignore_value}; set them to the same value, or pixels without a label '
+            "would count."
+        )
+
+
+def check_samples(dataset_name: str, records: list[dict]) -> None:
+    """Reads records' images and labels and looks for what training would stumble over.
+
+    Args:
+        dataset_name: name in the catalog.
+        records: the records to read; none is allowed.
+
+    Raises:
+        DatasetError: a file cannot be read, image and label differ in size, a label holds a value that
+            means nothing, the labels look like a binary mask of 0 and 255, or no pixel has a class.
+    """
+    if not records:
+        return
+    reader = label_reader_for(dataset_name)
+    pixels = np.zeros(reader.num_classes, dtype=np.int64)
+    ignored = 0
+    for record in records:
+        _, label = read_pair(record, reader)
+        valid = label[label != reader.ignore_value]
+        pixels += np.bincount(valid, minlength=reader.num_classes)
+        ignored += label.size - valid.size
+    _check_binary_mask(dataset_name, reader, pixels, ignored)
+    if not pixels.any():
+        raise DatasetError(
+            f'All pixels of the first {len(records)} labels of "{dataset_name}" have the ignore value '
+            f"{reader.ignore_value}, so there is nothing to learn from; the first is "
+            f"{records[0]['sem_seg_file_name']}. Check its label_map."
+        )
+    absent = [MetadataCatalog.get(dataset_name).stuff_classes[i] for i in np.flatnonzero(pixels == 0)]
+    logger.info(
+        "%s: the first %d samples are fine; %.1f %% of their pixels are ignored%s.",
+        dataset_name,
+        len(records),
+        100 * ignored / (ignored + pixels.sum()),
+        f"; classes without a pixel there: {', '.join(absent)}" if absent else "",
+    )
+
+
+def _check_binary_mask(dataset_name: str, reader: LabelReader, pixels: np.ndarray, ignored: int) -> None:
+    """Finds {0, 255} masks, whose foreground would silently count as "ignore"."""
+    if reader.label_map is None and reader.ignore_value == 255 and len(pixels) == 2 and ignored and not pixels[1]:
+        raise DatasetError(
+            f'The labels of "{dataset_name}" hold only 0 and 255, and 255 is its ignore value: these look like binary '
+            "masks whose foreground would be ignored. Declare the data set with label_map={0: 0, 255: 1}; if 255 does "
+            "mean ignore, say so with label_map={0: 0, 1: 1, 255: 255}."
+        )

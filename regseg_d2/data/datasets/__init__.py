@@ -1,0 +1,13 @@
+"""Data sets: how to declare one, and those that are built in."""
+
+from regseg_d2.data.datasets.camvid import register_camvid
+from regseg_d2.data.datasets.cooccurrence import register_cooccurrence
+from regseg_d2.data.datasets.spec import DatasetSpec, datasets_root
+
+__all__ = ["DatasetSpec", "datasets_root", "register_builtin_datasets"]
+
+
+def register_builtin_datasets() -> None:
+    """Puts the built-in data sets in Detectron2's catalogs; reads and writes no file."""
+    register_camvid()
+    register_cooccurrence()

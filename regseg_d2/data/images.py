@@ -1,0 +1,86 @@
+"""Reading image files: one function that decodes, turns by EXIF and names the file in its errors."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from regseg_d2.errors import ConfigError, DatasetError
+
+# Modes that Pillow converts to RGB without losing more than an alpha channel. The 16- and 32-bit
+# modes are not here: Pillow clips them to 255, which turns such a photo white.
+_EIGHT_BIT_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "HSV")
+
+# What Pillow raises on a file that is cut off or is not an image.
+_DECODING_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
+
+
+@contextmanager
+def decoded_file(path: str | Path, kind: str) -> Iterator[Image.Image]:
+    """Opens an image file, decodes all of it and turns every failure into an error with its name.
+
+    Args:
+        path: the file.
+        kind: "image" or "label", for the message.
+
+    Yields:
+        The decoded Pillow image, not yet turned by its EXIF orientation.
+
+    Raises:
+        DatasetError: the file is missing, cut off, or no image.
+    """
+    try:
+        image = Image.open(path)
+    except FileNotFoundError as error:
+        raise DatasetError(
+            f"The {kind} file {path} does not exist. Check the data set's folder, "
+            "or remove the sample that names the file."
+        ) from error
+    except _DECODING_ERRORS as error:
+        raise DatasetError(_unreadable(path, kind, error)) from error
+    with image:
+        try:
+            image.load()
+        except _DECODING_ERRORS as error:
+            raise DatasetError(_unreadable(path, kind, error)) from error
+        yield image
+
+
+def _unreadable(path: str | Path, kind: str, error: BaseException) -> str:
+    return (
+        f"The {kind} file {path} cannot be read: {error}. It is cut off, damaged or not an image; "
+        "copy or download it again, or remove it together with its partner."
+    )
+
+
+def read_image(path: str | Path, format: str = "RGB") -> np.ndarray:
+    """Reads an image as 8-bit colour, turned as its EXIF orientation says.
+
+    Grey images become three equal channels; an alpha channel is dropped.
+
+    Args:
+        path: the image file.
+        format: order of the channels, "RGB" or "BGR".
+
+    Returns:
+        Array ``(H, W, 3)`` of uint8.
+
+    Raises:
+        DatasetError: the file is missing, cut off, no image, or has more than 8 bits a channel.
+        ConfigError: ``format`` is neither "RGB" nor "BGR".
+    """
+    if format not in ("RGB", "BGR"):
+        raise ConfigError(f'INPUT.FORMAT is "{format}"; expected "RGB" or "BGR".')
+    with decoded_file(path, "image") as image:
+        if image.mode not in _EIGHT_BIT_MODES:
+            raise DatasetError(
+                f'The image file {path} has mode "{image.mode}"; expected 8 bits a channel '
+                "(grey, palette, RGB, RGBA or CMYK). Convert it to an 8-bit image first."
+            )
+        pixels = np.array(ImageOps.exif_transpose(image).convert("RGB"))
+    return np.ascontiguousarray(pixels[:, :, ::-1]) if format == "BGR" else pixels

@@ -1,0 +1,228 @@
+"""From a record to a sample: images and labels are read once, here, and augmented alike."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.data import transforms as T  # noqa: N812 (the name that Detectron2 itself uses)
+
+from regseg_d2.data.images import read_image
+from regseg_d2.data.labels import LabelReader, label_reader_for
+from regseg_d2.data.sampler import sample_generator
+from regseg_d2.data.transforms import (
+    ColorJitter,
+    RandomCrop,
+    RandomScale,
+    nearest_indices,
+    pad_to,
+    resize_image,
+    scaled_size,
+)
+from regseg_d2.errors import ConfigError, DatasetError
+
+
+def read_pair(record: dict, reader: LabelReader) -> tuple[np.ndarray, np.ndarray]:
+    """Reads a record's image and label and compares their sizes.
+
+    Args:
+        record: with ``file_name`` and ``sem_seg_file_name``.
+        reader: the data set's label reader.
+
+    Returns:
+        RGB image ``(H, W, 3)`` of uint8 and labels ``(H, W)`` of int32.
+
+    Raises:
+        DatasetError: a file cannot be used, or the two are of different size.
+    """
+    image = read_image(record["file_name"])
+    label = reader(record["sem_seg_file_name"])
+    if image.shape[:2] != label.shape:
+        raise DatasetError(
+            f"The image {record['file_name']} has {image.shape[0]} x {image.shape[1]} pixels (height x width), "
+            f"but its label {record['sem_seg_file_name']} has {label.shape[0]} x {label.shape[1]}. They must be "
+            "equal (after both are turned as their EXIF orientation says); export the label again at the image's "
+            "size."
+        )
+    return image, label
+
+
+def _to_tensor(image: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+
+
+class TrainMapper:
+    """Reads a record and augments it: scale, crop, colour jitter, padding, flip.
+
+    All randomness comes from (seed, sample number), so a sample is the same whoever makes it.
+
+    Args:
+        label_readers: label reader of each data set, by its name.
+        seed: seed of the run.
+        scale: random scale factor.
+        crop: random crop; None keeps the whole scaled image.
+        jitter: colour jitter of the crop, before padding.
+        flip: whether to mirror half of the samples.
+        pad_value: pixel, in ``image_format``, that fills images smaller than the crop.
+        ignore_value: label of those pixels.
+        image_format: "RGB" or "BGR".
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        label_readers: Mapping[str, LabelReader],
+        seed: int,
+        scale: RandomScale,
+        crop: RandomCrop | None,
+        jitter: ColorJitter,
+        flip: bool,
+        pad_value: Sequence[float],
+        ignore_value: int = 255,
+        image_format: str = "RGB",
+    ) -> None:
+        self.label_readers = dict(label_readers)
+        self.seed = seed
+        self.scale = scale
+        self.crop = crop
+        self.jitter = jitter
+        self.flip = flip
+        self.pad_value = np.round(pad_value).clip(0, 255).astype(np.uint8)
+        self.ignore_value = ignore_value
+        self.image_format = image_format
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, *, seed: int) -> dict:
+        """Takes the arguments from ``cfg`` and the metadata of ``DATASETS.TRAIN``.
+
+        Raises:
+            ConfigError: a key under ``INPUT`` has a value that is not supported.
+        """
+        if cfg.INPUT.FORMAT not in ("RGB", "BGR"):
+            raise ConfigError(f'INPUT.FORMAT is "{cfg.INPUT.FORMAT}"; expected "RGB" or "BGR".')
+        if cfg.INPUT.RANDOM_FLIP not in ("horizontal", "none"):
+            raise ConfigError(f'INPUT.RANDOM_FLIP is "{cfg.INPUT.RANDOM_FLIP}"; expected "horizontal" or "none".')
+        if len(cfg.INPUT.SCALE_RANGE) != 2:
+            raise ConfigError(f"INPUT.SCALE_RANGE is {list(cfg.INPUT.SCALE_RANGE)}; expected [smallest, largest].")
+        ignore_value = cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE
+        amounts = cfg.INPUT.COLOR_JITTER
+        return {
+            "label_readers": {name: label_reader_for(name) for name in cfg.DATASETS.TRAIN},
+            "seed": seed,
+            "scale": RandomScale(*cfg.INPUT.SCALE_RANGE, step=cfg.INPUT.SCALE_STEP),
+            "crop": _crop_from_config(cfg, ignore_value),
+            "jitter": ColorJitter(amounts.BRIGHTNESS, amounts.CONTRAST, amounts.SATURATION, amounts.HUE),
+            "flip": cfg.INPUT.RANDOM_FLIP == "horizontal",
+            "pad_value": cfg.MODEL.PIXEL_MEAN,
+            "ignore_value": ignore_value,
+            "image_format": cfg.INPUT.FORMAT,
+        }
+
+    def __call__(self, record: dict, sample_number: int) -> dict:
+        """Makes one training sample.
+
+        Args:
+            record: with ``file_name``, ``sem_seg_file_name``, ``image_id`` and ``dataset_name``.
+            sample_number: number of the sample in the run.
+
+        Returns:
+            ``image`` uint8 tensor ``(3, H, W)``, ``sem_seg`` int64 tensor ``(H, W)``, the image's own
+            ``height`` and ``width``, and the record's names.
+
+        Raises:
+            DatasetError: a file cannot be used, or image and label differ in size.
+        """
+        rng = sample_generator(self.seed, sample_number)
+        image, label = read_pair(record, self.label_readers[record["dataset_name"]])
+        height, width = label.shape
+
+        size = scaled_size(height, width, self.scale.draw(rng))
+        rows, columns = nearest_indices(height, size[0]), nearest_indices(width, size[1])
+        window = (slice(None), slice(None)) if self.crop is None else self.crop.draw(rng, label, rows, columns)
+        # The label is resized inside the crop only: nearest neighbour makes that exact.
+        label = label[rows[window[0], None], columns[window[1]]]
+        image = self.jitter.apply(resize_image(image, size)[window], rng)
+        if self.image_format == "BGR":
+            image = image[:, :, ::-1]
+        if self.crop is not None:
+            image = pad_to(image, self.crop.size, self.pad_value)
+            label = pad_to(label, self.crop.size, self.ignore_value)
+        if self.flip and rng.random() < 0.5:
+            image, label = image[:, ::-1], label[:, ::-1]
+        return {
+            "image": _to_tensor(image),
+            "sem_seg": torch.from_numpy(label.astype(np.int64)),
+            "file_name": record["file_name"],
+            "sem_seg_file_name": record["sem_seg_file_name"],
+            "image_id": record["image_id"],
+            "height": height,
+            "width": width,
+        }
+
+
+def _crop_from_config(cfg: CfgNode, ignore_value: int) -> RandomCrop | None:
+    if not cfg.INPUT.CROP.ENABLED:
+        return None
+    if cfg.INPUT.CROP.TYPE != "absolute":
+        raise ConfigError(
+            f'INPUT.CROP.TYPE is "{cfg.INPUT.CROP.TYPE}"; expected "absolute", a crop of INPUT.CROP.SIZE pixels.'
+        )
+    return RandomCrop(tuple(cfg.INPUT.CROP.SIZE), cfg.INPUT.CROP.SINGLE_CATEGORY_MAX_AREA, ignore_value)
+
+
+class TestMapper:
+    """Reads a record's image for inference; the evaluator reads the label.
+
+    Args:
+        min_size: shorter side after resizing; 0 keeps the image's own size.
+        max_size: largest longer side after resizing.
+        image_format: "RGB" or "BGR".
+    """
+
+    # Its name begins like a test's; pytest must not collect it.
+    __test__ = False
+
+    @configurable
+    def __init__(self, *, min_size: int = 0, max_size: int = 4096, image_format: str = "RGB") -> None:
+        self.min_size = min_size
+        self.max_size = max_size
+        self.image_format = image_format
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict:
+        """Takes the arguments from ``cfg.INPUT``."""
+        return {
+            "min_size": cfg.INPUT.MIN_SIZE_TEST,
+            "max_size": cfg.INPUT.MAX_SIZE_TEST,
+            "image_format": cfg.INPUT.FORMAT,
+        }
+
+    def __call__(self, record: dict) -> dict:
+        """Makes one test sample.
+
+        Args:
+            record: with ``file_name``, ``sem_seg_file_name`` and ``image_id``.
+
+        Returns:
+            ``image`` uint8 tensor ``(3, H, W)``, the image's own ``height`` and ``width``, and the
+            record's names.
+
+        Raises:
+            DatasetError: the image cannot be used.
+        """
+        image = read_image(record["file_name"], self.image_format)
+        height, width = image.shape[:2]
+        if self.min_size > 0:
+            size = T.ResizeShortestEdge.get_output_shape(height, width, self.min_size, self.max_size)
+            image = resize_image(image, size)
+        return {
+            "image": _to_tensor(image),
+            "file_name": record["file_name"],
+            "sem_seg_file_name": record["sem_seg_file_name"],
+            "image_id": record["image_id"],
+            "height": height,
+            "width": width,
+        }

@@ -1,0 +1,103 @@
+"""Order of the training samples: endless, shuffled by epoch, and continued at any sample."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from torch.utils.data import Sampler
+
+from regseg_d2.errors import ConfigError
+
+# First words of the seeds of the two kinds of randomness, so that they never share a stream.
+PERMUTATION_STREAM = 0
+AUGMENTATION_STREAM = 1
+
+
+def epoch_permutation(size: int, seed: int, epoch: int) -> np.ndarray:
+    """Order of the records in one epoch.
+
+    Args:
+        size: number of records.
+        seed: seed of the run.
+        epoch: number of the pass over the records, from 0.
+
+    Returns:
+        Array ``(size,)``: a permutation of the record indices.
+    """
+    return np.random.default_rng((PERMUTATION_STREAM, seed, epoch)).permutation(size)
+
+
+def sample_generator(seed: int, sample_number: int) -> np.random.Generator:
+    """Source of all randomness of one sample's augmentation.
+
+    Args:
+        seed: seed of the run.
+        sample_number: number of the sample in the run, over all processes.
+
+    Returns:
+        A generator that depends on nothing else: not on workers, processes or where a run resumed.
+    """
+    return np.random.default_rng((AUGMENTATION_STREAM, seed, sample_number))
+
+
+class ResumableTrainingSampler(Sampler[list[tuple[int, int]]]):
+    """Batches of ``(sample number, record index)`` for one process, without end.
+
+    The samples of a run are numbered 0, 1, 2, ... over all processes. Sample ``n`` is record
+    ``permutation[n % size]`` of epoch ``n // size``. Process ``r`` of ``W`` takes the numbers with
+    ``n % W == r``, so the samples of a step are the same for every number of processes and for every
+    place at which a run was resumed.
+
+    Args:
+        size: number of records.
+        seed: seed of the run, 0 or more, the same in all processes.
+        rank: number of this process.
+        world_size: number of processes.
+        batch_size_per_process: samples in a batch.
+        start: sample number (over all processes) to start at; a multiple of ``world_size``.
+
+    Raises:
+        ConfigError: a number is out of its range.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        *,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        batch_size_per_process: int = 1,
+        start: int = 0,
+    ) -> None:
+        if size < 1:
+            raise ConfigError("The training data sets hold no record.")
+        if seed < 0:
+            raise ConfigError(f"The data loader's seed is {seed}; expected 0 or more.")
+        if not 0 <= rank < world_size or batch_size_per_process < 1:
+            raise ConfigError(
+                f"Cannot sample for process {rank} of {world_size} in batches of {batch_size_per_process}."
+            )
+        if start < 0 or start % world_size:
+            raise ConfigError(f"Cannot start at sample {start} with {world_size} processes; expected a multiple.")
+        self.size = size
+        self.seed = seed
+        self.rank = rank
+        self.world_size = world_size
+        self.batch_size_per_process = batch_size_per_process
+        self.start = start
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        """Yields batches from ``start`` on, without end."""
+        epoch, permutation = -1, np.zeros(0, dtype=np.int64)
+        number = self.start + self.rank
+        while True:
+            batch = []
+            for _ in range(self.batch_size_per_process):
+                if number // self.size != epoch:
+                    epoch = number // self.size
+                    permutation = epoch_permutation(self.size, self.seed, epoch)
+                batch.append((number, int(permutation[number % self.size])))
+                number += self.world_size
+            yield batch

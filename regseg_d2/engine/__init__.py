@@ -1,0 +1,1 @@
+"""Training: the loop, the step, optimizers, hooks, checkpoints, and how processes are started."""

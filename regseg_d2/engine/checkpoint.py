@@ -1,0 +1,286 @@
+"""Checkpoints: loaded without running their code, written whole or not at all."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import logging
+import os
+import pickle
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.utils import comm
+from torch import nn
+
+from regseg_d2.engine.files import atomic_writer, remove_partial_files, write_text
+from regseg_d2.engine.load_report import LoadReport
+from regseg_d2.errors import CheckpointError
+
+logger = logging.getLogger(__name__)
+
+# Modules that exist in training alone; evaluation does not need their state.
+TRAINING_ONLY_PREFIX = "regularizers."
+
+
+class SafeCheckpointer(DetectionCheckpointer):
+    """Detectron2's checkpointer with files that can be trusted, in both directions.
+
+    - Loading reads tensors and plain containers. A file that needs more is refused, and its code does
+      not run, unless ``trust_pickle`` is set.
+    - Writing goes to a temporary file that is then renamed; ``last_checkpoint`` follows after it, so it
+      never names a file that is not whole.
+    - What was and was not loaded is reported in one table; where the model must be the same as the
+      one that was saved (``--resume``, ``--eval-only``), a difference is an error.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        save_dir: str = "",
+        *,
+        trust_pickle: bool = False,
+        save_to_disk: bool | None = None,
+        **checkpointables: Any,
+    ) -> None:
+        """Prepares loading and saving, and deletes half written files of a killed run.
+
+        Args:
+            model: the model, wrapped in DistributedDataParallel or not.
+            save_dir: folder of the checkpoints.
+            trust_pickle: load files that hold more than tensors and plain containers. Their code runs.
+            save_to_disk: whether this process writes; by default the main process does.
+            checkpointables: objects with ``state_dict`` and ``load_state_dict``, saved along.
+        """
+        super().__init__(model, save_dir, save_to_disk=save_to_disk, **checkpointables)
+        self.logger = logger
+        self.trust_pickle = trust_pickle
+        if self.save_dir and self.save_to_disk and os.path.isdir(self.save_dir):
+            for leftover in remove_partial_files(self.save_dir):
+                logger.warning("Removed '%s', left half written by a killed run.", leftover)
+
+    # ------------------------------------------------------------------------------------------ saving
+
+    def save(self, name: str, *, tag: bool = True, **kwargs: Any) -> None:
+        """Writes model and checkpointables to ``<save_dir>/<name>.pth``.
+
+        Args:
+            name: file name without its ending.
+            tag: whether ``--resume`` shall continue from this file.
+            kwargs: more to save.
+        """
+        if not self.save_dir or not self.save_to_disk:
+            return
+        data: dict[str, Any] = {"model": self.model.state_dict()}
+        for key, checkpointable in self.checkpointables.items():
+            data[key] = checkpointable.state_dict()
+        data.update(kwargs)
+        path = os.path.join(self.save_dir, f"{name}.pth")
+        logger.info("Saving checkpoint to %s", path)
+        with atomic_writer(path, "wb") as file:
+            torch.save(data, file)
+        if tag:
+            self.tag_last_checkpoint(f"{name}.pth")
+
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        """Names the file that ``--resume`` continues from."""
+        write_text(os.path.join(self.save_dir, "last_checkpoint"), last_filename_basename)
+
+    # ----------------------------------------------------------------------------------------- loading
+
+    def load(
+        self,
+        path: str,
+        checkpointables: Sequence[str] | None = None,
+        *,
+        strict: bool = False,
+        ignore_prefixes: tuple[str, ...] = (),
+    ) -> dict[str, Any]:
+        """Loads a checkpoint into the model and the checkpointables.
+
+        Args:
+            path: file or URL; "" loads nothing.
+            checkpointables: names of those to load; None is all of them, each of which must be in the file.
+            strict: every key and shape must agree, in both directions.
+            ignore_prefixes: keys that ``strict`` does not look at.
+
+        Returns:
+            What else the file holds.
+
+        Raises:
+            CheckpointError: the file is missing, damaged, refused, or does not fit.
+        """
+        if not path:
+            logger.info("MODEL.WEIGHTS is empty: the weights are those that the model was built with.")
+            return {}
+        self._check_visible_everywhere(path)
+        try:
+            return self._load_checked(path, checkpointables, strict, ignore_prefixes)
+        finally:
+            # Detectron2 leaves it set when loading fails, and then asserts on the next load.
+            self._parsed_url_during_load = None
+
+    def _load_checked(
+        self,
+        path: str,
+        checkpointables: Sequence[str] | None,
+        strict: bool,
+        ignore_prefixes: tuple[str, ...],
+    ) -> dict[str, Any]:
+        wanted = list(self.checkpointables if checkpointables is None else checkpointables)
+        # The base class loads the model alone; what belongs to the run follows once the model fits.
+        self._report: LoadReport | None = None
+        rest = super().load(path, checkpointables=[])
+        report = self._report
+        if report is None:
+            raise CheckpointError(f"'{path}' has no model in it.")
+        logger.info("Loaded '%s':\n%s", path, report.table())
+        if strict:
+            report.without(ignore_prefixes).require_all(path, TRAINING_ONLY_PREFIX)
+        elif not report.loaded:
+            raise CheckpointError(
+                f"'{path}': none of its {len(report.dropped)} keys is one of the model's. It is a checkpoint "
+                "of "
+                f"another network. In the file: {_first(report.dropped)}; in the model: {_first(report.new)}."
+            )
+        for key in wanted:
+            if key not in rest:
+                raise CheckpointError(
+                    f"'{path}' has no '{key}' in it, so the run cannot be continued from it. Start from its "
+                    "weights instead: MODEL.WEIGHTS with this file, without --resume."
+                )
+            self.checkpointables[key].load_state_dict(rest.pop(key))
+        return rest
+
+    def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
+        """Continues from the last checkpoint of ``save_dir``, or loads the weights of ``path``.
+
+        Args:
+            path: file to start from where there is nothing to continue.
+            resume: whether to look for a checkpoint to continue from.
+
+        Raises:
+            CheckpointError: see :meth:`load`; a checkpoint that is continued from must fit exactly.
+        """
+        if resume and self.has_checkpoint():
+            return self.load(self.get_checkpoint_file(), strict=True)
+        return self.load(path, checkpointables=[])
+
+    def load_for_evaluation(self, path: str) -> dict[str, Any]:
+        """Loads weights of which every key but those of the regularizers must fit.
+
+        Raises:
+            CheckpointError: ``path`` is empty, or see :meth:`load`.
+        """
+        if not path:
+            raise CheckpointError(
+                "There are no weights to evaluate: give MODEL.WEIGHTS FILE, or --resume to take the last "
+                f"checkpoint of OUTPUT_DIR ('{self.save_dir}')."
+            )
+        return self.load(path, checkpointables=[], strict=True, ignore_prefixes=(TRAINING_ONLY_PREFIX,))
+
+    def _check_visible_everywhere(self, path: str) -> None:
+        """Raises on every process alike, where a local file is missing on one of them."""
+        if "://" in path:
+            return
+        visible = comm.all_gather(os.path.isfile(path.split("?")[0]))
+        if not any(visible):
+            raise CheckpointError(_missing_message(path))
+        if not all(visible):
+            missing = [rank for rank, there in enumerate(visible) if not there]
+            raise CheckpointError(
+                f"'{path}' is not there on the processes {missing}: put it where all machines see it."
+            )
+
+    def _load_file(self, filename: str) -> dict[str, Any]:
+        if filename.endswith(".pkl"):
+            if not self.trust_pickle:
+                raise CheckpointError(_refused_message(filename, "a .pkl file can run any code"))
+            return _read(filename, lambda: super(SafeCheckpointer, self)._load_file(filename))
+        if filename.endswith(".pyth"):
+            return {"model": self._torch_load(filename)["model_state"], "matching_heuristics": True}
+        return super()._load_file(filename)
+
+    def _torch_load(self, f: str) -> Any:
+        loaded = load_file(f, trust_pickle=self.trust_pickle)
+        if not isinstance(loaded, dict):
+            raise CheckpointError(f"'{f}' holds a {type(loaded).__name__}; expected a dict of weights.")
+        return loaded
+
+    def _load_model(self, checkpoint: dict[str, Any]) -> Any:
+        not_tensors = [key for key, value in checkpoint["model"].items() if not hasattr(value, "shape")]
+        if not_tensors:
+            raise CheckpointError(
+                f"The checkpoint has no weights where they were expected: {_first(not_tensors)} are no "
+                "tensors. "
+                "Expected a dict of tensors, by itself or under 'model'."
+            )
+        incompatible = super()._load_model(checkpoint)
+        self._report = LoadReport.from_incompatible(self.model, incompatible)
+        return incompatible
+
+    def _log_incompatible_keys(self, incompatible: Any) -> None:
+        """Nothing: :meth:`load` logs one table instead."""
+
+
+def load_file(path: str, *, trust_pickle: bool = False) -> Any:
+    """Reads a file of ``torch.save`` to the CPU, without running code unless ``trust_pickle``.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, or needs more than tensors and plain containers.
+    """
+    if not os.path.isfile(path):
+        raise CheckpointError(_missing_message(path))
+    return _read(path, lambda: torch.load(path, map_location="cpu", weights_only=not trust_pickle))
+
+
+def _read(path: str, read: Any) -> Any:
+    try:
+        return read()
+    except pickle.UnpicklingError as error:
+        # Without its advice to switch the protection off.
+        reasons = [line.strip() for line in str(error).splitlines() if "nsupported" in line]
+        raise CheckpointError(_refused_message(path, reasons[0] if reasons else str(error))) from error
+    except (RuntimeError, EOFError, OSError, KeyError) as error:
+        raise CheckpointError(
+            f"'{path}' is damaged, or no checkpoint "
+            f"({str(error).splitlines()[0] if str(error) else 'it ends early'}). "
+            "Copy or download it again, or use an earlier checkpoint."
+        ) from error
+
+
+def _refused_message(path: str, reason: str) -> str:
+    return (
+        f"Refused to load '{path}': it holds more than tensors and plain containers, or is no checkpoint "
+        f"({reason}). Loading it may run any code. Only if you trust where it comes from: --trust-pickle, "
+        "or MODEL.TRUST_PICKLE True."
+    )
+
+
+def _missing_message(path: str) -> str:
+    wanted = Path(path.split("?")[0])
+    message = f"The checkpoint '{path}' does not exist"
+    if not wanted.parent.is_dir():
+        return f"{message}, nor does its folder."
+    there = sorted(p.name for p in wanted.parent.iterdir() if p.suffix in (".pth", ".pkl", ".pyth", ".pt"))
+    near = difflib.get_close_matches(wanted.name, there, n=3, cutoff=0.4) or there[:5]
+    return f"{message}. In its folder there are: {', '.join(near) or 'no checkpoints'}."
+
+
+def _first(keys: Sequence[str], count: int = 3) -> str:
+    return ", ".join(keys[:count]) + (", ..." if len(keys) > count else "") if keys else "nothing"
+
+
+def weights_hash(state_dict: Mapping[str, torch.Tensor]) -> str:
+    """Returns a SHA-256 of the weights that take part in inference, names and shapes included."""
+    digest = hashlib.sha256()
+    for name in sorted(state_dict):
+        if name.startswith(TRAINING_ONLY_PREFIX):
+            continue
+        tensor = state_dict[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,74 @@
+"""Files that are there whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+# Ends the name of a file that is being written. One that is left behind belongs to a killed process.
+PARTIAL_SUFFIX = ".partial"
+
+
+@contextmanager
+def atomic_writer(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO[Any]]:
+    """Opens a temporary file that takes the place of ``path`` when the block ends without an error.
+
+    A reader, and a process that is killed at any moment, sees the old file or the new one: the
+    temporary file lies in the same folder, is flushed to the disk, and is renamed.
+
+    Args:
+        path: the file to write; its folder is made where it is missing.
+        mode: "w" for text in UTF-8, "wb" for bytes.
+
+    Yields:
+        The open file.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=PARTIAL_SUFFIX)
+    try:
+        with os.fdopen(handle, mode, encoding=None if "b" in mode else "utf-8") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, 0o666 & ~_umask())  # mkstemp's files are readable by their owner alone
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+    _sync_folder(path.parent)
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Writes a whole text file, atomically."""
+    with atomic_writer(path) as file:
+        file.write(text)
+
+
+def remove_partial_files(folder: str | os.PathLike[str]) -> list[Path]:
+    """Deletes what killed processes left half written in a folder, and returns the paths."""
+    leftovers = sorted(Path(folder).glob(f".*{PARTIAL_SUFFIX}"))
+    for leftover in leftovers:
+        leftover.unlink(missing_ok=True)
+    return leftovers
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _sync_folder(folder: Path) -> None:
+    """Makes the rename itself survive a power cut; only POSIX systems can open a folder for it."""
+    if os.name != "posix":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

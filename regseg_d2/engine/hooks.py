@@ -1,0 +1,205 @@
+"""What happens between steps: evaluation, best and periodic checkpoints, schedule, metrics file."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from detectron2.engine import HookBase, hooks
+from detectron2.evaluation.testing import flatten_results_dict
+
+from regseg_d2.engine.checkpoint import SafeCheckpointer
+from regseg_d2.engine.files import write_text
+from regseg_d2.errors import ConfigError
+from regseg_d2.suggestions import did_you_mean
+
+logger = logging.getLogger(__name__)
+
+Results = dict[str, dict[str, dict[str, float]]]  # data set -> task -> metric -> score
+
+
+class ScheduleHook(hooks.LRScheduler):
+    """Steps the learning rate; on resume it is computed from the config and the iteration.
+
+    torch's schedulers save their settings too, and would bring the old MAX_ITER or BASE_LR back where
+    the new config has others.
+    """
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the number of steps that were scheduled."""
+        return {"last_epoch": self.scheduler.last_epoch}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Sets the learning rates to those of the saved number of steps."""
+        scheduler = self.scheduler
+        scheduler.last_epoch = int(state_dict["last_epoch"])
+        for group, lr in zip(scheduler.optimizer.param_groups, scheduler.get_lr(), strict=True):
+            group["lr"] = lr
+        scheduler._last_lr = [group["lr"] for group in scheduler.optimizer.param_groups]
+
+
+class EvaluationHook(hooks.EvalHook):
+    """Evaluates every ``period`` steps and at the end; keeps the best checkpoint; stops early.
+
+    Every process has the same results, so that all of them decide alike. Best score and patience are
+    in every checkpoint. A score that is NaN is never the best.
+    """
+
+    def __init__(
+        self, period: int, checkpointer: SafeCheckpointer, *, best_metric: str, patience: int = 0
+    ) -> None:
+        """Prepares evaluations by the trainer's ``evaluate``.
+
+        Args:
+            period: steps between evaluations; 0 evaluates at the end only.
+            checkpointer: writes ``model_best.pth``.
+            best_metric: ``task/metric`` whose largest value, on the first data set, is the best; ""
+                keeps no best checkpoint.
+            patience: evaluations in a row without a better score after which training stops; 0 never.
+        """
+        super().__init__(period, self._evaluate_and_judge)
+        self._checkpointer = checkpointer
+        self._best_metric = best_metric
+        self._patience = patience
+        self._last_evaluated = -1
+        self.best_score: float | None = None
+        self.best_iteration: int | None = None
+        self.evaluations_without_gain = 0
+
+    def before_train(self) -> None:
+        """Stops at once where the run that is resumed had lost its patience."""
+        self._stop_if_out_of_patience()
+
+    def after_train(self) -> None:
+        """Evaluates at the end of training, unless its last step was evaluated already."""
+        if self.trainer.finished and self._last_evaluated != self.trainer.completed_steps:
+            self._do_eval()
+
+    def _evaluate_and_judge(self) -> dict[str, float]:
+        results: Results = self.trainer.evaluate()
+        self._last_evaluated = self.trainer.completed_steps
+        if self._best_metric:
+            self._judge(next(iter(results.values())))
+        shown = next(iter(results.values())) if len(results) == 1 else results
+        # NaN (a class that is not in the ground truth) is no JSON and no point of a curve.
+        return {k: v for k, v in flatten_results_dict(shown).items() if math.isfinite(v)}
+
+    def _judge(self, results: Mapping[str, Mapping[str, float]]) -> None:
+        scores = flatten_results_dict(results)
+        if self._best_metric not in scores:
+            raise ConfigError(
+                f"TEST.BEST_METRIC is '{self._best_metric}', which is not measured."
+                f"{did_you_mean(self._best_metric, scores)}"
+            )
+        score = float(scores[self._best_metric])
+        if not math.isnan(score) and (self.best_score is None or score > self.best_score):
+            self.best_score, self.best_iteration = score, self.trainer.completed_steps - 1
+            self.evaluations_without_gain = 0
+            logger.info("Best %s so far: %.4f.", self._best_metric, score)
+            self._checkpointer.save("model_best", tag=False, iteration=self.best_iteration)
+        else:
+            self.evaluations_without_gain += 1
+            best = "none yet" if self.best_score is None else f"{self.best_score:.4f}"
+            logger.info("%s is %.4f; the best stays %s.", self._best_metric, score, best)
+            self._stop_if_out_of_patience()
+
+    def _stop_if_out_of_patience(self) -> None:
+        if 0 < self._patience <= self.evaluations_without_gain:
+            self.trainer.request_stop(
+                f"no better {self._best_metric} in {self.evaluations_without_gain} evaluations "
+                "(TEST.PATIENCE)"
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns best score, its iteration, and the evaluations since."""
+        return {
+            "best_score": self.best_score,
+            "best_iteration": self.best_iteration,
+            "evaluations_without_gain": self.evaluations_without_gain,
+        }
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Takes over what :meth:`state_dict` gave."""
+        self.best_score = state_dict["best_score"]
+        self.best_iteration = state_dict["best_iteration"]
+        self.evaluations_without_gain = int(state_dict["evaluations_without_gain"])
+
+
+class CheckpointHook(HookBase):
+    """Saves ``model_XXXXXXX.pth`` every ``period`` steps, and ``model_final.pth`` at the end.
+
+    The final checkpoint is written before the last evaluation, which may fail, and again after it,
+    with the best score. Old periodic checkpoints are found by their names, so that a resumed run
+    clears away those of the run before.
+    """
+
+    def __init__(self, checkpointer: SafeCheckpointer, period: int, max_to_keep: int) -> None:
+        """Prepares saving.
+
+        Args:
+            checkpointer: writes the files.
+            period: steps between checkpoints; 0 writes the final one only.
+            max_to_keep: periodic checkpoints to keep; 0 keeps all.
+        """
+        self._checkpointer = checkpointer
+        self._period = period
+        self._max_to_keep = max_to_keep
+
+    def after_step(self) -> None:
+        """Saves where it is time to."""
+        iteration = self.trainer.iter
+        if self._period > 0 and (iteration + 1) % self._period == 0:
+            self._checkpointer.save(f"model_{iteration:07d}", iteration=iteration)
+            self._remove_old()
+        if iteration + 1 >= self.trainer.max_iter or self.trainer.stop_reason is not None:
+            self._checkpointer.save("model_final", iteration=iteration)
+
+    def after_train(self) -> None:
+        """Saves the final checkpoint again, now with the last evaluation's verdict."""
+        if self.trainer.finished and self.trainer.completed_steps > self.trainer.start_iter:
+            self._checkpointer.save("model_final", iteration=self.trainer.completed_steps - 1)
+
+    def _remove_old(self) -> None:
+        if self._max_to_keep <= 0 or not self._checkpointer.save_to_disk:
+            return
+        periodic = sorted(
+            path
+            for path in Path(self._checkpointer.save_dir).glob("model_*.pth")
+            if re.fullmatch(r"model_\d{7,}\.pth", path.name) and _iteration_of(path) <= self.trainer.iter
+        )
+        for path in sorted(periodic, key=_iteration_of)[: -self._max_to_keep]:
+            path.unlink()
+
+
+def _iteration_of(path: Path) -> int:
+    return int(path.stem.removeprefix("model_"))
+
+
+def truncate_metrics(path: str | Path, start_iter: int) -> None:
+    """Removes the lines of ``metrics.json`` that the coming steps will write again.
+
+    Lines from ``start_iter`` on, and a last line that a killed process left unfinished.
+
+    Args:
+        path: the file, one JSON object a line; it may be missing.
+        start_iter: first step that will be run.
+    """
+    path = Path(path)
+    if not path.is_file():
+        return
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    kept = [line for line in lines if _is_before(line, start_iter)]
+    if len(kept) != len(lines):
+        logger.info("Removed %d lines of '%s' that are written again.", len(lines) - len(kept), path)
+        write_text(path, "".join(kept))
+
+
+def _is_before(line: str, start_iter: int) -> bool:
+    if not line.endswith("\n"):
+        return False  # unfinished
+    return json.loads(line)["iteration"] < start_iter

@@ -1,0 +1,210 @@
+"""Command line of training, and how its processes are started."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from detectron2.engine import default_argument_parser
+from detectron2.engine.launch import DEFAULT_TIMEOUT
+from detectron2.engine.launch import launch as launch_with_detectron2
+from detectron2.utils import comm
+from torch.multiprocessing.spawn import ProcessExitedException
+
+from regseg_d2.config_files import load_config_with_origins, print_config
+from regseg_d2.errors import ConfigError, UserError
+
+USER_ERROR_EXIT_CODE = 2
+
+
+def build_argument_parser() -> argparse.ArgumentParser:
+    """Returns Detectron2's parser with this package's options."""
+    parser = default_argument_parser()
+    parser.set_defaults(dist_url="auto")
+    parser.add_argument(
+        "--print-config", action="store_true", help="print the config with the origin of its values, and stop"
+    )
+    parser.add_argument(
+        "--trust-pickle",
+        action="store_true",
+        help="load checkpoints that hold more than tensors and plain containers: their code runs!",
+    )
+    return parser
+
+
+@dataclass(frozen=True)
+class ProcessGroup:
+    """The place of this process among processes that somebody else started.
+
+    Attributes:
+        rank: its number among all.
+        world_size: how many there are.
+        local_rank: its number on this machine.
+        local_size: how many there are on this machine.
+        url: where they meet.
+    """
+
+    rank: int
+    world_size: int
+    local_rank: int
+    local_size: int
+    url: str
+
+
+def find_process_group(environment: Mapping[str, str], num_gpus: int = 1) -> ProcessGroup | None:
+    """Returns what torchrun or SLURM say about this process, or None where neither started it.
+
+    Args:
+        environment: the environment variables. torchrun sets RANK, WORLD_SIZE and LOCAL_RANK; SLURM's
+            ``srun`` sets SLURM_PROCID, SLURM_NTASKS and SLURM_LOCALID.
+        num_gpus: of ``--num-gpus``. A number above 1 asks for processes to be started here, and SLURM's
+            variables, which every command of a job has, are then not taken to heart.
+
+    Raises:
+        ConfigError: the variables do not say where the processes meet.
+    """
+    env = environment
+    if all(name in env for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")):
+        world_size = int(env["WORLD_SIZE"])
+        local_size = int(env.get("LOCAL_WORLD_SIZE", world_size))
+        if "MASTER_ADDR" not in env or "MASTER_PORT" not in env:
+            raise ConfigError(
+                "RANK, WORLD_SIZE and LOCAL_RANK are set: set MASTER_ADDR and MASTER_PORT as well."
+            )
+        return ProcessGroup(int(env["RANK"]), world_size, int(env["LOCAL_RANK"]), local_size, "env://")
+    if all(name in env for name in ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID")):
+        world_size = int(env["SLURM_NTASKS"])
+        if world_size == 1 or num_gpus > 1:
+            return None
+        local_size = world_size // int(env.get("SLURM_NNODES", "1"))
+        if local_size * int(env.get("SLURM_NNODES", "1")) != world_size:
+            raise ConfigError(
+                f"SLURM runs {world_size} tasks on {env['SLURM_NNODES']} nodes: give every node the same "
+                "number "
+                "(--ntasks-per-node)."
+            )
+        return ProcessGroup(
+            int(env["SLURM_PROCID"]), world_size, int(env["SLURM_LOCALID"]), local_size, _slurm_url(env)
+        )
+    return None
+
+
+def _slurm_url(env: Mapping[str, str]) -> str:
+    host = env.get("MASTER_ADDR") or first_host(env.get("SLURM_JOB_NODELIST", ""))
+    # The same on every task, and another one for another job on the node.
+    port = env.get("MASTER_PORT") or str(20000 + int(env.get("SLURM_JOB_ID", "0")) % 20000)
+    return f"tcp://{host}:{port}"
+
+
+def first_host(nodelist: str) -> str:
+    """Returns the first host of SLURM's notation, such as ``gpu07`` of ``gpu[07-09,12],login1``.
+
+    Raises:
+        ConfigError: the notation is not understood.
+    """
+    match = re.match(r"([^\[,\s]+)(?:\[([^\],-]+)[^\]]*\]([^,\s]*))?", nodelist)
+    if match is None:
+        raise ConfigError(
+            f"SLURM_JOB_NODELIST is '{nodelist}', which names no host: set MASTER_ADDR and MASTER_PORT."
+        )
+    return "".join(part or "" for part in match.groups())
+
+
+def run(main: Callable[[argparse.Namespace], Any], args: argparse.Namespace) -> None:
+    """Runs ``main(args)`` in every process, and ends this process with an exit code.
+
+    An error that the user can cure is printed without a traceback, exit code 2.
+
+    Args:
+        main: what each process does; importable by its name.
+        args: of :func:`build_argument_parser`.
+    """
+    try:
+        # Before any process is started, so that a misspelt key is reported once and at once.
+        cfg, origins = load_config_with_origins(args.config_file, args.opts)
+        if args.print_config:
+            print_config(cfg, origins)
+            return
+        group = find_process_group(os.environ, args.num_gpus)
+        if group is None:
+            _check_arguments(args, cfg.MODEL.DEVICE)
+    except UserError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        sys.exit(USER_ERROR_EXIT_CODE)
+    if cfg.MODEL.DEVICE == "cpu":
+        # Detectron2 asks torch whether there is a GPU to choose between NCCL and gloo.
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    if group is not None:
+        _join(group)
+        guarded(main, args)
+        return
+    try:
+        launch_with_detectron2(
+            guarded,
+            args.num_gpus,
+            num_machines=args.num_machines,
+            machine_rank=args.machine_rank,
+            dist_url=args.dist_url,
+            args=(main, args),
+        )
+    except ProcessExitedException as error:
+        sys.exit(error.exit_code)  # the process has said why
+
+
+def _check_arguments(args: argparse.Namespace, device: str) -> None:
+    if args.num_gpus < 1 or args.num_machines < 1:
+        raise ConfigError("--num-gpus and --num-machines are 1 or more (on a CPU: the number of processes).")
+    if args.num_machines > 1 and args.dist_url == "auto":
+        raise ConfigError(
+            "Several machines need --dist-url tcp://HOST:PORT, with a host and a free port of the first "
+            "machine."
+        )
+    gpus = torch.cuda.device_count()
+    if device != "cpu" and 0 < gpus < args.num_gpus:
+        raise ConfigError(f"--num-gpus is {args.num_gpus}, and torch finds {gpus} on this machine.")
+
+
+def _join(group: ProcessGroup) -> None:
+    """Meets the other processes; NCCL where there are GPUs, else gloo."""
+    has_gpu = torch.cuda.is_available()
+    if has_gpu:
+        torch.cuda.set_device(group.local_rank)
+    dist.init_process_group(
+        backend="nccl" if has_gpu else "gloo",
+        init_method=group.url,
+        world_size=group.world_size,
+        rank=group.rank,
+        timeout=DEFAULT_TIMEOUT,
+    )
+    comm.create_local_process_group(group.local_size)
+    comm.synchronize()
+
+
+def guarded(main: Callable[[argparse.Namespace], Any], args: argparse.Namespace) -> None:
+    """Runs ``main(args)``; an error that the user can cure ends the process with exit code 2.
+
+    Args:
+        main: what the process does.
+        args: its argument.
+    """
+    try:
+        main(args)
+    except UserError as error:
+        if comm.is_main_process():
+            print(f"\nError: {error}", file=sys.stderr, flush=True)
+        else:
+            # Most errors are met by every process. The main one speaks, and its end makes the launcher
+            # stop the others; this one speaks only if that did not happen.
+            time.sleep(5)
+            print(f"\nError in process {comm.get_rank()}: {error}", file=sys.stderr, flush=True)
+        sys.exit(USER_ERROR_EXIT_CODE)
+    if dist.is_initialized():
+        dist.destroy_process_group()

@@ -1,0 +1,140 @@
+"""What every process of ``tools/train_net.py`` does."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from pathlib import Path
+
+import yaml
+from detectron2.config import CfgNode
+from detectron2.utils import comm
+from detectron2.utils.collect_env import collect_env_info
+from detectron2.utils.logger import setup_logger
+
+from regseg_d2.config_files import flatten_config, load_config
+from regseg_d2.engine.checkpoint import SafeCheckpointer
+from regseg_d2.engine.devices import limit_cpu_threads, with_available_device
+from regseg_d2.engine.files import write_text
+from regseg_d2.engine.hooks import Results
+from regseg_d2.engine.seeding import make_deterministic, seed_everything
+from regseg_d2.engine.trainer import Trainer
+
+logger = logging.getLogger(__name__)
+
+
+def main(args: argparse.Namespace) -> Results:
+    """Trains or evaluates, as the arguments say.
+
+    Args:
+        args: of ``launch.build_argument_parser``.
+
+    Returns:
+        ``{data set: {task: {metric: score}}}`` of the last evaluation.
+
+    Raises:
+        UserError: anything that the user can cure.
+    """
+    # Importing them registers data sets, backbones, heads and the meta-architecture.
+    import regseg_d2.data
+    import regseg_d2.modeling  # noqa: F401
+    from regseg_d2.data.checks import check_datasets
+
+    cfg = load_config(args.config_file, args.opts)
+    cfg.MODEL.TRUST_PICKLE = cfg.MODEL.TRUST_PICKLE or args.trust_pickle
+    cfg.freeze()
+    set_up(cfg, args)
+    check_datasets(cfg)
+    if args.eval_only:
+        return evaluate_checkpoint(cfg, resume=args.resume)
+    trainer = Trainer(cfg)
+    if args.resume:
+        warn_about_changes(cfg)
+    trainer.resume_or_load(resume=args.resume)
+    save_config(cfg, seed=trainer.seed)
+    return trainer.train()
+
+
+def set_up(cfg: CfgNode, args: argparse.Namespace) -> None:
+    """Prepares the output folder, logging and threads of this process.
+
+    Does what Detectron2's ``default_setup`` does, but for seeding (the trainer's) and ``config.yaml``
+    (:func:`save_config`), and with this package's logger.
+
+    Args:
+        cfg: the config.
+        args: the command line, for the log.
+    """
+    if comm.is_main_process():
+        Path(cfg.OUTPUT_DIR).mkdir(parents=True, exist_ok=True)
+    comm.synchronize()
+    for name in ("fvcore", "detectron2", "regseg_d2"):
+        setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name=name, abbrev_name=name)
+    limit_cpu_threads()
+    logger.info("Environment:\n%s", collect_env_info())
+    logger.info("Process %d of %d. Arguments: %s", comm.get_rank(), comm.get_world_size(), args)
+    logger.info("Config:\n%s", cfg.dump())
+
+
+def evaluate_checkpoint(cfg: CfgNode, *, resume: bool = False) -> Results:
+    """Evaluates MODEL.WEIGHTS, or the last checkpoint of OUTPUT_DIR, on all of DATASETS.TEST.
+
+    Args:
+        cfg: the config.
+        resume: take the last checkpoint of OUTPUT_DIR where there is one.
+
+    Raises:
+        CheckpointError: there are no weights, or they do not fit the model.
+    """
+    saved_config = cfg
+    cfg = with_available_device(cfg)
+    if cfg.DETERMINISTIC:
+        make_deterministic()
+    seed_everything(max(cfg.SEED, 0))
+    model = Trainer.build_model(cfg)
+    checkpointer = SafeCheckpointer(model, cfg.OUTPUT_DIR, trust_pickle=cfg.MODEL.TRUST_PICKLE)
+    path = cfg.MODEL.WEIGHTS
+    if resume and checkpointer.has_checkpoint():
+        path = checkpointer.get_checkpoint_file()
+    rest = checkpointer.load_for_evaluation(path)
+    if not (Path(cfg.OUTPUT_DIR) / "config.yaml").exists():
+        save_config(saved_config, seed=cfg.SEED)  # a training run's own is kept
+    steps = rest["iteration"] + 1 if isinstance(rest.get("iteration"), int) else None
+    return Trainer.test(cfg, model, completed_steps=steps)
+
+
+def save_config(cfg: CfgNode, *, seed: int) -> None:
+    """Writes ``<OUTPUT_DIR>/config.yaml``: the config as given ("auto" stays), with the seed of the run.
+
+    Args:
+        cfg: the config.
+        seed: the seed that is used.
+    """
+    if not comm.is_main_process():
+        return
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.SEED = seed
+    path = Path(cfg.OUTPUT_DIR) / "config.yaml"
+    write_text(path, cfg.dump())
+    logger.info("Wrote the config to %s", path)
+
+
+def warn_about_changes(cfg: CfgNode) -> None:
+    """Logs which keys differ from the config of the run that is resumed.
+
+    Args:
+        cfg: the config of now.
+    """
+    path = Path(cfg.OUTPUT_DIR) / "config.yaml"
+    if not path.is_file():
+        return
+    before = flatten_config(yaml.safe_load(path.read_text(encoding="utf-8")))
+    now = flatten_config(yaml.safe_load(cfg.dump()))
+    changed = [
+        f"{key}: {before.get(key)!r} -> {now.get(key)!r}"
+        for key in sorted(before.keys() | now.keys())
+        if key != "SEED" and before.get(key) != now.get(key)
+    ]
+    if changed:
+        logger.warning("Keys that differ from the run that is resumed:\n%s", "\n".join(changed))

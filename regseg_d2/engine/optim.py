@@ -1,0 +1,132 @@
+"""Optimizers, parameter groups, gradient clipping and learning rate schedules, from the config."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.projects.deeplab import build_lr_scheduler as build_deeplab_lr_scheduler
+from detectron2.solver.build import get_default_optimizer_params
+from torch import nn
+from torch.optim.lr_scheduler import LRScheduler
+
+from regseg_d2.errors import ConfigError
+from regseg_d2.suggestions import did_you_mean
+
+GradientClipper = Callable[[Sequence[nn.Parameter]], None]
+
+SCHEDULES = ("WarmupPolyLR", "WarmupMultiStepLR", "WarmupCosineLR", "WarmupStepWithFixedGammaLR")
+
+
+def parameter_groups(cfg: CfgNode, model: nn.Module) -> list[dict[str, Any]]:
+    """Groups the trainable parameters of a model by learning rate and weight decay.
+
+    - Parameters of ``backbone`` learn with BASE_LR x BACKBONE_MULTIPLIER, all others (those of the
+      regularizers too) with BASE_LR; biases with that x BIAS_LR_FACTOR.
+    - Norm layers of torch and classes derived from them (timm's ``BatchNormAct2d``, Detectron2's
+      ``NaiveSyncBatchNorm``) decay with WEIGHT_DECAY_NORM, all others with WEIGHT_DECAY; biases,
+      where WEIGHT_DECAY_BIAS is not None, with that.
+
+    A parameter that two modules share is in one group, once.
+
+    Args:
+        cfg: the config.
+        model: the model, not yet wrapped for several processes.
+
+    Raises:
+        ConfigError: the model has nothing to train.
+    """
+    solver = cfg.SOLVER
+
+    def lr_factor(name: str) -> float:
+        factor = solver.BACKBONE_MULTIPLIER if name.startswith("backbone.") else 1.0
+        return factor * (solver.BIAS_LR_FACTOR if name.endswith(".bias") else 1.0)
+
+    groups = get_default_optimizer_params(
+        model,
+        base_lr=solver.BASE_LR,
+        weight_decay=solver.WEIGHT_DECAY,
+        weight_decay_norm=solver.WEIGHT_DECAY_NORM,
+        weight_decay_bias=solver.WEIGHT_DECAY_BIAS,
+        # Not bias_lr_factor: Detectron2's would undo the backbone's factor on its biases.
+        lr_factor_func=lr_factor,
+    )
+    if not groups:
+        raise ConfigError("The model has no parameter that can be trained: everything in it is frozen.")
+    return groups
+
+
+def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
+    """Builds SOLVER.OPTIMIZER (SGD, Adam or AdamW) over :func:`parameter_groups`.
+
+    Raises:
+        ConfigError: the name is unknown, or there is nothing to train.
+    """
+    solver = cfg.SOLVER
+    builders: dict[str, Callable[[list[dict[str, Any]]], torch.optim.Optimizer]] = {
+        "SGD": lambda groups: torch.optim.SGD(
+            groups, lr=solver.BASE_LR, momentum=solver.MOMENTUM, nesterov=solver.NESTEROV
+        ),
+        "Adam": lambda groups: torch.optim.Adam(groups, lr=solver.BASE_LR, betas=tuple(solver.BETAS)),
+        "AdamW": lambda groups: torch.optim.AdamW(groups, lr=solver.BASE_LR, betas=tuple(solver.BETAS)),
+    }
+    if solver.OPTIMIZER not in builders:
+        raise ConfigError(
+            f"SOLVER.OPTIMIZER is '{solver.OPTIMIZER}'; expected one of {', '.join(builders)}."
+            f"{did_you_mean(solver.OPTIMIZER, builders)}"
+        )
+    return builders[solver.OPTIMIZER](parameter_groups(cfg, model))
+
+
+def build_gradient_clipper(cfg: CfgNode) -> GradientClipper | None:
+    """Returns what SOLVER.CLIP_GRADIENTS asks for, or None where it is off.
+
+    CLIP_TYPE ``value`` and ``norm`` (of each parameter by itself) are Detectron2's; ``full_model``
+    bounds the norm of all gradients together. Detectron2 clips inside a derived optimizer class; here
+    it is a function, called after the gradients were unscaled.
+
+    Raises:
+        ConfigError: CLIP_TYPE is unknown.
+    """
+    clip = cfg.SOLVER.CLIP_GRADIENTS
+    if not clip.ENABLED:
+        return None
+
+    def by_value(parameters: Sequence[nn.Parameter]) -> None:
+        nn.utils.clip_grad_value_(parameters, clip.CLIP_VALUE)
+
+    def by_norm(parameters: Sequence[nn.Parameter]) -> None:
+        for parameter in parameters:
+            nn.utils.clip_grad_norm_(parameter, clip.CLIP_VALUE, clip.NORM_TYPE)
+
+    def by_norm_of_all(parameters: Sequence[nn.Parameter]) -> None:
+        nn.utils.clip_grad_norm_(parameters, clip.CLIP_VALUE, clip.NORM_TYPE)
+
+    clippers = {"value": by_value, "norm": by_norm, "full_model": by_norm_of_all}
+    if clip.CLIP_TYPE not in clippers:
+        raise ConfigError(
+            f"SOLVER.CLIP_GRADIENTS.CLIP_TYPE is '{clip.CLIP_TYPE}'; expected one of {', '.join(clippers)}."
+        )
+    return clippers[clip.CLIP_TYPE]
+
+
+def build_lr_scheduler(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> LRScheduler:
+    """Builds SOLVER.LR_SCHEDULER_NAME: DeepLab's poly schedule or one of Detectron2's.
+
+    ``WarmupPolyLR`` (Chen et al., DeepLab, TPAMI 2018, section 4.1.1): lr at iteration t is
+    BASE_LR x (1 - t / MAX_ITER) ^ POLY_LR_POWER, times the warm-up factor.
+
+    Raises:
+        ConfigError: the name is unknown.
+    """
+    solver = cfg.SOLVER
+    if solver.LR_SCHEDULER_NAME not in SCHEDULES:
+        raise ConfigError(
+            f"SOLVER.LR_SCHEDULER_NAME is '{solver.LR_SCHEDULER_NAME}'; expected one of "
+            f"{', '.join(SCHEDULES)}.{did_you_mean(solver.LR_SCHEDULER_NAME, SCHEDULES)}"
+        )
+    if solver.WARMUP_METHOD not in ("linear", "constant"):
+        raise ConfigError(f"SOLVER.WARMUP_METHOD is '{solver.WARMUP_METHOD}'; expected linear or constant.")
+    return build_deeplab_lr_scheduler(cfg, optimizer)

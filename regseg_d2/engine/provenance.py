@@ -1,0 +1,47 @@
+"""What an evaluation says about the model that it measured."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+from detectron2.config import CfgNode
+from torch import nn
+
+from regseg_d2.config_files import flatten_config
+from regseg_d2.engine.checkpoint import weights_hash
+
+# Keys of MODEL that say where it comes from or runs, not what it computes.
+_NOT_THE_MODEL = (
+    "MODEL.WEIGHTS",
+    "MODEL.DEVICE",
+    "MODEL.TRUST_PICKLE",
+    "MODEL.REGULARIZERS.",
+    "MODEL.TIMM.PRETRAINED",
+)
+_INPUT_KEYS = ("INPUT.FORMAT", "INPUT.MIN_SIZE_TEST", "INPUT.MAX_SIZE_TEST")
+
+
+def describe_model(cfg: CfgNode, model: nn.Module, completed_steps: int | None) -> dict[str, Any]:
+    """Returns hashes that are equal for equal models; nothing of it depends on time or place.
+
+    Args:
+        cfg: the config of the model.
+        model: the model, not wrapped.
+        completed_steps: steps that it was trained for, or None where that is not known.
+    """
+    return {
+        "completed_steps": completed_steps,
+        "config_sha256": _config_hash(cfg),
+        "weights_sha256": weights_hash(model.state_dict()),
+    }
+
+
+def _config_hash(cfg: CfgNode) -> str:
+    values = {
+        key: value
+        for key, value in flatten_config(cfg).items()
+        if key in _INPUT_KEYS or (key.startswith("MODEL.") and not key.startswith(_NOT_THE_MODEL))
+    }
+    return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()

@@ -1,0 +1,247 @@
+"""One optimizer step: forward and backward passes, the check for NaN, clipping, the update."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from detectron2.config import CfgNode
+from detectron2.utils import comm
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from regseg_d2.engine.optim import GradientClipper
+from regseg_d2.errors import ConfigError, UserError
+
+logger = logging.getLogger(__name__)
+
+AMP_DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+class NonFiniteLossError(UserError, FloatingPointError):
+    """Too many steps in a row had losses or gradients that are not finite."""
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one step did.
+
+    Attributes:
+        losses: every loss, averaged over the passes of the step and over all processes; they are
+            weighted, so that their sum is the loss that was minimised.
+        skipped: whether the update was left out because something was not finite.
+    """
+
+    losses: dict[str, float]
+    skipped: bool
+
+    @property
+    def total_loss(self) -> float:
+        """The sum of all losses."""
+        return sum(self.losses.values())
+
+
+def amp_dtype(cfg: CfgNode) -> torch.dtype | None:
+    """Returns the type that SOLVER.AMP asks autocast for, or None where it is off.
+
+    Raises:
+        ConfigError: the name is unknown, or fp16 is asked for on a CPU.
+    """
+    amp = cfg.SOLVER.AMP
+    if not amp.ENABLED:
+        return None
+    if amp.DTYPE not in AMP_DTYPES:
+        raise ConfigError(f"SOLVER.AMP.DTYPE is '{amp.DTYPE}'; expected fp16 or bf16.")
+    if amp.DTYPE == "fp16" and torch.device(cfg.MODEL.DEVICE).type != "cuda":
+        raise ConfigError(
+            f"SOLVER.AMP.DTYPE is fp16 and the model runs on '{cfg.MODEL.DEVICE}': fp16 needs a GPU. "
+            "Set SOLVER.AMP.DTYPE bf16, or SOLVER.AMP.ENABLED False."
+        )
+    return AMP_DTYPES[amp.DTYPE]
+
+
+class TrainingStep:
+    """Runs optimizer steps, and leaves out those that are not finite.
+
+    A step whose losses or gradients are not finite on *any* process is skipped on *all* of them: the
+    weights, the optimizer and every buffer of the model (running statistics, memories) stay what they
+    were before the step. More than ``max_nan_steps`` such steps in a row end the run. With fp16 the
+    loss scaler provokes overflows of the gradients while it searches for its scale; those are skipped
+    and not counted as long as the losses are finite and the scale can still shrink.
+
+    Losses and the verdict reach the host in one transfer, the only one of a step.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        *,
+        accum_steps: int = 1,
+        autocast_dtype: torch.dtype | None = None,
+        clipper: GradientClipper | None = None,
+        max_nan_steps: int = 10,
+    ) -> None:
+        """Prepares steps of a model.
+
+        Args:
+            model: returns a dict of scalar losses in training; wrapped in DistributedDataParallel or not.
+            optimizer: the optimizer of its parameters.
+            accum_steps: forward and backward passes in one step.
+            autocast_dtype: type of mixed precision, or None. float16 comes with a loss scaler.
+            clipper: changes the gradients before the update; see ``optim.build_gradient_clipper``.
+            max_nan_steps: steps in a row that may be skipped.
+
+        Raises:
+            ConfigError: accum_steps is not positive.
+        """
+        if accum_steps < 1:
+            raise ConfigError(f"SOLVER.ACCUM_STEPS is {accum_steps}; expected 1 or more.")
+        self.model = model
+        self.optimizer = optimizer
+        self.accum_steps = accum_steps
+        self.autocast_dtype = autocast_dtype
+        self.clipper = clipper
+        self.max_nan_steps = max_nan_steps
+        self.skipped_steps = 0
+        self.skipped_in_a_row = 0
+
+        self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        self.device = self.parameters[0].device
+        # The scaler is there without fp16 too, and then does nothing.
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=autocast_dtype is torch.float16)
+        self._buffers = list(model.buffers())
+        self._saved_buffers = [torch.empty_like(buffer) for buffer in self._buffers]
+
+    def run(
+        self,
+        batches: Iterator[list[dict[str, Any]]],
+        before_pass: Callable[[int], None] | None = None,
+    ) -> StepResult:
+        """Takes ``accum_steps`` batches and makes one optimizer step of them.
+
+        Args:
+            batches: gives the batches of this process.
+            before_pass: called with the number of the pass in the step, between taking a batch and
+                the forward pass.
+
+        Raises:
+            NonFiniteLossError: this was one skipped step too many.
+        """
+        self._save_buffers()
+        self.optimizer.zero_grad(set_to_none=True)
+        losses: dict[str, Tensor] = {}
+        for micro_step in range(self.accum_steps):
+            batch = next(batches)
+            if before_pass is not None:
+                before_pass(micro_step)
+            for name, loss in self._forward_backward(batch, last=micro_step == self.accum_steps - 1).items():
+                losses[name] = losses[name] + loss if name in losses else loss
+        if self.scaler.is_enabled():
+            self.scaler.unscale_(self.optimizer)
+        return self._update(losses)
+
+    def _forward_backward(self, batch: list[dict[str, Any]], *, last: bool) -> dict[str, Tensor]:
+        """Adds the gradients of one batch; returns its detached losses, each over accum_steps."""
+        with self._gradient_sync(last):
+            with torch.autocast(
+                self.device.type, dtype=self.autocast_dtype, enabled=self.autocast_dtype is not None
+            ):
+                losses: Mapping[str, Tensor] = self.model(batch)
+            scaled = {name: loss / self.accum_steps for name, loss in losses.items()}
+            self.scaler.scale(torch.stack(list(scaled.values())).sum()).backward()
+        return {name: loss.detach().float() for name, loss in scaled.items()}
+
+    def _gradient_sync(self, last: bool) -> AbstractContextManager[Any]:
+        """Lets DistributedDataParallel exchange gradients in the last pass of a step alone."""
+        if isinstance(self.model, DistributedDataParallel) and not last:
+            return self.model.no_sync()
+        return nullcontext()
+
+    def _update(self, losses: dict[str, Tensor]) -> StepResult:
+        loss_finite, gradients_finite, mean_losses = self._reduce(losses)
+        skipped = not (loss_finite and gradients_finite)
+        if skipped:
+            self._restore_buffers()
+            self.optimizer.zero_grad(set_to_none=True)
+        else:
+            if self.clipper is not None:
+                self.clipper(self.parameters)
+            # Not scaler.step: it would fetch the verdict on the gradients a second time.
+            self.optimizer.step()
+        searching_scale = False
+        if self.scaler.is_enabled():
+            searching_scale = skipped and loss_finite and self.scaler.get_scale() > 1.0
+            self.scaler.update()
+        if skipped:
+            self._count_skipped(searching_scale=searching_scale, losses=mean_losses)
+        else:
+            self.skipped_in_a_row = 0
+        return StepResult(mean_losses, skipped)
+
+    def _reduce(self, losses: dict[str, Tensor]) -> tuple[bool, bool, dict[str, float]]:
+        """Fetches the verdict of all processes and the mean losses in one transfer."""
+        names = sorted(losses)
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        norm = nn.utils.get_total_norm(gradients) if gradients else torch.zeros((), device=self.device)
+        values = torch.stack([losses[name] for name in names])
+        total = values.sum()
+        verdicts = torch.stack([~total.isfinite(), ~norm.to(total.device).isfinite()]).to(values.dtype)
+        message = torch.cat([verdicts, values])
+        if comm.get_world_size() > 1:
+            dist.all_reduce(message)
+        bad_loss, bad_gradients, *sums = message.tolist()
+        world_size = comm.get_world_size()
+        mean_losses = {name: value / world_size for name, value in zip(names, sums, strict=True)}
+        return bad_loss == 0, bad_gradients == 0, mean_losses
+
+    def _count_skipped(self, *, searching_scale: bool, losses: dict[str, float]) -> None:
+        self.skipped_steps += 1
+        if searching_scale:
+            return
+        self.skipped_in_a_row += 1
+        shown = ", ".join(f"{name} = {value:.4g}" for name, value in losses.items())
+        if self.skipped_in_a_row > self.max_nan_steps:
+            raise NonFiniteLossError(
+                f"Losses or gradients were not finite in {self.skipped_in_a_row} steps in a row "
+                f"(SOLVER.MAX_NAN_STEPS is {self.max_nan_steps}). Losses of the last: {shown}. Lower "
+                "SOLVER.BASE_LR, lengthen SOLVER.WARMUP_ITERS, switch SOLVER.CLIP_GRADIENTS on, or use bf16 "
+                "instead of fp16."
+            )
+        logger.warning(
+            "Skipped this step: losses or gradients are not finite (%s). %d in a row, %d in all.",
+            shown,
+            self.skipped_in_a_row,
+            self.skipped_steps,
+        )
+
+    @torch.no_grad()
+    def _save_buffers(self) -> None:
+        if self._buffers:
+            torch._foreach_copy_(self._saved_buffers, self._buffers)
+
+    @torch.no_grad()
+    def _restore_buffers(self) -> None:
+        if self._buffers:
+            torch._foreach_copy_(self._buffers, self._saved_buffers)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the counters and the state of the loss scaler."""
+        return {
+            "skipped_steps": self.skipped_steps,
+            "skipped_in_a_row": self.skipped_in_a_row,
+            "scaler": self.scaler.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes over what :meth:`state_dict` gave."""
+        self.skipped_steps = int(state["skipped_steps"])
+        self.skipped_in_a_row = int(state["skipped_in_a_row"])
+        # Empty where the run was without fp16: then there is nothing to take over.
+        if self.scaler.is_enabled() and state["scaler"]:
+            self.scaler.load_state_dict(dict(state["scaler"]))

@@ -1,0 +1,377 @@
+"""The training loop: Detectron2's loop and hooks around this package's step."""
+
+from __future__ import annotations
+
+import logging
+import time
+import weakref
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.engine import hooks
+from detectron2.engine.train_loop import TrainerBase
+from detectron2.evaluation import inference_on_dataset, verify_results
+from detectron2.modeling import build_model
+from detectron2.utils import comm
+from detectron2.utils.events import (
+    CommonMetricPrinter,
+    EventStorage,
+    JSONWriter,
+    TensorboardXWriter,
+    get_event_storage,
+    has_event_storage,
+)
+from torch import nn
+
+from regseg_d2.engine.checkpoint import SafeCheckpointer
+from regseg_d2.engine.devices import synchronize_buffers, unwrap_model, with_available_device, wrap_model
+from regseg_d2.engine.hooks import CheckpointHook, EvaluationHook, Results, ScheduleHook, truncate_metrics
+from regseg_d2.engine.optim import build_gradient_clipper, build_lr_scheduler, build_optimizer
+from regseg_d2.engine.provenance import describe_model
+from regseg_d2.engine.seeding import make_deterministic, resolve_seed, seed_everything, seed_pass
+from regseg_d2.engine.step import TrainingStep, amp_dtype
+from regseg_d2.errors import CheckpointError, ConfigError, UserError
+from regseg_d2.evaluation.evaluator import StreamingSemSegEvaluator
+
+logger = logging.getLogger(__name__)
+
+
+class Trainer(TrainerBase):
+    """Trains a segmentor from a config, on one process or many, and can be continued bit for bit.
+
+    Randomness: the initial weights come from SEED alone and are the same on every process. All that a
+    step draws (dropout, the regularizers' sampling) comes from generators that are seeded before each
+    forward pass from (SEED, step, pass, rank), and the samples of a step from (SEED, sample number).
+    No random state lives on between steps, so none is saved: a run that is killed and resumed has the
+    same weights, bit for bit, as one that was not, on the same machine with the same number of
+    processes.
+
+    Detectron2's ``DefaultTrainer`` is not the base class, because its inner trainer, checkpointer and
+    data loader are made before the iteration to start from is known; methods have the same names.
+
+    Attributes:
+        cfg: the config that is used: with the seed that was drawn and the device that is there.
+        seed: the seed of the run.
+        completed_steps: steps that are done.
+        results: the last evaluation's scores, ``{data set: {task: {metric: score}}}``.
+        stop_reason: why training stops before MAX_ITER, or None.
+        finished: whether training came to its end (and not to an error).
+    """
+
+    def __init__(self, cfg: CfgNode) -> None:
+        """Builds model, optimizer, schedule, checkpointer and hooks; reads no data yet.
+
+        Args:
+            cfg: the config; it is not changed.
+
+        Raises:
+            ConfigError: a value that cannot be used.
+        """
+        super().__init__()
+        cfg = with_available_device(cfg)
+        cfg.defrost()
+        self._seed_is_given = cfg.SEED >= 0
+        cfg.SEED = resolve_seed(cfg.SEED)
+        cfg.freeze()
+        self.cfg = cfg
+        self.max_iter = cfg.SOLVER.MAX_ITER
+        self.results: Results = {}
+        self.stop_reason: str | None = None
+        self.finished = False
+        self.completed_steps = 0
+
+        torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
+        if cfg.DETERMINISTIC:
+            make_deterministic()
+        seed_everything(cfg.SEED)
+        plain_model = self.build_model(cfg)
+        self.optimizer = self.build_optimizer(cfg, plain_model)
+        self.scheduler = self.build_lr_scheduler(cfg, self.optimizer)
+        self.model = wrap_model(plain_model)
+        self.model.train()
+        self.training_step = TrainingStep(
+            self.model,
+            self.optimizer,
+            accum_steps=cfg.SOLVER.ACCUM_STEPS,
+            autocast_dtype=amp_dtype(cfg),
+            clipper=build_gradient_clipper(cfg),
+            max_nan_steps=cfg.SOLVER.MAX_NAN_STEPS,
+        )
+        self.checkpointer = SafeCheckpointer(
+            self.model, cfg.OUTPUT_DIR, trust_pickle=cfg.MODEL.TRUST_PICKLE, trainer=weakref.proxy(self)
+        )
+        self.register_hooks(self.build_hooks())
+
+    @property
+    def seed(self) -> int:
+        """The seed of the run."""
+        return self.cfg.SEED
+
+    # -------------------------------------------------------------------------- parts, to be overridden
+
+    @classmethod
+    def build_model(cls, cfg: CfgNode) -> nn.Module:
+        """Returns the model of the config, on its device."""
+        return build_model(cfg)
+
+    @classmethod
+    def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
+        """Returns the optimizer of the config."""
+        return build_optimizer(cfg, model)
+
+    @classmethod
+    def build_lr_scheduler(cls, cfg: CfgNode, optimizer: torch.optim.Optimizer) -> Any:
+        """Returns the learning rate schedule of the config."""
+        return build_lr_scheduler(cfg, optimizer)
+
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode, *, seed: int, start_iter: int) -> Any:
+        """Returns an endless iterable of batches that begins with those of step ``start_iter``."""
+        from regseg_d2.data.loader import build_train_loader
+
+        return build_train_loader(cfg, seed=seed, start_iter=start_iter)
+
+    @classmethod
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:
+        """Returns an iterable of this process's share of a test set."""
+        from regseg_d2.data.loader import build_test_loader
+
+        return build_test_loader(cfg, dataset_name)
+
+    @classmethod
+    def build_evaluator(
+        cls, cfg: CfgNode, dataset_name: str, provenance: Mapping[str, Any], num_images_shown: int = 0
+    ) -> StreamingSemSegEvaluator:
+        """Returns the evaluator of a test set.
+
+        Args:
+            cfg: the config.
+            dataset_name: the test set.
+            provenance: see ``provenance.describe_model``.
+            num_images_shown: images to keep as pictures.
+        """
+        return StreamingSemSegEvaluator(
+            dataset_name,
+            cfg.OUTPUT_DIR,
+            provenance=provenance,
+            write_predictions=cfg.TEST.WRITE_JSON_PREDICTIONS,
+            num_images_shown=num_images_shown,
+            image_format=cfg.INPUT.FORMAT,
+        )
+
+    def build_hooks(self) -> list[Any]:
+        """Returns the hooks in their order.
+
+        Evaluation before checkpoints, so that these know the best score; writers at last, so that they
+        write what the others measured.
+        """
+        cfg = self.cfg
+        result: list[Any] = [hooks.IterationTimer(), ScheduleHook(self.optimizer, self.scheduler)]
+        if cfg.DATASETS.TEST:
+            result.append(
+                EvaluationHook(
+                    cfg.TEST.EVAL_PERIOD,
+                    self.checkpointer,
+                    best_metric=cfg.TEST.BEST_METRIC,
+                    patience=cfg.TEST.PATIENCE,
+                )
+            )
+        if comm.is_main_process():
+            solver = cfg.SOLVER
+            result.append(
+                CheckpointHook(self.checkpointer, solver.CHECKPOINT_PERIOD, solver.CHECKPOINT_MAX_TO_KEEP)
+            )
+        return result
+
+    def build_writers(self) -> list[Any]:
+        """Returns what prints and writes measurements; called when training begins."""
+        folder = self.cfg.OUTPUT_DIR
+        return [
+            CommonMetricPrinter(self.max_iter),
+            JSONWriter(str(Path(folder) / "metrics.json")),
+            # TensorBoard hides what a killed run recorded after the step that is resumed from.
+            TensorboardXWriter(folder, purge_step=self.start_iter or None),
+        ]
+
+    # ----------------------------------------------------------------------------------------- training
+
+    def resume_or_load(self, resume: bool = True) -> None:
+        """Continues the run in OUTPUT_DIR, or loads MODEL.WEIGHTS.
+
+        Args:
+            resume: continue from the last checkpoint where there is one; otherwise, and where there is
+                none, start at step 0 from MODEL.WEIGHTS ("" keeps the weights the model was built with).
+
+        Raises:
+            CheckpointError: the file is missing, damaged, refused, or does not fit.
+            ConfigError: the config contradicts the run that is continued.
+        """
+        if resume and not self.checkpointer.has_checkpoint():
+            logger.info("Nothing to resume in '%s': starting at step 0.", self.cfg.OUTPUT_DIR)
+        self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resume)
+        if self.completed_steps > self.max_iter:
+            raise ConfigError(
+                f"The checkpoint is from step {self.completed_steps}, and SOLVER.MAX_ITER is "
+                f"{self.max_iter}: "
+                "raise it, or start a new run in another OUTPUT_DIR."
+            )
+
+    def train(self) -> Results:
+        """Trains from the step that was loaded to MAX_ITER, or until a hook asks to stop.
+
+        Returns:
+            The scores of the last evaluation, ``{data set: {task: {metric: score}}}``.
+
+        Raises:
+            UserError: data, config or losses that training cannot go on with.
+        """
+        self.iter = self.start_iter = self.completed_steps
+        if comm.is_main_process():
+            truncate_metrics(Path(self.cfg.OUTPUT_DIR) / "metrics.json", self.start_iter)
+            self.register_hooks([hooks.PeriodicWriter(self.build_writers(), period=self.cfg.LOG_PERIOD)])
+        loader = self.build_train_loader(self.cfg, seed=self.seed, start_iter=self.start_iter)
+        self._batches = TimedIterator(loader)
+        logger.info("Training from step %d to %d, SEED %d.", self.start_iter, self.max_iter, self.seed)
+        with EventStorage(self.start_iter) as self.storage:
+            try:
+                self.before_train()
+                while self.iter < self.max_iter and self.stop_reason is None:
+                    self.before_step()
+                    self.run_step()
+                    self.after_step()
+                    self.iter += 1
+                self.finished = True
+            except UserError:
+                raise
+            except Exception:
+                logger.exception("Training failed at step %d:", self.iter)
+                raise
+            finally:
+                self.after_train()
+        if self.cfg.TEST.EXPECTED_RESULTS and comm.is_main_process():
+            verify_results(self.cfg, next(iter(self.results.values())))
+        return self.results
+
+    def run_step(self) -> None:
+        """Makes one optimizer step and records its losses."""
+        rank = comm.get_rank()
+        self._batches.seconds = 0.0
+        result = self.training_step.run(
+            self._batches, before_pass=lambda micro_step: seed_pass(self.seed, self.iter, micro_step, rank)
+        )
+        self.completed_steps = self.iter + 1
+        if not result.skipped:
+            self.storage.put_scalars(total_loss=result.total_loss, **result.losses)
+        self.storage.put_scalar("data_time", self._batches.seconds)
+        self.storage.put_scalar("skipped_steps", self.training_step.skipped_steps, smoothing_hint=False)
+
+    def request_stop(self, reason: str) -> None:
+        """Ends training after the current step; all processes must ask alike.
+
+        Args:
+            reason: for the log.
+        """
+        self.stop_reason = reason
+        logger.info("Stopping after step %d: %s.", self.completed_steps, reason)
+
+    # --------------------------------------------------------------------------------------- evaluation
+
+    def evaluate(self) -> Results:
+        """Evaluates the current weights on all of DATASETS.TEST."""
+        self.results = self.test(self.cfg, self.model, completed_steps=self.completed_steps)
+        return self.results
+
+    @classmethod
+    def test(cls, cfg: CfgNode, model: nn.Module, *, completed_steps: int | None = None) -> Results:
+        """Evaluates a model on all of DATASETS.TEST, in float32 and one image at a time.
+
+        Args:
+            cfg: the config.
+            model: the model with the weights to evaluate, wrapped or not.
+            completed_steps: steps that it was trained for, where that is known.
+
+        Returns:
+            ``{data set: {"sem_seg": {metric: score}}}``, the same on every process.
+        """
+        model = unwrap_model(model)
+        synchronize_buffers(model)
+        provenance = describe_model(cfg, model, completed_steps)
+        results: Results = {}
+        for number, name in enumerate(cfg.DATASETS.TEST):
+            shown = cfg.TEST.NUM_IMAGES_SHOWN if number == 0 and has_event_storage() else 0
+            evaluator = cls.build_evaluator(cfg, name, provenance, num_images_shown=shown)
+            results[name] = inference_on_dataset(model, cls.build_test_loader(cfg, name), evaluator)
+            for i, panel in enumerate(evaluator.panels):
+                get_event_storage().put_image(f"{name}/{i}", panel.transpose(2, 0, 1))
+        return results
+
+    # -------------------------------------------------------------------------------------------- state
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns all that a resumed run needs besides the model."""
+        return {
+            "completed_steps": self.completed_steps,
+            "seed": self.seed,
+            "optimizer": self.optimizer.state_dict(),
+            "training_step": self.training_step.state_dict(),
+            "hooks": super().state_dict().get("hooks", {}),
+        }
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Takes over what :meth:`state_dict` gave.
+
+        Raises:
+            CheckpointError: the optimizer or its groups are other ones.
+            ConfigError: SEED is set to another seed than the run's.
+        """
+        self._take_over_seed(int(state_dict["seed"]))
+        try:
+            self.optimizer.load_state_dict(state_dict["optimizer"])
+        except (ValueError, KeyError) as error:
+            raise CheckpointError(
+                f"The checkpoint's optimizer does not fit ({error}): resume with the SOLVER settings of the "
+                "run "
+                "that wrote it."
+            ) from error
+        self.training_step.load_state_dict(state_dict["training_step"])
+        self.completed_steps = self.iter = self.start_iter = int(state_dict["completed_steps"])
+        # After the optimizer: the schedule writes its learning rates into it.
+        super().load_state_dict({"iteration": self.iter, "hooks": state_dict["hooks"]})
+
+    def _take_over_seed(self, saved: int) -> None:
+        if self._seed_is_given and self.seed != saved:
+            raise ConfigError(
+                f"SEED is {self.seed} and the run to resume has {saved}: a run keeps its seed. Set SEED "
+                f"{saved}, or "
+                "start a new run in another OUTPUT_DIR."
+            )
+        self.cfg.defrost()
+        self.cfg.SEED = saved
+        self.cfg.freeze()
+
+
+class TimedIterator:
+    """Gives the batches of a loader, and adds up the seconds it was waited for.
+
+    Attributes:
+        seconds: the sum since it was last set to zero.
+    """
+
+    def __init__(self, loader: Iterable[list[dict[str, Any]]]) -> None:
+        """Begins to iterate over a loader."""
+        self._iterator = iter(loader)
+        self.seconds = 0.0
+
+    def __iter__(self) -> TimedIterator:
+        """Returns itself."""
+        return self
+
+    def __next__(self) -> list[dict[str, Any]]:
+        """Returns the next batch."""
+        start = time.perf_counter()
+        batch = next(self._iterator)
+        self.seconds += time.perf_counter() - start
+        return batch
