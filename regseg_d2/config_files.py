@@ -67,13 +67,13 @@ def flatten_config(cfg: Mapping[str, Any]) -> dict[str, Any]:
     return dict(_leaves(cfg, prefix=""))
 
 
-def format_config(cfg: CfgNode, origins: Mapping[str, str]) -> str:
+def format_config(cfg: CfgNode, origins: Mapping[str, str] | None = None) -> str:
     """Returns a config as YAML, with its origin behind each value that is not the default.
 
     Args:
         cfg: the config.
-        origins: as :func:`load_config_with_origins` gives them. A changed key that is not in it was
-            set in code.
+        origins: as :func:`load_config_with_origins` gives them; a changed key that is not among them was
+            set in code. None leaves the origins out.
 
     Returns:
         YAML that can be loaded again; the origins are comments.
@@ -89,7 +89,7 @@ def format_config(cfg: CfgNode, origins: Mapping[str, str]) -> str:
                 write(value, f"{key}.", indent + "  ")
                 continue
             line = f"{indent}{name}: {_to_yaml(value)}"
-            if key not in defaults or defaults[key] != value:
+            if origins is not None and (key not in defaults or defaults[key] != value):
                 line += f"  # {origins.get(key, 'set in code')}"
             lines.append(line)
 
@@ -249,7 +249,9 @@ def _coerce(value: Any, current: Any, *, key: str, origin: str) -> Any:
     if isinstance(current, float) and type(value) is int:
         return float(value)
     if isinstance(current, (list, tuple)) and isinstance(value, (list, tuple)):
-        return type(current)(value)
+        # Lists in a tuple of tuples become tuples, so that what was printed is read as it was.
+        inner = type(current[0]) if current and isinstance(current[0], (list, tuple)) else None
+        return type(current)(inner(v) if inner and isinstance(v, (list, tuple)) else v for v in value)
     hint = ""
     if isinstance(current, (list, tuple)):
         hint = f" Write it as a list: [{value}]."

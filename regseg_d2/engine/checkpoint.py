@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 
 # Modules that exist in training alone; evaluation does not need their state.
 TRAINING_ONLY_PREFIX = "regularizers."
+BATCH_COUNTER = ".num_batches_tracked"
 
 
 class SafeCheckpointer(DetectionCheckpointer):
@@ -89,6 +90,10 @@ class SafeCheckpointer(DetectionCheckpointer):
         """Names the file that ``--resume`` continues from."""
         write_text(os.path.join(self.save_dir, "last_checkpoint"), last_filename_basename)
 
+    def untag_last_checkpoint(self) -> None:
+        """Forgets which file ``--resume`` would continue from."""
+        Path(self.save_dir, "last_checkpoint").unlink(missing_ok=True)
+
     # ----------------------------------------------------------------------------------------- loading
 
     def load(
@@ -146,6 +151,8 @@ class SafeCheckpointer(DetectionCheckpointer):
                 "of "
                 f"another network. In the file: {_first(report.dropped)}; in the model: {_first(report.new)}."
             )
+        else:
+            _warn_about_backbone(path, report)
         for key in wanted:
             if key not in rest:
                 raise CheckpointError(
@@ -218,12 +225,29 @@ class SafeCheckpointer(DetectionCheckpointer):
                 "tensors. "
                 "Expected a dict of tensors, by itself or under 'model'."
             )
+        has_counters = any(key.endswith(BATCH_COUNTER) for key in checkpoint["model"])
         incompatible = super()._load_model(checkpoint)
-        self._report = LoadReport.from_incompatible(self.model, incompatible)
+        report = LoadReport.from_incompatible(self.model, incompatible)
+        # torch fills batch norm's counters in where an old file has none; they were not loaded.
+        self._report = report if has_counters else report.without_suffix(BATCH_COUNTER)
         return incompatible
 
     def _log_incompatible_keys(self, incompatible: Any) -> None:
         """Nothing: :meth:`load` logs one table instead."""
+
+
+def _warn_about_backbone(path: str, report: LoadReport) -> None:
+    loaded, missing = (
+        sum(key.startswith("backbone.") for key in keys)
+        for keys in (report.loaded, (*report.new, *(key for key, _, _ in report.mismatched)))
+    )
+    if missing > loaded:
+        logger.warning(
+            "Only %d of the backbone's %d tensors are in '%s': is it a checkpoint of this backbone?",
+            loaded,
+            loaded + missing,
+            path,
+        )
 
 
 def load_file(path: str, *, trust_pickle: bool = False) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,15 +51,18 @@ class LoadReport:
 
     def without(self, prefixes: tuple[str, ...]) -> LoadReport:
         """Returns the report without the keys that begin with one of ``prefixes``."""
+        return self._keep(lambda key: not (prefixes and key.startswith(prefixes)))
 
-        def keep(key: str) -> bool:
-            return not key.startswith(prefixes) if prefixes else True
+    def without_suffix(self, suffix: str) -> LoadReport:
+        """Returns the report without the keys that end with ``suffix``."""
+        return self._keep(lambda key: not key.endswith(suffix))
 
+    def _keep(self, wanted: Callable[[str], bool]) -> LoadReport:
         return LoadReport(
-            tuple(filter(keep, self.loaded)),
-            tuple(filter(keep, self.new)),
-            tuple(filter(keep, self.dropped)),
-            tuple(item for item in self.mismatched if keep(item[0])),
+            tuple(filter(wanted, self.loaded)),
+            tuple(filter(wanted, self.new)),
+            tuple(filter(wanted, self.dropped)),
+            tuple(item for item in self.mismatched if wanted(item[0])),
         )
 
     def table(self) -> str:

@@ -12,13 +12,13 @@ from detectron2.utils import comm
 from detectron2.utils.collect_env import collect_env_info
 from detectron2.utils.logger import setup_logger
 
-from regseg_d2.config_files import flatten_config, load_config
+from regseg_d2.config_files import flatten_config, format_config, load_config
 from regseg_d2.engine.checkpoint import SafeCheckpointer
 from regseg_d2.engine.devices import limit_cpu_threads, with_available_device
 from regseg_d2.engine.files import write_text
 from regseg_d2.engine.hooks import Results
 from regseg_d2.engine.seeding import make_deterministic, seed_everything
-from regseg_d2.engine.trainer import Trainer
+from regseg_d2.engine.trainer import Trainer, refuse_unsupported
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +73,7 @@ def set_up(cfg: CfgNode, args: argparse.Namespace) -> None:
     limit_cpu_threads()
     logger.info("Environment:\n%s", collect_env_info())
     logger.info("Process %d of %d. Arguments: %s", comm.get_rank(), comm.get_world_size(), args)
-    logger.info("Config:\n%s", cfg.dump())
+    logger.info("Config:\n%s", format_config(cfg))
 
 
 def evaluate_checkpoint(cfg: CfgNode, *, resume: bool = False) -> Results:
@@ -86,6 +86,7 @@ def evaluate_checkpoint(cfg: CfgNode, *, resume: bool = False) -> Results:
     Raises:
         CheckpointError: there are no weights, or they do not fit the model.
     """
+    refuse_unsupported(cfg)
     saved_config = cfg
     cfg = with_available_device(cfg)
     if cfg.DETERMINISTIC:
@@ -116,7 +117,7 @@ def save_config(cfg: CfgNode, *, seed: int) -> None:
     cfg.defrost()
     cfg.SEED = seed
     path = Path(cfg.OUTPUT_DIR) / "config.yaml"
-    write_text(path, cfg.dump())
+    write_text(path, format_config(cfg))
     logger.info("Wrote the config to %s", path)
 
 

@@ -115,8 +115,11 @@ class TrainingStep:
         self.device = self.parameters[0].device
         # The scaler is there without fp16 too, and then does nothing.
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=autocast_dtype is torch.float16)
-        self._buffers = list(model.buffers())
-        self._saved_buffers = [torch.empty_like(buffer) for buffer in self._buffers]
+        # Lists of one type each: torch copies those in few kernels.
+        by_type: dict[torch.dtype, list[Tensor]] = {}
+        for buffer in model.buffers():
+            by_type.setdefault(buffer.dtype, []).append(buffer)
+        self._buffers = [(group, [torch.empty_like(b) for b in group]) for group in by_type.values()]
 
     def run(
         self,
@@ -222,13 +225,13 @@ class TrainingStep:
 
     @torch.no_grad()
     def _save_buffers(self) -> None:
-        if self._buffers:
-            torch._foreach_copy_(self._saved_buffers, self._buffers)
+        for buffers, saved in self._buffers:
+            torch._foreach_copy_(saved, buffers)
 
     @torch.no_grad()
     def _restore_buffers(self) -> None:
-        if self._buffers:
-            torch._foreach_copy_(self._buffers, self._saved_buffers)
+        for buffers, saved in self._buffers:
+            torch._foreach_copy_(buffers, saved)
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the counters and the state of the loss scaler."""

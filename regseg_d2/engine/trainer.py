@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import logging
-import time
 import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.engine import hooks
+from detectron2.engine import DefaultTrainer, hooks
 from detectron2.engine.train_loop import TrainerBase
 from detectron2.evaluation import inference_on_dataset, verify_results
 from detectron2.modeling import build_model
@@ -33,6 +32,7 @@ from regseg_d2.engine.optim import build_gradient_clipper, build_lr_scheduler, b
 from regseg_d2.engine.provenance import describe_model
 from regseg_d2.engine.seeding import make_deterministic, resolve_seed, seed_everything, seed_pass
 from regseg_d2.engine.step import TrainingStep, amp_dtype
+from regseg_d2.engine.timing import TimedIterator
 from regseg_d2.errors import CheckpointError, ConfigError, UserError
 from regseg_d2.evaluation.evaluator import StreamingSemSegEvaluator
 
@@ -71,7 +71,9 @@ class Trainer(TrainerBase):
             ConfigError: a value that cannot be used.
         """
         super().__init__()
-        cfg = with_available_device(cfg)
+        refuse_unsupported(cfg)
+        # Does nothing unless SOLVER.REFERENCE_WORLD_SIZE is set.
+        cfg = with_available_device(DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size()))
         cfg.defrost()
         self._seed_is_given = cfg.SEED >= 0
         cfg.SEED = resolve_seed(cfg.SEED)
@@ -209,15 +211,17 @@ class Trainer(TrainerBase):
             CheckpointError: the file is missing, damaged, refused, or does not fit.
             ConfigError: the config contradicts the run that is continued.
         """
-        if resume and not self.checkpointer.has_checkpoint():
+        there = self.checkpointer.has_checkpoint()
+        if resume and not there:
             logger.info("Nothing to resume in '%s': starting at step 0.", self.cfg.OUTPUT_DIR)
-        self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resume)
-        if self.completed_steps > self.max_iter:
-            raise ConfigError(
-                f"The checkpoint is from step {self.completed_steps}, and SOLVER.MAX_ITER is "
-                f"{self.max_iter}: "
-                "raise it, or start a new run in another OUTPUT_DIR."
+        if there and not resume and comm.is_main_process():
+            logger.warning(
+                "'%s' holds another run: its files will be overwritten. (--resume continues it.)",
+                self.cfg.OUTPUT_DIR,
             )
+            # Else, killed before its first checkpoint, this run would be resumed as the other one.
+            self.checkpointer.untag_last_checkpoint()
+        self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resume)
 
     def train(self) -> Results:
         """Trains from the step that was loaded to MAX_ITER, or until a hook asks to stop.
@@ -230,6 +234,7 @@ class Trainer(TrainerBase):
         """
         self.iter = self.start_iter = self.completed_steps
         if comm.is_main_process():
+            Path(self.cfg.OUTPUT_DIR).mkdir(parents=True, exist_ok=True)
             truncate_metrics(Path(self.cfg.OUTPUT_DIR) / "metrics.json", self.start_iter)
             self.register_hooks([hooks.PeriodicWriter(self.build_writers(), period=self.cfg.LOG_PERIOD)])
         loader = self.build_train_loader(self.cfg, seed=self.seed, start_iter=self.start_iter)
@@ -325,8 +330,15 @@ class Trainer(TrainerBase):
 
         Raises:
             CheckpointError: the optimizer or its groups are other ones.
-            ConfigError: SEED is set to another seed than the run's.
+            ConfigError: SEED is another one than the run's, or the run is past MAX_ITER.
         """
+        steps = int(state_dict["completed_steps"])
+        if steps > self.max_iter:
+            raise ConfigError(
+                f"The checkpoint is from step {steps}, and SOLVER.MAX_ITER is {self.max_iter}: raise it, or "
+                "start a "
+                "new run in another OUTPUT_DIR."
+            )
         self._take_over_seed(int(state_dict["seed"]))
         try:
             self.optimizer.load_state_dict(state_dict["optimizer"])
@@ -337,7 +349,7 @@ class Trainer(TrainerBase):
                 "that wrote it."
             ) from error
         self.training_step.load_state_dict(state_dict["training_step"])
-        self.completed_steps = self.iter = self.start_iter = int(state_dict["completed_steps"])
+        self.completed_steps = self.iter = self.start_iter = steps
         # After the optimizer: the schedule writes its learning rates into it.
         super().load_state_dict({"iteration": self.iter, "hooks": state_dict["hooks"]})
 
@@ -353,25 +365,15 @@ class Trainer(TrainerBase):
         self.cfg.freeze()
 
 
-class TimedIterator:
-    """Gives the batches of a loader, and adds up the seconds it was waited for.
+def refuse_unsupported(cfg: CfgNode) -> None:
+    """Raises where Detectron2's config asks for what this trainer does not do.
 
-    Attributes:
-        seconds: the sum since it was last set to zero.
+    Raises:
+        ConfigError: such a key is switched on.
     """
-
-    def __init__(self, loader: Iterable[list[dict[str, Any]]]) -> None:
-        """Begins to iterate over a loader."""
-        self._iterator = iter(loader)
-        self.seconds = 0.0
-
-    def __iter__(self) -> TimedIterator:
-        """Returns itself."""
-        return self
-
-    def __next__(self) -> list[dict[str, Any]]:
-        """Returns the next batch."""
-        start = time.perf_counter()
-        batch = next(self._iterator)
-        self.seconds += time.perf_counter() - start
-        return batch
+    for key, on in {
+        "TEST.PRECISE_BN.ENABLED": cfg.TEST.PRECISE_BN.ENABLED,
+        "TEST.AUG.ENABLED": cfg.TEST.AUG.ENABLED,
+    }.items():
+        if on:
+            raise ConfigError(f"{key} is True, which is not supported: set it to False.")

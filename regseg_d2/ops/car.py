@@ -47,23 +47,36 @@ def reduce_penalty(penalty: Tensor, weight: Tensor, reduction: str) -> Tensor:
     raise ValueError(f"reduction is {reduction!r}; expected one of {REDUCTIONS}")
 
 
-def intra_c2p_loss(x: Tensor, centers: Tensor, one_hot: Tensor, reduction: str = "mse") -> Tensor:
+def intra_c2p_loss(
+    x: Tensor, centers: Tensor, one_hot: Tensor, sums: Tensor, counts: Tensor, reduction: str = "mse"
+) -> Tensor:
     """Intra-class center-to-pixel loss, Eq. 2 and 3.
 
     The published code counts void pixels in the mean (as zeros); here the mean is over valid pixels.
+
+    The mean of squares is taken apart into ``|x|^2 - 2 x mu + |mu|^2``, whose middle term needs the
+    class sums only: no second tensor of the size of ``x`` comes into being. The gradient is
+    ``2 (x - mu)`` all the same; the value loses digits only where the spread of a class is a tiny
+    share of its distance from the origin.
 
     Args:
         x: ``(N, C, P)`` features.
         centers: ``(G, K, C)`` class centers.
         one_hot: ``(N, K, P)`` labels.
+        sums: ``(N, K, C)`` sums of ``x`` over the pixels of each class.
+        counts: ``(N, K)`` numbers of those pixels.
         reduction: see :func:`reduce_penalty`.
 
     Returns:
         A scalar, in squared units of the features.
     """
-    difference = pixel_center_difference(x, centers, one_hot)
-    valid = one_hot.sum(dim=1, keepdim=True)
-    return reduce_penalty(difference.abs() if reduction == "squared_mean" else difference, valid, reduction)
+    valid = one_hot.sum(dim=1)
+    if reduction == "mse":
+        squares = (x.square().sum(dim=1) * valid).sum()
+        products = (centers * sums).sum()
+        center_squares = (centers.square().sum(dim=2) * counts).sum()
+        return global_mean(squares - 2 * products + center_squares, valid.sum() * x.shape[1])
+    return reduce_penalty(pixel_center_difference(x, centers, one_hot).abs(), valid.unsqueeze(1), reduction)
 
 
 def pixel_center_difference(x: Tensor, centers: Tensor, one_hot: Tensor) -> Tensor:

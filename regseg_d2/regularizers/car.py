@@ -128,11 +128,12 @@ class CAR(Regularizer):
     def losses(self, inputs: RegularizerInput) -> dict[str, Tensor]:
         """Computes the three losses; see the class and ``ops/car.py``."""
         x, one_hot = self._pixels(inputs)
-        centers, present = self._class_centers(x, one_hot)
+        sums, counts = class_sums(x, one_hot)
+        centers, present = self._class_centers(sums, counts)
         pixel_centers = centers.detach() if self.detach_centers else centers
         losses = {}
         if "intra_c2p" in self.weights:
-            losses["intra_c2p"] = ops.intra_c2p_loss(x, pixel_centers, one_hot, self.reduction)
+            losses["intra_c2p"] = ops.intra_c2p_loss(x, pixel_centers, one_hot, sums, counts, self.reduction)
         if "inter_c2c" in self.weights:
             losses["inter_c2c"] = ops.inter_c2c_loss(
                 centers, present, self.eps_c2c, self.reduction, self.detach_centers
@@ -187,9 +188,8 @@ class CAR(Regularizer):
         labels = labels.masked_fill(labels == inputs.ignore_value, -1)
         return feature.flatten(2), one_hot_labels(labels, self.num_classes, feature.dtype)
 
-    def _class_centers(self, x: Tensor, one_hot: Tensor) -> tuple[Tensor, Tensor]:
+    def _class_centers(self, sums: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
         """Centers ``(G, K, C)`` of Eq. 1 and the classes ``(G, K)`` that take part."""
-        sums, counts = class_sums(x, one_hot)
         if self.centers != "image":
             sums = all_reduce_sum(sums.sum(dim=0, keepdim=True))
             counts = all_reduce_sum_constant(counts.sum(dim=0, keepdim=True))

@@ -1,0 +1,174 @@
+"""The main job in small: a baseline and the same network with CAR, trained side by side and compared.
+
+Imports nothing heavy before the trainings have started, so that they start at once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from regseg_d2.errors import UserError
+
+CONFIGS = {
+    "baseline": "configs/cooccurrence/deeplabv3_efficientnet_lite0.yaml",
+    "CAR": "configs/cooccurrence/deeplabv3_efficientnet_lite0_car.yaml",
+}
+SCHEDULE = "configs/_base_/schedules/cooccurrence.yaml"
+
+
+class TrainingFailed(UserError):
+    """A training of the demo ended with an error."""
+
+
+@dataclass
+class Training:
+    """A training in a process of its own.
+
+    Attributes:
+        name: shown to the user.
+        folder: its OUTPUT_DIR.
+        process: the process.
+        log: what the process prints.
+    """
+
+    name: str
+    folder: Path
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    def completed_steps(self) -> int:
+        """Steps that are in its metrics file."""
+        metrics = self.folder / "metrics.json"
+        if not metrics.is_file():
+            return 0
+        lines = [line for line in metrics.read_text().splitlines(keepends=True) if line.endswith("\n")]
+        return json.loads(lines[-1])["iteration"] + 1 if lines else 0
+
+    def raise_if_failed(self) -> None:
+        """Raises TrainingFailed, with the end of the log, if the process ended with an error."""
+        if self.process.poll():
+            tail = "\n".join(self.log.read_text(errors="replace").splitlines()[-20:])
+            raise TrainingFailed(
+                f"the training of {self.name} ended with exit code {self.process.returncode}; the end of "
+                f"{self.log}:\n{tail}"
+            )
+
+
+def run_demo(root: Path, output: Path, overrides: list[str]) -> None:
+    """Trains both networks, prints the comparison and writes pictures.
+
+    Args:
+        root: the checkout, with ``configs`` and ``tools``.
+        output: folder for the runs; what an earlier demo left there is replaced.
+        overrides: ``KEY VALUE`` pairs for both configs.
+
+    Raises:
+        TrainingFailed: if a training ends with an error.
+    """
+    for name in CONFIGS:
+        shutil.rmtree(output / name, ignore_errors=True)
+    output.mkdir(parents=True, exist_ok=True)
+    threads = max(1, len(os.sched_getaffinity(0)) // len(CONFIGS))
+    print(
+        f"Training {' and '.join(CONFIGS)} at the same time, {threads} thread(s) each. One step is a batch "
+        "of images in which each kind of object almost always stands on its own ground; 'swapped' shows "
+        "them where they never stood in training.",
+        flush=True,
+    )
+    trainings = [start(root, name, output / name, overrides, threads) for name in CONFIGS]
+    try:
+        watch(trainings, read_max_iter(root, overrides))
+    finally:
+        for training in trainings:
+            training.process.terminate()
+            training.process.wait()
+    report(output)
+
+
+def start(root: Path, name: str, folder: Path, overrides: list[str], threads: int) -> Training:
+    """Starts ``tools/train_net.py`` on one of the configs."""
+    log = folder.with_suffix(".log")
+    command = [
+        sys.executable,
+        str(root / "tools/train_net.py"),
+        "--config-file",
+        str(root / CONFIGS[name]),
+        *overrides,
+        "OUTPUT_DIR",
+        str(folder),
+    ]
+    environment = {"OMP_NUM_THREADS": str(threads), **os.environ}
+    with open(log, "wb") as file:
+        process = subprocess.Popen(
+            command,
+            cwd=root,
+            env=environment,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+        )
+    print(f"  {' '.join(command[1:])} > {log}", flush=True)
+    return Training(name, folder, process, log)
+
+
+def read_max_iter(root: Path, overrides: list[str]) -> int:
+    """Length of the schedule, for the progress bars."""
+    if "SOLVER.MAX_ITER" in overrides:
+        return int(overrides[overrides.index("SOLVER.MAX_ITER") + 1])
+    return yaml.safe_load((root / SCHEDULE).read_text())["SOLVER"]["MAX_ITER"]
+
+
+def watch(trainings: list[Training], max_iter: int) -> None:
+    """Shows progress until all trainings have ended.
+
+    Raises:
+        TrainingFailed: as soon as one of them fails.
+    """
+    columns = (
+        TextColumn("{task.description:10}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("steps, time left"),
+        TimeRemainingColumn(),
+    )
+    began = time.monotonic()
+    with Progress(*columns) as progress:
+        tasks = [progress.add_task(training.name, total=max_iter) for training in trainings]
+        while any(training.process.poll() is None for training in trainings):
+            for training, task in zip(trainings, tasks, strict=True):
+                training.raise_if_failed()
+                progress.update(task, completed=training.completed_steps())
+            time.sleep(0.5)
+        for training, task in zip(trainings, tasks, strict=True):
+            training.raise_if_failed()
+            progress.update(task, completed=training.completed_steps())
+    print(f"Trained and evaluated in {time.monotonic() - began:.0f} s.\n", flush=True)
+
+
+def report(output: Path) -> None:
+    """Prints the comparison of the runs and writes pictures beside it."""
+    from regseg_d2.analysis.compare import compare_groups, group_runs
+    from regseg_d2.analysis.compare_report import render
+    from regseg_d2.analysis.pictures import compare_predictions
+    from regseg_d2.analysis.runs import load_run
+
+    folders = [output / name for name in CONFIGS]
+    groups, notes = group_runs([load_run(folder) for folder in folders])
+    table = render(groups, compare_groups(groups), notes)
+    print(table)
+    (output / "comparison.txt").write_text(table)
+    pictures = compare_predictions(
+        dict(zip(CONFIGS, folders, strict=True)), "cooccurrence_swapped", output / "side_by_side.png"
+    )
+    print(f"Tables: {output / 'comparison.txt'}")
+    print(f"Pictures (image, label, {', '.join(CONFIGS)}): {pictures}")

@@ -1,0 +1,31 @@
+"""How long training waits for its data."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from typing import Any
+
+
+class TimedIterator:
+    """Gives the batches of a loader, and adds up the seconds it was waited for.
+
+    Attributes:
+        seconds: the sum since it was last set to zero.
+    """
+
+    def __init__(self, loader: Iterable[list[dict[str, Any]]]) -> None:
+        """Begins to iterate over a loader."""
+        self._iterator = iter(loader)
+        self.seconds = 0.0
+
+    def __iter__(self) -> TimedIterator:
+        """Returns itself."""
+        return self
+
+    def __next__(self) -> list[dict[str, Any]]:
+        """Returns the next batch."""
+        start = time.perf_counter()
+        batch = next(self._iterator)
+        self.seconds += time.perf_counter() - start
+        return batch

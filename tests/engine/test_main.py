@@ -1,0 +1,119 @@
+"""The command line as a user meets it: train, kill -9, resume, evaluate, with real data and CAR."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from regseg_d2.config_files import load_config
+from regseg_d2.engine.checkpoint import load_file
+from tests.engine.toys import same_state
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[2]
+CONFIG = """
+MODEL:
+  DEVICE: cpu
+  BACKBONE: {NAME: build_timm_backbone}
+  TIMM: {NAME: resnet10t, OUTPUT_STRIDE: 32, OUT_FEATURES: [res2, res3, res4]}
+  SEM_SEG_HEAD:
+    {NUM_CLASSES: 10, IN_FEATURES: [res4], CONTEXT: FCN, CONTEXT_CHANNELS: 16, CONVS_DIM: 16}
+  REGULARIZERS: {NAMES: [CAR], CAR: {CENTERS: ema}}
+DATASETS: {TRAIN: [cooccurrence_train], TEST: []}
+INPUT: {CROP: {SIZE: [64, 64]}, COLOR_JITTER: {BRIGHTNESS: 0.2}}
+SOLVER: {MAX_ITER: 30, IMS_PER_BATCH: 4, BASE_LR: 0.01, CHECKPOINT_PERIOD: 4}
+LOG_PERIOD: 1
+SEED: 3
+"""
+
+
+@pytest.fixture
+def config(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text(CONFIG)
+    return str(path)
+
+
+def start(config, *arguments):
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / "tools" / "train_net.py"), "--config-file", config, *map(str, arguments)],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def run(config, *arguments):
+    process = start(config, *arguments)
+    output, _ = process.communicate(timeout=500)
+    assert process.returncode == 0, output[-3000:]
+    return output
+
+
+def kill_after(config, lines, folder, *arguments):
+    """Starts a run and kills it, with its workers, once metrics.json has this many lines."""
+    process = start(config, *arguments, "OUTPUT_DIR", folder)
+    metrics = folder / "metrics.json"
+    deadline = time.monotonic() + 300
+    while not metrics.is_file() or len(metrics.read_text().splitlines()) < lines:
+        assert process.poll() is None, process.stdout.read()[-3000:]
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    assert process.wait(timeout=60) == -signal.SIGKILL
+    process.stdout.close()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_kill_9_and_resume_is_the_same_run(config, tmp_path, workers):
+    straight, killed = tmp_path / "straight", tmp_path / "killed"
+    keys = ("DATALOADER.NUM_WORKERS", workers)
+    run(config, *keys, "OUTPUT_DIR", straight)
+    kill_after(config, 11, killed, *keys)
+    assert not (killed / "model_final.pth").exists()
+    output = run(config, "--resume", *keys, "OUTPUT_DIR", killed)
+    assert "Training from step 0" not in output
+    a, b = (load_file(str(folder / "model_final.pth")) for folder in (straight, killed))
+    assert any(key.startswith("regularizers.") for key in a["model"])
+    assert same_state(a["model"], b["model"])
+    assert same_state(a["trainer"], b["trainer"])
+    first, second = (len((folder / "metrics.json").read_text().splitlines()) for folder in (straight, killed))
+    assert first == second == 30
+
+
+def test_two_processes_are_killed_and_resumed_too(config, tmp_path):
+    straight, killed = tmp_path / "straight", tmp_path / "killed"
+    keys = ("DATALOADER.NUM_WORKERS", 0)
+    run(config, "--num-gpus", 2, *keys, "OUTPUT_DIR", straight)
+    kill_after(config, 11, killed, "--num-gpus", 2, *keys)
+    run(config, "--num-gpus", 2, "--resume", *keys, "OUTPUT_DIR", killed)
+    a, b = (load_file(str(folder / "model_final.pth")) for folder in (straight, killed))
+    assert same_state(a["model"], b["model"])
+
+
+def test_evaluation_of_the_final_checkpoint_is_the_end_of_training_byte_for_byte(config, tmp_path):
+    folder = tmp_path / "run"
+    keys = ("SOLVER.MAX_ITER", 3, "DATASETS.TEST", "[cooccurrence_val]", "OUTPUT_DIR", folder)
+    run(config, *keys)
+    file = folder / "evaluation" / "cooccurrence_val.json"
+    after_training, saved_config = file.read_bytes(), (folder / "config.yaml").read_bytes()
+    for arguments in (["--resume"], ["MODEL.WEIGHTS", folder / "model_final.pth"]):
+        file.unlink()
+        flags = [a for a in arguments if a == "--resume"]
+        run(config, "--eval-only", *flags, *keys, *(a for a in arguments if a != "--resume"))
+        assert file.read_bytes() == after_training
+    assert (folder / "config.yaml").read_bytes() == saved_config
+    assert load_config(str(folder / "config.yaml")).MODEL.REGULARIZERS.CAR.CENTERS == "ema"
+    # The baseline's network evaluates the same checkpoint, without its regularizers.
+    run(config, "--eval-only", "--resume", *keys, "MODEL.REGULARIZERS.NAMES", "[]")
+    assert file.read_bytes() == after_training
+    assert torch.load(folder / "model_final.pth", weights_only=True)["iteration"] == 2

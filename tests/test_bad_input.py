@@ -1,0 +1,149 @@
+"""Bad input, given to the command line's ``main``: each is a clear error before the first step."""
+
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from regseg_d2.engine.launch import build_argument_parser
+from regseg_d2.engine.main import main
+from regseg_d2.engine.trainer import Trainer
+from regseg_d2.errors import CheckpointError, ConfigError, DatasetError
+from tests.data.data_helpers import registered, toy_spec, write_toy
+
+CONFIG = """
+MODEL:
+  DEVICE: cpu
+  BACKBONE: {NAME: build_timm_backbone}
+  TIMM: {NAME: resnet10t, OUTPUT_STRIDE: 32, OUT_FEATURES: [res2, res3]}
+  SEM_SEG_HEAD: {NUM_CLASSES: 3, IN_FEATURES: [res3], CONTEXT: FCN, CONTEXT_CHANNELS: 8, CONVS_DIM: 8}
+  REGULARIZERS: {NAMES: [CAR]}
+DATASETS: {TRAIN: [toy], TEST: [toy]}
+INPUT: {CROP: {SIZE: [16, 16]}}
+SOLVER: {MAX_ITER: 2, IMS_PER_BATCH: 2}
+DATALOADER: {NUM_WORKERS: 0}
+"""
+
+
+class Malicious:
+    """Unpickling this writes a file."""
+
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return (open, (str(self.marker), "w"))
+
+
+def _save_label(folder, array, mode=None):
+    Image.fromarray(np.asarray(array, dtype=np.uint8), mode).save(folder / "labels" / "001.png")
+
+
+def missing_root(folder):
+    return [], {"image_root": str(folder / "nowhere")}
+
+
+def image_without_label(folder):
+    (folder / "labels" / "001.png").unlink()
+    return [], {}
+
+
+def label_of_another_size(folder):
+    _save_label(folder, np.zeros((20, 29)))
+    return [], {}
+
+
+def value_outside_the_map(folder):
+    _save_label(folder, np.full((20, 30), 9))
+    return [], {"label_map": {0: 0, 1: 1, 2: 2, 255: 255}}
+
+
+def rgb_label(folder):
+    _save_label(folder, np.zeros((20, 30, 3)))
+    return [], {}
+
+
+def truncated_image(folder):
+    path = folder / "images" / "001.png"
+    path.write_bytes(path.read_bytes()[:300])
+    return [], {}
+
+
+def empty_split(folder):
+    for path in [*folder.glob("*/*.png")]:
+        path.unlink()
+    return [], {}
+
+
+def wrong_tap(folder):
+    return ["MODEL.REGULARIZERS.CAR.FEATURES", "sem_seg_head.predictr:in"], {}
+
+
+def misspelt_key(folder):
+    return ["MODEL.REGULARISERS.NAMES", "[CAR]"], {}
+
+
+def head_of_another_size(folder):
+    return ["MODEL.SEM_SEG_HEAD.NUM_CLASSES", "7"], {}
+
+
+def yaml_with_a_python_tag(folder):
+    text = f"SEED: !!python/object/apply:os.system ['touch {folder}/marker']\n"
+    (folder / "config.yaml").write_text(CONFIG + text)
+    return [], {}
+
+
+def malicious_checkpoint(folder):
+    torch.save({"model": Malicious(folder / "marker")}, folder / "weights.pth")
+    return ["MODEL.WEIGHTS", str(folder / "weights.pth")], {}
+
+
+def malicious_pickle(folder):
+    (folder / "weights.pkl").write_bytes(pickle.dumps({"model": Malicious(folder / "marker")}))
+    return ["MODEL.WEIGHTS", str(folder / "weights.pkl")], {}
+
+
+CASES = [
+    (missing_root, DatasetError, ["nowhere"]),
+    (image_without_label, DatasetError, ["001"]),
+    (label_of_another_size, DatasetError, ["001.png", "29", "30"]),
+    (value_outside_the_map, DatasetError, ["001.png", "9"]),
+    (rgb_label, DatasetError, ["001.png", "color_table"]),
+    (truncated_image, DatasetError, ["001.png"]),
+    (empty_split, DatasetError, ["toy"]),
+    (wrong_tap, ConfigError, ["predictr", "sem_seg_head.predictor"]),
+    (misspelt_key, ConfigError, ["MODEL.REGULARISERS", "MODEL.REGULARIZERS"]),
+    (head_of_another_size, ConfigError, ["NUM_CLASSES", "7", "3"]),
+    (yaml_with_a_python_tag, ConfigError, ["config.yaml", "python"]),
+    (malicious_checkpoint, CheckpointError, ["weights.pth", "--trust-pickle"]),
+    (malicious_pickle, CheckpointError, ["weights.pkl", "--trust-pickle"]),
+]
+
+
+def run(folder, overrides, changes):
+    opts = ["OUTPUT_DIR", str(folder / "output"), *overrides]
+    args = build_argument_parser().parse_args(["--config-file", str(folder / "config.yaml"), *opts])
+    with registered(toy_spec(folder, **changes)):
+        return main(args)
+
+
+@pytest.mark.parametrize(("break_it", "error", "named"), CASES, ids=lambda x: getattr(x, "__name__", None))
+def test_clear_error_before_the_first_step(break_it, error, named, tmp_path, monkeypatch):
+    write_toy(tmp_path)
+    (tmp_path / "config.yaml").write_text(CONFIG)
+    overrides, changes = break_it(tmp_path)
+    monkeypatch.setattr(Trainer, "run_step", lambda self: pytest.fail("a step was made"))
+    with pytest.raises(error) as caught:
+        run(tmp_path, overrides, changes)
+    for text in named:
+        assert text in str(caught.value)
+    assert not (tmp_path / "marker").exists()
+
+
+def test_the_same_run_without_a_fault_trains(tmp_path):
+    write_toy(tmp_path)
+    (tmp_path / "config.yaml").write_text(CONFIG)
+    assert 0 <= run(tmp_path, [], {})["toy"]["sem_seg"]["mIoU"] <= 100
+    assert (tmp_path / "output" / "evaluation" / "toy.json").is_file()

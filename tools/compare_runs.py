@@ -1,0 +1,55 @@
+#!/usr/bin/env python3
+"""Compares the evaluations of runs: ``compare_runs.py RUN RUN ... [--baseline RUN ...]``.
+
+The exit code is 0 where no gain can be claimed, too: the tables say why.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+
+from regseg_d2.analysis.compare import compare_groups, group_runs
+from regseg_d2.analysis.compare_report import TABLE_FORMATS, as_data, render
+from regseg_d2.analysis.runs import load_run
+from regseg_d2.errors import UserError
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Returns the arguments of the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("runs", nargs="*", metavar="RUN", help="OUTPUT_DIR of a run")
+    parser.add_argument(
+        "--baseline",
+        nargs="+",
+        default=[],
+        metavar="RUN",
+        help="runs to measure against (default: the runs without regularizers)",
+    )
+    parser.add_argument("--format", choices=[*TABLE_FORMATS, "json"], default="text")
+    parser.add_argument("--no-classes", action="store_true", help="leave the tables of classes out")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Compares the runs and prints the tables."""
+    args = parse_arguments()
+    try:
+        baseline_runs = [load_run(folder) for folder in args.baseline]
+        groups, notes = group_runs([*baseline_runs, *(load_run(folder) for folder in args.runs)])
+    except UserError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        sys.exit(2)
+    chosen = [g for g in groups if any(run in baseline_runs for run in g.runs)] if args.baseline else None
+    comparisons = compare_groups(groups, chosen)
+    if args.format == "json":
+        print(json.dumps(as_data(groups, comparisons, notes), indent=2, allow_nan=False))
+    else:
+        print(render(groups, comparisons, notes, format=args.format, per_class=not args.no_classes), end="")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,31 @@
+#!/usr/bin/env python3
+"""Trains a baseline and CAR on the built-in data set and compares them (a few minutes on two cores)."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from regseg_d2.analysis.demo import run_demo
+from regseg_d2.errors import UserError
+
+
+def main() -> None:
+    """Parses the arguments and runs the demo."""
+    root = Path(__file__).resolve().parent.parent
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "--output", type=Path, default=root / "output" / "demo", help="(default: %(default)s)"
+    )
+    parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs that change both configs")
+    args = parser.parse_args()
+    try:
+        run_demo(root, args.output.resolve(), args.opts)
+    except UserError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
