@@ -62,8 +62,8 @@ def check_head(cfg: CfgNode, dataset_name: str) -> None:
     if reader.ignore_value != head.IGNORE_VALUE:
         raise ConfigError(
             f"MODEL.SEM_SEG_HEAD.IGNORE_VALUE is {head.IGNORE_VALUE}, but the ignore_label of "
-            f'"{dataset_name}" is {reader.ignore_value}; set them to the same value, or pixels without a label '
-            "would count."
+            f'"{dataset_name}" is {reader.ignore_value}; set them to the same value, or pixels without a '
+            "label would count."
         )
 
 
@@ -107,9 +107,16 @@ def check_samples(dataset_name: str, records: list[dict]) -> None:
 
 def _check_binary_mask(dataset_name: str, reader: LabelReader, pixels: np.ndarray, ignored: int) -> None:
     """Finds {0, 255} masks, whose foreground would silently count as "ignore"."""
-    if reader.label_map is None and reader.ignore_value == 255 and len(pixels) == 2 and ignored and not pixels[1]:
+    if (
+        reader.label_map is None
+        and reader.ignore_value == 255
+        and len(pixels) == 2
+        and ignored
+        and not pixels[1]
+    ):
         raise DatasetError(
-            f'The labels of "{dataset_name}" hold only 0 and 255, and 255 is its ignore value: these look like binary '
-            "masks whose foreground would be ignored. Declare the data set with label_map={0: 0, 255: 1}; if 255 does "
-            "mean ignore, say so with label_map={0: 0, 1: 1, 255: 255}."
+            f'The labels of "{dataset_name}" hold only 0 and 255, and 255 is its ignore value: these look '
+            "like binary masks whose foreground would be ignored. Declare the data set with "
+            "label_map={0: 0, 255: 1}; if 255 does mean ignore, say so with "
+            "label_map={0: 0, 1: 1, 255: 255}."
         )

@@ -104,7 +104,9 @@ class LabelReader:
         classes = self.num_classes
         if self.label_map is not None:
             for value, target in self.label_map.items():
-                if target != self.ignore_value and (target < 0 or (classes is not None and target >= classes)):
+                if target != self.ignore_value and (
+                    target < 0 or (classes is not None and target >= classes)
+                ):
                     expected = "0 or more" if classes is None else f"0 to {classes - 1}"
                     raise DatasetError(
                         f"label_map sends file value {value} to class {target}; expected {expected}, "
@@ -157,8 +159,12 @@ class LabelReader:
         if set(present.tolist()) <= {0, 255}:
             cure = "It looks like a binary mask; declare the data set with label_map={0: 0, 255: 1}."
         elif self.label_map is not None:
-            lines = ", ".join(f"{value}: {self.ignore_value}" for value in np.unique(raw[unknown])[:5].tolist())
-            cure = f"Add what is missing to label_map (to ignore such pixels: {{{lines}}}), or repair the file."
+            lines = ", ".join(
+                f"{value}: {self.ignore_value}" for value in np.unique(raw[unknown])[:5].tolist()
+            )
+            cure = (
+                f"Add what is missing to label_map (to ignore such pixels: {{{lines}}}), or repair the file."
+            )
         else:
             cure = (
                 "Declare the data set with a label_map {file value: class index, or "
@@ -179,7 +185,8 @@ class LabelReader:
         upright = ImageOps.exif_transpose(image)
         if upright.mode == "RGBA" and upright.getchannel("A").getextrema() != (255, 255):
             raise DatasetError(
-                f"The label file {path} has transparent pixels, which have no class. Save it without an alpha channel."
+                f"The label file {path} has transparent pixels, which have no class. Save it without an "
+                "alpha channel."
             )
         pixels = np.array(upright.convert("RGB")).astype(np.int64)
         codes = _color_code(pixels[:, :, 0], pixels[:, :, 1], pixels[:, :, 2])
@@ -240,14 +247,16 @@ def _sorted_colors(
         raise DatasetError("color_table is empty; expected {(r, g, b): class index, ...}, or None.")
     for color in table:
         if len(color) != 3 or not all(0 <= part <= 255 for part in color):
-            raise DatasetError(f"color_table has the key {color}; expected (r, g, b) with parts from 0 to 255.")
+            raise DatasetError(
+                f"color_table has the key {color}; expected (r, g, b) with parts from 0 to 255."
+            )
     pairs = sorted((_color_code(*color), value) for color, value in table.items())
     codes, values = zip(*pairs, strict=True)
     return np.array(codes, dtype=np.int64), np.array(values, dtype=np.int64)
 
 
 def _counted(values, counts: np.ndarray, limit: int = 8) -> str:
-    """"12 (340 pixels), ..." with the most frequent first."""
+    """Lists values with their counts, "12 (340 pixels), ...", the most frequent first."""
     order = np.argsort(-counts, kind="stable")
     parts = [f"{_plain(values[i])} ({int(counts[i])} pixels)" for i in order[:limit]]
     return ", ".join(parts) + (f" and {len(order) - limit} more" if len(order) > limit else "")

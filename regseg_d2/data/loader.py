@@ -35,16 +35,16 @@ def load_records(dataset_name: str) -> list[dict]:
     if dataset_name not in DatasetCatalog:
         raise ConfigError(
             f'No data set is named "{dataset_name}"{did_you_mean(dataset_name, DatasetCatalog.list())}. '
-            "DATASETS.TRAIN and DATASETS.TEST take registered names; docs/datasets.md lists those that are built in "
-            "and says how to register one."
+            "DATASETS.TRAIN and DATASETS.TEST take registered names; docs/datasets.md lists those that are "
+            "built in and says how to register one."
         )
     records = DatasetCatalog.get(dataset_name)
     if not records:
         raise DatasetError(f'The data set "{dataset_name}" is empty; its loader returned no record.')
     if "sem_seg_file_name" not in records[0]:
         raise DatasetError(
-            f'The records of the data set "{dataset_name}" have no sem_seg_file_name, so it is not one for semantic '
-            "segmentation with label files."
+            f'The records of the data set "{dataset_name}" have no sem_seg_file_name, so it is not one for '
+            "semantic segmentation with label files."
         )
     return [
         {**record, "dataset_name": dataset_name, "image_id": str(record.get("image_id", record["file_name"]))}
@@ -93,13 +93,13 @@ def check_equal_classes(dataset_names: Sequence[str]) -> None:
                 min(len(first), len(classes)),
             )
             raise DatasetError(
-                f'The class lists of "{first_name}" ({len(first)} classes) and "{name}" ({len(classes)} classes) '
-                f"differ, first at index {place}: {first[place : place + 1]} and {classes[place : place + 1]}. Data "
-                "sets of one run need the same classes in the same order."
+                f'The class lists of "{first_name}" ({len(first)} classes) and "{name}" ({len(classes)} '
+                f"classes) differ, first at index {place}: {first[place : place + 1]} and "
+                f"{classes[place : place + 1]}. Data sets of one run need the same classes in the same order."
             )
 
 
-def batch_sizes(cfg: CfgNode, world_size: int) -> int:
+def forward_batch_size(cfg: CfgNode, world_size: int) -> int:
     """Images in one forward pass of one process.
 
     Args:
@@ -120,8 +120,8 @@ def batch_sizes(cfg: CfgNode, world_size: int) -> int:
         below, above = total // parts * parts, (total // parts + 1) * parts
         nearest = f"{below} or {above}" if below > 0 else f"{above}"
         raise ConfigError(
-            f"SOLVER.IMS_PER_BATCH is {total}, which {world_size} process(es) x SOLVER.ACCUM_STEPS {steps} = {parts} "
-            f"cannot share equally; the nearest that can be shared: {nearest}."
+            f"SOLVER.IMS_PER_BATCH is {total}, which {world_size} process(es) x SOLVER.ACCUM_STEPS {steps} = "
+            f"{parts} cannot share equally; the nearest that can be shared: {nearest}."
         )
     return total // parts
 
@@ -204,7 +204,7 @@ def build_train_loader(cfg: CfgNode, *, seed: int, start_iter: int = 0) -> Sampl
         DatasetError: a data set cannot be loaded; while iterating: a file cannot be used.
     """
     world_size = comm.get_world_size()
-    per_process = batch_sizes(cfg, world_size)
+    per_process = forward_batch_size(cfg, world_size)
     records = load_training_records(cfg.DATASETS.TRAIN)
     sampler = ResumableTrainingSampler(
         len(records),

@@ -41,10 +41,10 @@ def read_pair(record: dict, reader: LabelReader) -> tuple[np.ndarray, np.ndarray
     label = reader(record["sem_seg_file_name"])
     if image.shape[:2] != label.shape:
         raise DatasetError(
-            f"The image {record['file_name']} has {image.shape[0]} x {image.shape[1]} pixels (height x width), "
-            f"but its label {record['sem_seg_file_name']} has {label.shape[0]} x {label.shape[1]}. They must be "
-            "equal (after both are turned as their EXIF orientation says); export the label again at the image's "
-            "size."
+            f"The image {record['file_name']} has {image.shape[0]} x {image.shape[1]} pixels (height x "
+            f"width), but its label {record['sem_seg_file_name']} has {label.shape[0]} x {label.shape[1]}. "
+            "They must be equal (after both are turned as their EXIF orientation says); export the label "
+            "again at the image's size."
         )
     return image, label
 
@@ -104,9 +104,13 @@ class TrainMapper:
         if cfg.INPUT.FORMAT not in ("RGB", "BGR"):
             raise ConfigError(f'INPUT.FORMAT is "{cfg.INPUT.FORMAT}"; expected "RGB" or "BGR".')
         if cfg.INPUT.RANDOM_FLIP not in ("horizontal", "none"):
-            raise ConfigError(f'INPUT.RANDOM_FLIP is "{cfg.INPUT.RANDOM_FLIP}"; expected "horizontal" or "none".')
+            raise ConfigError(
+                f'INPUT.RANDOM_FLIP is "{cfg.INPUT.RANDOM_FLIP}"; expected "horizontal" or "none".'
+            )
         if len(cfg.INPUT.SCALE_RANGE) != 2:
-            raise ConfigError(f"INPUT.SCALE_RANGE is {list(cfg.INPUT.SCALE_RANGE)}; expected [smallest, largest].")
+            raise ConfigError(
+                f"INPUT.SCALE_RANGE is {list(cfg.INPUT.SCALE_RANGE)}; expected [smallest, largest]."
+            )
         ignore_value = cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE
         amounts = cfg.INPUT.COLOR_JITTER
         return {
@@ -141,7 +145,9 @@ class TrainMapper:
 
         size = scaled_size(height, width, self.scale.draw(rng))
         rows, columns = nearest_indices(height, size[0]), nearest_indices(width, size[1])
-        window = (slice(None), slice(None)) if self.crop is None else self.crop.draw(rng, label, rows, columns)
+        window = (
+            (slice(None), slice(None)) if self.crop is None else self.crop.draw(rng, label, rows, columns)
+        )
         # The label is resized inside the crop only: nearest neighbour makes that exact.
         label = label[rows[window[0], None], columns[window[1]]]
         image = self.jitter.apply(resize_image(image, size)[window], rng)
@@ -168,7 +174,8 @@ def _crop_from_config(cfg: CfgNode, ignore_value: int) -> RandomCrop | None:
         return None
     if cfg.INPUT.CROP.TYPE != "absolute":
         raise ConfigError(
-            f'INPUT.CROP.TYPE is "{cfg.INPUT.CROP.TYPE}"; expected "absolute", a crop of INPUT.CROP.SIZE pixels.'
+            f'INPUT.CROP.TYPE is "{cfg.INPUT.CROP.TYPE}"; expected "absolute", a crop of INPUT.CROP.SIZE '
+            "pixels."
         )
     return RandomCrop(tuple(cfg.INPUT.CROP.SIZE), cfg.INPUT.CROP.SINGLE_CATEGORY_MAX_AREA, ignore_value)
 

@@ -80,7 +80,9 @@ class ResumableTrainingSampler(Sampler[list[tuple[int, int]]]):
                 f"Cannot sample for process {rank} of {world_size} in batches of {batch_size_per_process}."
             )
         if start < 0 or start % world_size:
-            raise ConfigError(f"Cannot start at sample {start} with {world_size} processes; expected a multiple.")
+            raise ConfigError(
+                f"Cannot start at sample {start} with {world_size} processes; expected a multiple."
+            )
         self.size = size
         self.seed = seed
         self.rank = rank

@@ -121,10 +121,13 @@ class RandomCrop:
     def __post_init__(self) -> None:
         """Checks size and share."""
         if len(self.size) != 2 or min(self.size) < 1 or any(side != int(side) for side in self.size):
-            raise ConfigError(f"INPUT.CROP.SIZE is {list(self.size)}; expected a height and a width in pixels.")
+            raise ConfigError(
+                f"INPUT.CROP.SIZE is {list(self.size)}; expected a height and a width in pixels."
+            )
         if not 0 < self.max_share <= 1:
             raise ConfigError(
-                f"INPUT.CROP.SINGLE_CATEGORY_MAX_AREA is {self.max_share}; expected a share above 0, at most 1."
+                f"INPUT.CROP.SINGLE_CATEGORY_MAX_AREA is {self.max_share}; expected a share above 0, at most "
+                "1."
             )
 
     def draw(
@@ -178,12 +181,14 @@ class ColorJitter:
         """Checks the amounts."""
         for key in ("brightness", "contrast", "saturation"):
             if not 0 <= getattr(self, key) <= 1:
-                raise ConfigError(f"INPUT.COLOR_JITTER.{key.upper()} is {getattr(self, key)}; expected 0 to 1.")
+                raise ConfigError(
+                    f"INPUT.COLOR_JITTER.{key.upper()} is {getattr(self, key)}; expected 0 to 1."
+                )
         if not 0 <= self.hue <= 0.5:
             raise ConfigError(f"INPUT.COLOR_JITTER.HUE is {self.hue}; expected 0 to 0.5.")
 
     def apply(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Returns a changed copy of an RGB image ``(H, W, 3)`` of uint8, or the image if all amounts are 0."""
+        """Returns a changed copy of an RGB image ``(H, W, 3)`` of uint8; the image itself if all are 0."""
         if not (self.brightness or self.contrast or self.saturation or self.hue):
             return image
         brightness, contrast, saturation = (

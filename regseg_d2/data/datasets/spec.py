@@ -151,8 +151,8 @@ class DatasetSpec:
             files[stem] = path
         if not files:
             raise DatasetError(
-                f'Data set "{self.name}" is empty: no {kind} file that ends in {", ".join(suffixes)} below {root}.'
-                + self._cure()
+                f'Data set "{self.name}" is empty: no {kind} file that ends in {", ".join(suffixes)} below '
+                f"{root}." + self._cure()
             )
         return files
 

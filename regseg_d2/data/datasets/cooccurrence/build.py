@@ -43,7 +43,7 @@ class CooccurrenceParameters:
     train: int = 400
     val: int = 100
     swapped: int = 100
-    own_ground: float = 0.95
+    own_ground: float = 0.9
 
     def digest(self) -> str:
         """Returns 12 hexadecimal digits that stand for the parameters."""

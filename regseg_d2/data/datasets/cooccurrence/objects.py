@@ -98,7 +98,7 @@ def _legs(
 
 def draw_cow(rng: np.random.Generator, side: int) -> Canvas:
     """A cow: level back, low head with horns, udder."""
-    canvas = Canvas(side, coat(rng, (side, side), _FUR))
+    canvas = Canvas(side, coat(rng, (side, side), _FUR, spotted=0.8))
     back, belly = rng.uniform(0.34, 0.40), rng.uniform(0.60, 0.66)
     legs_end = rng.uniform(0.86, 0.95)
     _legs(canvas, rng, [0.22, 0.29, 0.58, 0.65], belly - 0.06, legs_end, 0.055)
@@ -106,7 +106,14 @@ def draw_cow(rng: np.random.Generator, side: int) -> Canvas:
     canvas.ellipse((0.43, (back + belly) / 2), (0.28, (belly - back) / 2 + 0.01))
     canvas.ellipse((0.36, belly), (0.05, 0.04), color=np.array([214, 160, 150]))
     head = (rng.uniform(0.80, 0.84), rng.uniform(0.32, 0.50))
-    canvas.polygon([(0.60, back + 0.02), (head[0] - 0.03, head[1] - 0.05), (head[0], head[1] + 0.06), (0.64, belly - 0.04)])
+    canvas.polygon(
+        [
+            (0.60, back + 0.02),
+            (head[0] - 0.03, head[1] - 0.05),
+            (head[0], head[1] + 0.06),
+            (0.64, belly - 0.04),
+        ]
+    )
     canvas.ellipse(head, (0.10, 0.06), angle=rng.uniform(15, 50))
     for lean in (-0.05, 0.03):
         canvas.line(
@@ -119,7 +126,7 @@ def draw_cow(rng: np.random.Generator, side: int) -> Canvas:
 
 def draw_camel(rng: np.random.Generator, side: int) -> Canvas:
     """A camel: one or two humps, raised head without horns, no udder."""
-    canvas = Canvas(side, coat(rng, (side, side), _FUR))
+    canvas = Canvas(side, coat(rng, (side, side), _FUR, spotted=0.2))
     back, belly = rng.uniform(0.36, 0.42), rng.uniform(0.60, 0.65)
     legs_end = rng.uniform(0.88, 0.96)
     _legs(canvas, rng, [0.22, 0.29, 0.56, 0.63], belly - 0.06, legs_end, 0.05)
@@ -146,25 +153,36 @@ def _bird_body(canvas: Canvas, rng: np.random.Generator, lean: float) -> Point:
 
 def draw_hen(rng: np.random.Generator, side: int) -> Canvas:
     """A hen: comb, pointed beak, raised tail, legs."""
-    canvas = Canvas(side, coat(rng, (side, side), _FEATHERS))
+    canvas = Canvas(side, coat(rng, (side, side), _FEATHERS, spotted=0.5))
     beak = _BEAKS[rng.integers(len(_BEAKS))]
     for x in (0.42, 0.52):
         canvas.line([(x, 0.68), (x + rng.uniform(-0.03, 0.03), 0.92)], 0.035, color=beak)
-    canvas.polygon([(0.28, 0.60), (rng.uniform(0.06, 0.14), rng.uniform(0.22, 0.34)), (0.36, 0.42)], shade=0.85)
+    canvas.polygon(
+        [(0.28, 0.60), (rng.uniform(0.06, 0.14), rng.uniform(0.22, 0.34)), (0.36, 0.42)], shade=0.85
+    )
     head = _bird_body(canvas, rng, rng.uniform(-15, 0))
-    canvas.polygon([(head[0] + 0.07, head[1] - 0.03), (head[0] + 0.17, head[1] + 0.02), (head[0] + 0.06, head[1] + 0.04)], color=beak)
+    canvas.polygon(
+        [
+            (head[0] + 0.07, head[1] - 0.03),
+            (head[0] + 0.17, head[1] + 0.02),
+            (head[0] + 0.06, head[1] + 0.04),
+        ],
+        color=beak,
+    )
     comb = np.array([196, 48, 40])
     for shift in (-0.05, 0.0, 0.05):
-        canvas.ellipse((head[0] + shift, head[1] - 0.085), (0.03, 0.04), color=comb)
+        canvas.ellipse((head[0] + shift, head[1] - 0.09), (0.035, 0.05), color=comb)
     _eye(canvas, head)
     return canvas
 
 
 def draw_duck(rng: np.random.Generator, side: int) -> Canvas:
     """A duck: flat bill, low tail, no comb, feet under the body."""
-    canvas = Canvas(side, coat(rng, (side, side), _FEATHERS))
+    canvas = Canvas(side, coat(rng, (side, side), _FEATHERS, spotted=0.5))
     bill = _BEAKS[rng.integers(len(_BEAKS))]
-    canvas.polygon([(0.28, 0.66), (rng.uniform(0.06, 0.12), rng.uniform(0.44, 0.52)), (0.30, 0.48)], shade=0.85)
+    canvas.polygon(
+        [(0.28, 0.66), (rng.uniform(0.06, 0.12), rng.uniform(0.44, 0.52)), (0.30, 0.48)], shade=0.85
+    )
     canvas.polygon([(0.36, 0.68), (0.60, 0.68), (0.56, 0.78), (0.40, 0.78)], color=bill * 0.85)
     head = _bird_body(canvas, rng, rng.uniform(-4, 8))
     canvas.ellipse((head[0] + 0.13, head[1] + 0.03), (0.08, 0.032), angle=8, color=bill)
@@ -176,7 +194,9 @@ def _eye(canvas: Canvas, head: Point) -> None:
     canvas.ellipse((head[0] + 0.03, head[1] - 0.015), (0.018, 0.018), color=np.array([24, 20, 18]))
 
 
-def _cabin(canvas: Canvas, rng: np.random.Generator, left: float, right: float, top: float, bottom: float) -> None:
+def _cabin(
+    canvas: Canvas, rng: np.random.Generator, left: float, right: float, top: float, bottom: float
+) -> None:
     """A cabin with one to three windows, alike on boats and cars."""
     slope_left, slope_right = rng.uniform(0.0, 0.10), rng.uniform(0.04, 0.12)
     canvas.polygon([(left, bottom), (left + slope_left, top), (right - slope_right, top), (right, bottom)])
@@ -200,9 +220,18 @@ def draw_car(rng: np.random.Generator, side: int) -> Canvas:
     """A car: body on two wheels, cabin."""
     canvas = Canvas(side, paint(rng, (side, side), _PAINTS))
     belt, floor = rng.uniform(0.46, 0.54), rng.uniform(0.72, 0.78)
-    _cabin(canvas, rng, rng.uniform(0.14, 0.26), rng.uniform(0.66, 0.80), belt - rng.uniform(0.16, 0.24), belt + 0.02)
+    _cabin(
+        canvas,
+        rng,
+        rng.uniform(0.14, 0.26),
+        rng.uniform(0.66, 0.80),
+        belt - rng.uniform(0.16, 0.24),
+        belt + 0.02,
+    )
     nose = rng.uniform(0.0, 0.08)
-    canvas.polygon([(0.06, belt), (0.90 - nose, belt), (0.95, belt + nose + 0.03), (0.95, floor), (0.06, floor)])
+    canvas.polygon(
+        [(0.06, belt), (0.90 - nose, belt), (0.95, belt + nose + 0.03), (0.95, floor), (0.06, floor)]
+    )
     radius = rng.uniform(0.07, 0.095)
     for x in (0.25, 0.74):
         canvas.ellipse((x, floor), (radius, radius), color=_RUBBER)
@@ -217,9 +246,19 @@ def draw_boat(rng: np.random.Generator, side: int) -> Canvas:
     if rng.random() < 0.35:
         mast = rng.uniform(0.40, 0.52)
         canvas.line([(mast, 0.08), (mast, deck)], 0.025, color=np.array([110, 84, 58]))
-        canvas.polygon([(mast + 0.03, 0.10), (mast + 0.03, deck - 0.04), (0.84, deck - 0.04)], color=np.array([232, 228, 214]))
+        canvas.polygon(
+            [(mast + 0.03, 0.10), (mast + 0.03, deck - 0.04), (0.84, deck - 0.04)],
+            color=np.array([232, 228, 214]),
+        )
     else:
-        _cabin(canvas, rng, rng.uniform(0.18, 0.30), rng.uniform(0.60, 0.74), deck - rng.uniform(0.16, 0.24), deck + 0.02)
+        _cabin(
+            canvas,
+            rng,
+            rng.uniform(0.18, 0.30),
+            rng.uniform(0.60, 0.74),
+            deck - rng.uniform(0.16, 0.24),
+            deck + 0.02,
+        )
     bow = rng.uniform(0.0, 0.06)
     canvas.polygon([(0.05, deck), (0.96, deck - bow), (0.80, keel), (0.18, keel)])
     return canvas

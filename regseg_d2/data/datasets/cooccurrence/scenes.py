@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import cv2
 import numpy as np
 
@@ -10,7 +12,14 @@ from regseg_d2.data.datasets.cooccurrence.objects import DRAWINGS, Canvas
 
 GROUNDS = ("grass", "sand", "water", "road")
 # Ground on which each object stands in train and val.
-OWN_GROUND = {"cow": "grass", "hen": "grass", "camel": "sand", "boat": "water", "duck": "water", "car": "road"}
+OWN_GROUND = {
+    "cow": "grass",
+    "hen": "grass",
+    "camel": "sand",
+    "boat": "water",
+    "duck": "water",
+    "car": "road",
+}
 OBJECTS = tuple(OWN_GROUND)
 CLASSES = GROUNDS + OBJECTS
 COLORS = (
@@ -26,8 +35,10 @@ COLORS = (
     (211, 47, 47),
 )
 _TEXTURES = {"grass": textures.grass, "sand": textures.sand, "water": textures.water, "road": textures.road}
-# Height of an object as a share of the image's.
-_OBJECT_SIZE = (0.36, 0.62)
+# Smallest and largest side of an object's canvas as a share of the image's ...
+_OBJECT_SIZE = (0.44, 0.70)
+# ... times a factor for one, two or three objects in the scene.
+_CROWD = (1.0, 0.9, 0.75)
 
 
 def draw_scene(rng: np.random.Generator, size: int, own_ground: float) -> tuple[np.ndarray, np.ndarray]:
@@ -49,8 +60,8 @@ def draw_scene(rng: np.random.Generator, size: int, own_ground: float) -> tuple[
     horizon = 0
     if behind is not None:
         horizon = _draw_behind(rng, image, label, behind)
-    for name, place in zip(objects, _places(rng, len(objects)), strict=True):
-        _draw_object(rng, image, label, name, place, horizon)
+    for name, place in zip(objects, _places(rng, len(objects), size, horizon), strict=True):
+        _draw_object(rng, image, label, name, place)
     light = rng.uniform(0.8, 1.15) + (np.linspace(-0.5, 0.5, size) * rng.uniform(-0.2, 0.2))[None, :, None]
     image = cv2.GaussianBlur((image * light).astype(np.float32), (3, 3), 0.6)
     image += rng.normal(0, 3, image.shape).astype(np.float32)
@@ -70,7 +81,9 @@ def _choose_content(rng: np.random.Generator, own_ground: float) -> tuple[str, l
     return ground, objects
 
 
-def _choose_behind(rng: np.random.Generator, ground: str, objects: list[str], own_ground: float) -> str | None:
+def _choose_behind(
+    rng: np.random.Generator, ground: str, objects: list[str], own_ground: float
+) -> str | None:
     """A second ground behind the first in half of the scenes, or None."""
     excluded = {ground} if own_ground > 0 else {ground, *(OWN_GROUND[name] for name in objects)}
     choices = [name for name in GROUNDS if name not in excluded]
@@ -91,28 +104,41 @@ def _draw_behind(rng: np.random.Generator, image: np.ndarray, label: np.ndarray,
     return int(np.ceil(line.max()))
 
 
-def _places(rng: np.random.Generator, count: int) -> np.ndarray:
-    """Middle of each object from left to right, in shares of the width, in random depth order."""
-    slots = (np.arange(count) + 0.5) / count
-    return rng.permutation(slots + rng.uniform(-0.08, 0.08, count))
+@dataclass(frozen=True)
+class _Place:
+    """Where an object stands: row of its feet, column of its middle, side of its canvas, in pixels."""
+
+    feet: int
+    middle: int
+    side: int
+
+
+def _places(rng: np.random.Generator, count: int, size: int, horizon: int) -> list[_Place]:
+    """Places for ``count`` objects, far ones (which nearer ones may hide in part) first."""
+    places = []
+    for slot in rng.permutation(count):
+        side = int(size * rng.uniform(*_OBJECT_SIZE) * _CROWD[count - 1])
+        # At most a small part leaves the picture, or nobody could tell what stands there.
+        lowest, highest = size - 2, max(horizon + side // 3, int(0.9 * side))
+        feet = int(rng.integers(highest, lowest + 1))
+        middle = int(size * ((slot + 0.5) / count + rng.uniform(-0.08, 0.08)))
+        places.append(_Place(feet, int(np.clip(middle, 0.35 * side, size - 0.35 * side)), side))
+    return sorted(places, key=lambda place: place.feet)
 
 
 def _draw_object(
-    rng: np.random.Generator, image: np.ndarray, label: np.ndarray, name: str, place: float, horizon: int
+    rng: np.random.Generator, image: np.ndarray, label: np.ndarray, name: str, place: _Place
 ) -> None:
-    """Draws one object with its feet on the ground in front of the horizon, and its shadow."""
+    """Draws one object and its shadow into image and label."""
     size = label.shape[0]
-    side = int(size * rng.uniform(*_OBJECT_SIZE))
-    canvas = DRAWINGS[name](rng, side)
+    canvas = DRAWINGS[name](rng, place.side)
     if rng.random() < 0.5:
         canvas.mask, canvas.pixels = canvas.mask[:, ::-1], canvas.pixels[:, ::-1]
     _turn(canvas, rng.uniform(-8, 8))
-    rows, columns = np.nonzero(canvas.mask)
-    feet = int(rng.integers(min(horizon + side // 3 + 4, size - 3), size - 2))
-    top = feet - int(rows.max())
-    left = int(place * size) - side // 2
-    rows, columns, source = rows + top, columns + left, (rows, columns)
-    _draw_shadow(image, label, feet, (int(columns.min()), int(columns.max())))
+    source = np.nonzero(canvas.mask)
+    rows = source[0] + place.feet - int(source[0].max())
+    columns = source[1] + place.middle - place.side // 2
+    _draw_shadow(image, label, place.feet, (int(columns.min()), int(columns.max())))
     inside = (rows >= 0) & (rows < size) & (columns >= 0) & (columns < size)
     image[rows[inside], columns[inside]] = canvas.pixels[source[0][inside], source[1][inside]]
     label[rows[inside], columns[inside]] = CLASSES.index(name)
@@ -123,7 +149,9 @@ def _turn(canvas: Canvas, degrees: float) -> None:
     middle = (canvas.side - 1) / 2
     matrix = cv2.getRotationMatrix2D((middle, middle), degrees, 1.0)
     canvas.mask, canvas.pixels = (
-        cv2.warpAffine(np.ascontiguousarray(array), matrix, (canvas.side, canvas.side), flags=cv2.INTER_NEAREST)
+        cv2.warpAffine(
+            np.ascontiguousarray(array), matrix, (canvas.side, canvas.side), flags=cv2.INTER_NEAREST
+        )
         for array in (canvas.mask, canvas.pixels)
     )
 

@@ -73,20 +73,21 @@ def road(rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
     return texture
 
 
-def coat(rng: np.random.Generator, size: tuple[int, int], palette: np.ndarray) -> np.ndarray:
-    """Fur or feathers: one colour of the palette, with spots of another in half of the cases.
+def coat(rng: np.random.Generator, size: tuple[int, int], palette: np.ndarray, spotted: float) -> np.ndarray:
+    """Fur or feathers: one colour of the palette, now and then with spots of another.
 
     Args:
         rng: source of all choices.
         size: height and width.
         palette: colours ``(N, 3)``.
+        spotted: probability of spots.
 
     Returns:
         RGB float array ``(H, W, 3)``.
     """
     first, second = palette[rng.integers(len(palette), size=2)] + rng.normal(0, 10, (2, 3))
     texture = np.broadcast_to(first, (*size, 3)).copy()
-    if rng.random() < 0.5:
+    if rng.random() < spotted:
         texture[smooth_noise(rng, size, (10, 10)) > rng.uniform(0, 0.8)] = second
     hair = smooth_noise(rng, size, (2, 3)) * 9 + smooth_noise(rng, size, (1, 1)) * 5
     return texture + hair[:, :, None]

@@ -1,0 +1,69 @@
+"""Toy data sets on disk, registered for the length of a test."""
+
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from PIL import Image
+
+import regseg_d2.data  # noqa: F401  registers the built-in data sets
+from regseg_d2.config import get_regseg_cfg
+from regseg_d2.data.datasets import DatasetSpec, spec
+
+CLASSES = ("sky", "ground", "thing")
+COLORS = ((0, 0, 200), (90, 60, 30), (250, 0, 0))
+
+
+def write_toy(root: Path, count: int = 6, size=(20, 30), seed: int = 0, num_classes: int = 3) -> Path:
+    """Writes ``images/*.png`` and ``labels/*.png`` with random pixels and blocks of labels."""
+    rng = np.random.default_rng(seed)
+    for folder in ("images", "labels"):
+        (root / folder).mkdir(parents=True)
+    for i in range(count):
+        image = rng.integers(0, 256, (*size, 3), dtype=np.uint8)
+        blocks = rng.integers(0, num_classes, (4, 5), dtype=np.uint8)
+        label = np.kron(blocks, np.ones((-(-size[0] // 4), -(-size[1] // 5)), dtype=np.uint8))
+        label = label[: size[0], : size[1]].copy()
+        label[0, :4] = 255
+        Image.fromarray(image).save(root / "images" / f"{i:03d}.png")
+        Image.fromarray(label).save(root / "labels" / f"{i:03d}.png")
+    return root
+
+
+def toy_spec(root: Path, name: str = "toy", **changes) -> DatasetSpec:
+    fields = {
+        "name": name,
+        "image_root": str(root / "images"),
+        "label_root": str(root / "labels"),
+        "classes": CLASSES,
+        "colors": COLORS,
+    }
+    return DatasetSpec(**{**fields, **changes})
+
+
+@contextmanager
+def registered(*specs: DatasetSpec):
+    """Registers data sets and takes them out of the catalogs again."""
+    for one in specs:
+        one.register()
+    try:
+        yield
+    finally:
+        for one in specs:
+            DatasetCatalog.remove(one.name)
+            MetadataCatalog.remove(one.name)
+            spec._SPECS.pop(one.name)
+
+
+def toy_cfg(train=("toy",), test=(), **overrides):
+    """Config for the toy data; overrides are dotted keys with ``__`` for the dots."""
+    cfg = get_regseg_cfg()
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = tuple(train), tuple(test)
+    cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = len(CLASSES)
+    cfg.INPUT.CROP.SIZE = [16, 24]
+    cfg.SOLVER.IMS_PER_BATCH = 4
+    cfg.DATALOADER.NUM_WORKERS = 0
+    for key, value in overrides.items():
+        cfg.merge_from_list([key.replace("__", "."), value])
+    return cfg
