@@ -96,7 +96,9 @@ def test_eval_is_bit_equal_to_the_plain_segmentor_and_the_stripped_checkpoint_lo
     torch.manual_seed(1)
     model = build_model(cfg)
     model(small_batch())
-    stripped = {key: value for key, value in model.state_dict().items() if not key.startswith("regularizers.")}
+    stripped = {
+        key: value for key, value in model.state_dict().items() if not key.startswith("regularizers.")
+    }
     torch.manual_seed(2)
     plain = SemanticSegmentor(resolve_auto_norm(cfg))
     plain.load_state_dict(stripped, strict=True)

