@@ -147,11 +147,12 @@ def watch(trainings: list[Training], max_iter: int) -> None:
         while any(training.process.poll() is None for training in trainings):
             for training, task in zip(trainings, tasks, strict=True):
                 training.raise_if_failed()
-                progress.update(task, completed=training.completed_steps())
+                # The row of the last evaluation stands one step behind the last.
+                progress.update(task, completed=min(training.completed_steps(), max_iter))
             time.sleep(0.5)
         for training, task in zip(trainings, tasks, strict=True):
             training.raise_if_failed()
-            progress.update(task, completed=training.completed_steps())
+            progress.update(task, completed=max_iter)
     print(f"Trained and evaluated in {time.monotonic() - began:.0f} s.\n", flush=True)
 
 
