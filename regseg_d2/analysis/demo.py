@@ -1,17 +1,16 @@
-"""The main job in small: a baseline and the same network with CAR, trained side by side and compared.
-
-Imports nothing heavy before the trainings have started, so that they start at once.
-"""
+"""The main job in small: a baseline and the same network with CAR, trained side by side and compared."""
 
 from __future__ import annotations
 
+import gc
 import json
+import multiprocessing
 import os
 import shutil
-import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import yaml
@@ -43,7 +42,7 @@ class Training:
 
     name: str
     folder: Path
-    process: subprocess.Popen[bytes]
+    process: BaseProcess
     log: Path
 
     def completed_steps(self) -> int:
@@ -56,10 +55,10 @@ class Training:
 
     def raise_if_failed(self) -> None:
         """Raises TrainingFailed, with the end of the log, if the process ended with an error."""
-        if self.process.poll():
+        if self.process.exitcode:
             tail = "\n".join(self.log.read_text(errors="replace").splitlines()[-20:])
             raise TrainingFailed(
-                f"the training of {self.name} ended with exit code {self.process.returncode}; the end of "
+                f"the training of {self.name} ended with exit code {self.process.exitcode}; the end of "
                 f"{self.log}:\n{tail}"
             )
 
@@ -78,47 +77,63 @@ def run_demo(root: Path, output: Path, overrides: list[str]) -> None:
     for name in CONFIGS:
         shutil.rmtree(output / name, ignore_errors=True)
     output.mkdir(parents=True, exist_ok=True)
-    threads = max(1, len(os.sched_getaffinity(0)) // len(CONFIGS))
+    threads = limit_threads()
     print(
         f"Training {' and '.join(CONFIGS)} at the same time, {threads} thread(s) each. One step is a batch "
         "of images in which each kind of object almost always stands on its own ground; 'swapped' shows "
         "them where they never stood in training.",
         flush=True,
     )
-    trainings = [start(root, name, output / name, overrides, threads) for name in CONFIGS]
+    import_training()
+    trainings = [start(root, name, output / name, overrides) for name in CONFIGS]
     try:
         watch(trainings, read_max_iter(root, overrides))
     finally:
         for training in trainings:
             training.process.terminate()
-            training.process.wait()
+            training.process.join()
     report(output)
 
 
-def start(root: Path, name: str, folder: Path, overrides: list[str], threads: int) -> Training:
-    """Starts ``tools/train_net.py`` on one of the configs."""
+def limit_threads() -> int:
+    """Gives each training its share of the cores; has to come before torch is imported."""
+    threads = max(1, len(os.sched_getaffinity(0)) // len(CONFIGS))
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+    return int(os.environ["OMP_NUM_THREADS"])
+
+
+def import_training() -> None:
+    """Imports what a training needs, once for all trainings that are forked from this process."""
+    # Looking for GPUs through CUDA itself would leave the forked trainings without it.
+    os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
+    # Importing torch and Detectron2 makes very many objects and no garbage to look for.
+    gc.disable()
+    import regseg_d2.data
+    import regseg_d2.engine.main
+    import regseg_d2.modeling  # noqa: F401
+
+    gc.enable()
+
+
+def start(root: Path, name: str, folder: Path, overrides: list[str]) -> Training:
+    """Starts what ``tools/train_net.py`` does, on one of the configs."""
     log = folder.with_suffix(".log")
-    command = [
-        sys.executable,
-        str(root / "tools/train_net.py"),
-        "--config-file",
-        str(root / CONFIGS[name]),
-        *overrides,
-        "OUTPUT_DIR",
-        str(folder),
-    ]
-    environment = {"OMP_NUM_THREADS": str(threads), **os.environ}
-    with open(log, "wb") as file:
-        process = subprocess.Popen(
-            command,
-            cwd=root,
-            env=environment,
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            stdin=subprocess.DEVNULL,
-        )
-    print(f"  {' '.join(command[1:])} > {log}", flush=True)
+    arguments = ["--config-file", str(root / CONFIGS[name]), *overrides, "OUTPUT_DIR", str(folder)]
+    process = multiprocessing.get_context("fork").Process(target=_train, args=(arguments, log))
+    process.start()
+    print(f"  tools/train_net.py {' '.join(arguments)} > {log}", flush=True)
     return Training(name, folder, process, log)
+
+
+def _train(arguments: list[str], log: Path) -> None:
+    from regseg_d2.engine.launch import build_argument_parser, run
+    from regseg_d2.engine.main import main
+
+    # File descriptors, not sys.stdout alone: loader workers and libraries write to them too.
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(descriptor, sys.stdout.fileno())
+    os.dup2(descriptor, sys.stderr.fileno())
+    run(main, build_argument_parser().parse_args(arguments))
 
 
 def read_max_iter(root: Path, overrides: list[str]) -> int:
@@ -144,7 +159,7 @@ def watch(trainings: list[Training], max_iter: int) -> None:
     began = time.monotonic()
     with Progress(*columns) as progress:
         tasks = [progress.add_task(training.name, total=max_iter) for training in trainings]
-        while any(training.process.poll() is None for training in trainings):
+        while any(training.process.is_alive() for training in trainings):
             for training, task in zip(trainings, tasks, strict=True):
                 training.raise_if_failed()
                 # The row of the last evaluation stands one step behind the last.

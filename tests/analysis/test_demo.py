@@ -1,6 +1,8 @@
 """The demo: progress, failures, pictures, and one small run from end to end."""
 
 import json
+import multiprocessing
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -18,12 +20,17 @@ from tests.data.data_helpers import COLORS, registered, toy_spec, write_toy
 ROOT = Path(__file__).parents[2]
 
 
-def make_training(folder, code=""):
+def end_with(message, log):
+    log.write_text(message)
+    sys.exit(1 if message else 0)
+
+
+def make_training(folder, message=""):
     folder.mkdir()
     log = folder.with_suffix(".log")
-    with open(log, "wb") as file:
-        process = subprocess.Popen([sys.executable, "-c", code], stdout=file, stderr=subprocess.STDOUT)
-    process.wait()
+    process = multiprocessing.get_context("fork").Process(target=end_with, args=(message, log))
+    process.start()
+    process.join()
     return demo.Training("toy", folder, process, log)
 
 
@@ -38,7 +45,7 @@ def test_completed_steps_come_from_whole_lines(tmp_path):
 def test_a_failed_training_stops_the_demo_with_the_end_of_its_log(tmp_path):
     fine = make_training(tmp_path / "fine")
     fine.raise_if_failed()
-    failed = make_training(tmp_path / "failed", "raise SystemExit('no data set there')")
+    failed = make_training(tmp_path / "failed", "no data set there")
     with pytest.raises(demo.TrainingFailed, match="exit code 1(.|\n)*no data set there"):
         demo.watch([fine, failed], max_iter=3)
 
@@ -74,11 +81,33 @@ def test_pictures_show_the_images_on_which_runs_differ_most(tmp_path, monkeypatc
 
 
 @pytest.mark.slow
-def test_the_whole_demo_with_two_steps(tmp_path, capsys):
+def test_the_whole_demo_with_two_steps(tmp_path):
     overrides = ["SOLVER.MAX_ITER", "2", "MODEL.DEVICE", "cpu", "MODEL.TIMM.PRETRAINED", ""]
-    demo.run_demo(ROOT, tmp_path / "demo", overrides)
-    printed = capsys.readouterr().out
+    command = [sys.executable, str(ROOT / "tools/demo_comparison.py"), "--output", str(tmp_path / "demo")]
+    done = subprocess.run(
+        [*command, *overrides],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=500,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    printed = done.stdout
     for text in ("cooccurrence_val", "cooccurrence_swapped", "drop", "not evidence of a gain"):
         assert text in printed
     assert (tmp_path / "demo" / "comparison.txt").read_text() in printed
     assert cv2.imread(str(tmp_path / "demo" / "side_by_side.png")).shape == (28 + 8 * 256, 4 * 256, 3)
+
+
+@pytest.mark.slow
+def test_a_wrong_override_ends_the_demo_with_its_reason(tmp_path):
+    command = [sys.executable, str(ROOT / "tools/demo_comparison.py"), "--output", str(tmp_path / "demo")]
+    done = subprocess.run(
+        [*command, "SOLVER.MAX_ITERS", "2"],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert done.returncode == 1
+    assert "SOLVER.MAX_ITER" in done.stderr
