@@ -10,6 +10,8 @@ import regseg_d2.modeling  # noqa: E402, F401
 from regseg_d2.engine.launch import build_argument_parser, run  # noqa: E402
 from regseg_d2.engine.main import main  # noqa: E402
 
+# What is there now stays: later collections need not look at it.
+gc.freeze()
 gc.enable()
 
 if __name__ == "__main__":

@@ -112,6 +112,8 @@ def import_training() -> None:
     import regseg_d2.engine.main
     import regseg_d2.modeling  # noqa: F401
 
+    # What is there now stays: collections in the trainings need not look at it, nor copy its pages.
+    gc.freeze()
     gc.enable()
 
 
