@@ -17,12 +17,16 @@ from detectron2.engine import default_argument_parser
 from detectron2.engine.launch import DEFAULT_TIMEOUT
 from detectron2.engine.launch import launch as launch_with_detectron2
 from detectron2.utils import comm
+from torch.distributed.distributed_c10d import _get_default_store
 from torch.multiprocessing.spawn import ProcessExitedException
 
 from regseg_d2.config_files import load_config_with_origins, print_config
 from regseg_d2.errors import ConfigError, UserError
 
 USER_ERROR_EXIT_CODE = 2
+# Key in the store of the process group: the main process has reported its error.
+MAIN_PROCESS_SPOKE = "regseg_d2/main_process_spoke"
+SECONDS_FOR_THE_MAIN_PROCESS = 5
 
 
 def build_argument_parser() -> argparse.ArgumentParser:
@@ -198,13 +202,27 @@ def guarded(main: Callable[[argparse.Namespace], Any], args: argparse.Namespace)
     try:
         main(args)
     except UserError as error:
-        if comm.is_main_process():
-            print(f"\nError: {error}", file=sys.stderr, flush=True)
-        else:
-            # Most errors are met by every process. The main one speaks, and its end makes the launcher
-            # stop the others; this one speaks only if that did not happen.
-            time.sleep(5)
-            print(f"\nError in process {comm.get_rank()}: {error}", file=sys.stderr, flush=True)
+        _report(error)
         sys.exit(USER_ERROR_EXIT_CODE)
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def _report(error: UserError) -> None:
+    """Prints an error once, though most errors are met by every process: the main one speaks.
+
+    Another process gives it some seconds, in which its end usually makes the launcher stop the others,
+    and speaks only if the main process did not: then the error is this process's own.
+    """
+    if comm.is_main_process():
+        print(f"\nError: {error}", file=sys.stderr, flush=True)
+        if dist.is_initialized():
+            _get_default_store().set(MAIN_PROCESS_SPOKE, "yes")
+        return
+    time.sleep(SECONDS_FOR_THE_MAIN_PROCESS)
+    try:
+        spoke = _get_default_store().check([MAIN_PROCESS_SPOKE])
+    except dist.DistError:
+        spoke = True  # the main process, where the store lives, has ended
+    if not spoke:
+        print(f"\nError in process {comm.get_rank()}: {error}", file=sys.stderr, flush=True)

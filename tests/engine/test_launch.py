@@ -1,16 +1,21 @@
 """Which process am I, and how errors end a run."""
 
+import contextlib
+import io
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
+from detectron2.utils import comm
 
 from regseg_d2.engine import launch
 from regseg_d2.engine.launch import ProcessGroup, build_argument_parser, find_process_group, first_host
 from regseg_d2.errors import ConfigError, UserError
+from tests.distributed.launching import run_processes
 
 TORCHRUN = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}
 MEETING = {"MASTER_ADDR": "host", "MASTER_PORT": "29500"}
@@ -129,6 +134,7 @@ def report_place(args):
 
 PROGRAM = """
 import sys
+import time
 from regseg_d2.engine.launch import build_argument_parser, run
 from tests.engine import test_launch
 if __name__ == "__main__":
@@ -160,6 +166,33 @@ def test_two_processes_that_fail_speak_once_and_exit_with_2(program):
     assert result.returncode == 2, result.stderr
     assert result.stderr.count("the same on every process") == 1
     assert "Traceback" not in result.stderr
+
+
+def fail_with_store(case):
+    """One of two processes that fail; the launcher stops none of them."""
+    torch.set_num_threads(1)
+    launch.SECONDS_FOR_THE_MAIN_PROCESS = 0.5
+    if case == "only_the_second" and comm.is_main_process():
+        time.sleep(3)
+        return ""
+    printed = io.StringIO()
+    with contextlib.redirect_stderr(printed):
+        launch._report(UserError("no such file"))
+    if comm.is_main_process() and case == "both":
+        time.sleep(3)
+    return printed.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("case", "expected"),
+    [
+        ("both", ["\nError: no such file\n", ""]),
+        ("main_ends", ["\nError: no such file\n", ""]),
+        ("only_the_second", ["", "\nError in process 1: no such file\n"]),
+    ],
+)
+def test_an_error_is_reported_once_even_if_nobody_is_stopped(case, expected, tmp_path):
+    assert run_processes(fail_with_store, 2, tmp_path, case) == expected
 
 
 @pytest.mark.slow
