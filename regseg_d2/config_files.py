@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import difflib
 import os
+import re
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,9 @@ from regseg_d2.suggestions import did_you_mean
 
 BASE_KEY = "_BASE_"
 COMMAND_LINE = "command line"
+# A method once more at another place; see regularizers/places.py.
+_PLACE_KEY = re.compile(r"MODEL\.REGULARIZERS\.(?P<method>\w+)@(?P<place>[\w-]+)\.(?P<name>\w+)$")
+_METHOD_KEY = r"MODEL.REGULARIZERS.\g<method>.\g<name>"
 
 
 def load_config(config_file: str, opts: Sequence[str] | None = ()) -> CfgNode:
@@ -56,7 +60,7 @@ def load_config_with_origins(
             _set_value(cfg, key, value, origin=origin, known=known)
             origins[key] = origin
     for key, text in _pairs(list(opts or ())):
-        value = _decode_override(text, expected=_value_of(cfg, key))
+        value = _decode_override(text, expected=_value_of(cfg, _PLACE_KEY.sub(_METHOD_KEY, key)))
         _set_value(cfg, key, value, origin=COMMAND_LINE, known=known)
         origins[key] = COMMAND_LINE
     return cfg, origins
@@ -215,6 +219,9 @@ def _value_of(cfg: CfgNode, key: str) -> Any:
 
 
 def _set_value(cfg: CfgNode, key: str, value: Any, *, origin: str, known: Sequence[str]) -> None:
+    if _PLACE_KEY.match(key):
+        _set_place_value(cfg, key, value, origin=origin, known=known)
+        return
     *sections, name = key.split(".")
     node: Any = cfg
     for section in sections:
@@ -229,6 +236,22 @@ def _set_value(cfg: CfgNode, key: str, value: Any, *, origin: str, known: Sequen
     if key == "VERSION" and value != node[name]:
         raise ConfigError(f"{origin}: VERSION is {value!r}; only version {node[name]} can be read.")
     node[name] = _coerce(value, node[name], key=key, origin=origin)
+
+
+def _set_place_value(cfg: CfgNode, key: str, value: Any, *, origin: str, known: Sequence[str]) -> None:
+    """Sets a key of a section such as ``MODEL.REGULARIZERS.PNE@aux``, which is born when first set.
+
+    Such a section takes the keys of the method's own, and holds those alone that were set.
+    """
+    match = _PLACE_KEY.match(key)
+    method, place, name = match["method"], match["place"], match["name"]
+    regularizers = cfg.MODEL.REGULARIZERS
+    defaults = regularizers.get(method)
+    if not isinstance(defaults, CfgNode) or name not in defaults:
+        placed = [re.sub(r"^(MODEL\.REGULARIZERS\.\w+)\.", rf"\1@{place}.", k) for k in known]
+        raise ConfigError(_unknown_key_message(key, origin, placed))
+    value = _coerce(value, defaults[name], key=key, origin=origin)
+    regularizers.setdefault(f"{method}@{place}", CfgNode())[name] = value
 
 
 def _unknown_key_message(key: str, origin: str, known: Sequence[str]) -> str:

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from detectron2.utils import comm
 from torch import Tensor
-from torch.distributed.nn.functional import all_reduce
+from torch.distributed.nn.functional import all_gather, all_reduce
 
 
 def all_reduce_sum(tensor: Tensor) -> Tensor:
@@ -58,3 +58,39 @@ def global_mean(total: Tensor, count: Tensor) -> Tensor:
     global_count = all_reduce_sum_constant(count.to(total.dtype))
     safe_count = torch.where(global_count > 0, global_count, torch.ones_like(global_count))
     return total * (comm.get_world_size() / safe_count)
+
+
+@torch.no_grad()
+def gather_rows(rows: Tensor) -> Tensor:
+    """Joins the rows of all processes in the order of ranks; no gradient.
+
+    It is a collective: call it on every process, in the same order.
+
+    Args:
+        rows: ``(M, ...)``, of the same shape and type on all processes.
+
+    Returns:
+        ``(W * M, ...)``, the same on all processes. On one process: ``rows``, detached.
+    """
+    if comm.get_world_size() == 1:
+        return rows.detach()
+    rows = rows.detach().contiguous()
+    parts = [torch.empty_like(rows) for _ in range(comm.get_world_size())]
+    dist.all_gather(parts, rows)
+    return torch.cat(parts)
+
+
+def gather_rows_with_gradient(rows: Tensor) -> Tensor:
+    """Like :func:`gather_rows`, and differentiable.
+
+    The gradient of a row is summed over the processes, as every process's loss depends on it.
+
+    Args:
+        rows: ``(M, ...)``, of the same shape and type on all processes.
+
+    Returns:
+        ``(W * M, ...)``, the same on all processes. On one process: ``rows``.
+    """
+    if comm.get_world_size() == 1:
+        return rows
+    return torch.cat(all_gather(rows))

@@ -212,8 +212,9 @@ def test_every_key_of_this_package_is_documented():
     add_deeplab_config(stock)
     ours = set(flatten_config(get_regseg_cfg())) - set(flatten_config(stock))
     assert len(ours) > 50
-    text = (Path(__file__).parents[1] / "docs" / "configuration.md").read_text(encoding="utf-8")
-    documented = set(re.findall(r"`([A-Z][A-Z0-9_]*(?:\.[A-Z0-9_]+)*)`", text))
+    docs = Path(__file__).parents[1] / "docs"
+    text = "".join((docs / name).read_text(encoding="utf-8") for name in ("configuration.md", "methods.md"))
+    documented = set(re.findall(r"`([A-Z][A-Z0-9_]*(?:\.[A-Za-z0-9_]+)*)`", text))
     assert sorted(ours - documented) == []
     keys = set(flatten_config(get_regseg_cfg()))
     sections = {key.rsplit(".", n)[0] for key in keys for n in range(1, key.count(".") + 1)}

@@ -9,16 +9,14 @@ import cv2
 import numpy as np
 import torch
 from detectron2.data import MetadataCatalog
-from detectron2.modeling import build_model
 
-import regseg_d2.modeling  # noqa: F401  registers networks
 from regseg_d2.config_files import load_config
 from regseg_d2.data.images import read_image
 from regseg_d2.data.labels import label_reader_for
 from regseg_d2.data.loader import build_test_loader
-from regseg_d2.engine.checkpoint import SafeCheckpointer
 from regseg_d2.engine.devices import with_available_device
 from regseg_d2.engine.files import atomic_writer
+from regseg_d2.engine.trained_model import load_trained_model
 from regseg_d2.evaluation.visualize import class_colors, color_label
 
 FINAL_WEIGHTS = "model_final.pth"
@@ -37,13 +35,14 @@ def predict(folder: Path, dataset_name: str) -> dict[str, np.ndarray]:
     cfg = with_available_device(
         load_config(str(folder / "config.yaml"), ["MODEL.WEIGHTS", str(folder / FINAL_WEIGHTS)])
     )
-    model = build_model(cfg).eval()
-    SafeCheckpointer(model).load_for_evaluation(cfg.MODEL.WEIGHTS)
+    model = load_trained_model(cfg).model
     predictions = {}
     with torch.no_grad():
         for inputs in build_test_loader(cfg, dataset_name):
             for sample, output in zip(inputs, model(inputs), strict=True):
-                predictions[sample["file_name"]] = output["sem_seg"].argmax(0).to(torch.uint8).cpu().numpy()
+                # Small, and large enough for data sets of more than 256 classes.
+                classes = output["sem_seg"].argmax(0).to(torch.int16)
+                predictions[sample["file_name"]] = classes.cpu().numpy()
     return predictions
 
 

@@ -14,11 +14,14 @@ from typing import Any
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils import comm
+from fvcore.common.checkpoint import _strip_prefix_if_present
 from torch import nn
 
 from regseg_d2.engine.files import atomic_writer, remove_partial_files, write_text
 from regseg_d2.engine.load_report import LoadReport
 from regseg_d2.errors import CheckpointError
+from regseg_d2.regularizers import Regularizer
+from regseg_d2.state.random_stream import RandomStream
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +62,7 @@ class SafeCheckpointer(DetectionCheckpointer):
         super().__init__(model, save_dir, save_to_disk=save_to_disk, **checkpointables)
         self.logger = logger
         self.trust_pickle = trust_pickle
+        self._is_new_run = True
         if self.save_dir and self.save_to_disk and os.path.isdir(self.save_dir):
             for leftover in remove_partial_files(self.save_dir):
                 logger.warning("Removed '%s', left half written by a killed run.", leftover)
@@ -138,13 +142,14 @@ class SafeCheckpointer(DetectionCheckpointer):
         wanted = list(self.checkpointables if checkpointables is None else checkpointables)
         # The base class loads the model alone; what belongs to the run follows once the model fits.
         self._report: LoadReport | None = None
+        self._is_new_run = not strict
         rest = super().load(path, checkpointables=[])
         report = self._report
         if report is None:
             raise CheckpointError(f"'{path}' has no model in it.")
         logger.info("Loaded '%s':\n%s", path, report.table())
         if strict:
-            report.without(ignore_prefixes).require_all(path, TRAINING_ONLY_PREFIX)
+            report.without(ignore_prefixes).require_all(path, TRAINING_ONLY_PREFIX, self._bank_size_keys())
         elif not report.loaded:
             raise CheckpointError(
                 f"'{path}': none of its {len(report.dropped)} keys is one of the model's. It is a checkpoint "
@@ -161,6 +166,10 @@ class SafeCheckpointer(DetectionCheckpointer):
                 )
             self.checkpointables[key].load_state_dict(rest.pop(key))
         return rest
+
+    def _bank_size_keys(self) -> dict[str, str]:
+        regularizers = getattr(self.model, "regularizers", {})
+        return {name: r.bank_keys[0] for name, r in regularizers.items() if isinstance(r, Regularizer)}
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
         """Continues from the last checkpoint of ``save_dir``, or loads the weights of ``path``.
@@ -225,6 +234,11 @@ class SafeCheckpointer(DetectionCheckpointer):
                 "tensors. "
                 "Expected a dict of tensors, by itself or under 'model'."
             )
+        _strip_prefix_if_present(checkpoint["model"], "module.")
+        if self._is_new_run:
+            for key in _run_counters(self.model):
+                checkpoint["model"].pop(key, None)
+        _leave_incomplete_state_new(self.model, checkpoint["model"])
         has_counters = any(key.endswith(BATCH_COUNTER) for key in checkpoint["model"])
         incompatible = super()._load_model(checkpoint)
         report = LoadReport.from_incompatible(self.model, incompatible)
@@ -234,6 +248,43 @@ class SafeCheckpointer(DetectionCheckpointer):
 
     def _log_incompatible_keys(self, incompatible: Any) -> None:
         """Nothing: :meth:`load` logs one table instead."""
+
+
+def _run_counters(model: nn.Module) -> list[str]:
+    """Keys of what belongs to a run and not to its weights: steps of the warm-up, random numbers."""
+    counters: list[str] = []
+    for name, module in model.named_modules():
+        if isinstance(module, Regularizer):
+            counters += [f"{name}.num_forwards", f"{name}.zero_streaks"]
+        elif isinstance(module, RandomStream):
+            counters += [f"{name}.{key}" for key, _ in module.named_buffers(recurse=False)]
+    return counters
+
+
+def _leave_incomplete_state_new(model: nn.Module, state: dict[str, Any]) -> None:
+    """Removes the buffers of a module of which another buffer has another shape.
+
+    They belong together: a bank that is new, with the counts of the one in the file, would be taken to
+    be full.
+
+    Args:
+        model: the model that is loaded into.
+        state: tensors or arrays by key; changed in place.
+    """
+    shapes = {key: tuple(buffer.shape) for key, buffer in model.named_buffers() if key in state}
+    fits = {key: tuple(state[key].shape) == shape for key, shape in shapes.items()}
+    broken = {_module_of(key) for key, fit in fits.items() if not fit}
+    left_new = [key for key, fit in fits.items() if fit and _module_of(key) in broken]
+    for key in left_new:
+        del state[key]
+    if left_new:
+        logger.warning(
+            "Not loaded, as other buffers of the same modules have another shape: %s.", ", ".join(left_new)
+        )
+
+
+def _module_of(key: str) -> str:
+    return key.rpartition(".")[0]
 
 
 def _warn_about_backbone(path: str, report: LoadReport) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,36 +77,63 @@ class LoadReport:
         rows.append(("other shape (not loaded)", len(shapes), "\n".join(shapes)))
         return tabulate(rows, headers=("", "tensors", "which"), tablefmt="simple")
 
-    def require_all(self, path: str, training_only_prefix: str) -> None:
+    def require_all(
+        self, path: str, training_only_prefix: str, bank_size_keys: Mapping[str, str] | None = None
+    ) -> None:
         """Raises unless every key was loaded.
 
         Args:
             path: the file, for the message.
-            training_only_prefix: how keys begin whose absence has a cure of its own.
+            training_only_prefix: how the keys of regularizers begin, whose absence has a cure of its own.
+            bank_size_keys: key of the config that is the size of a bank, by the name of the regularizer.
 
         Raises:
             CheckpointError: a key is new, dropped or of another shape.
         """
-        if not (self.new or self.dropped or self.mismatched):
+        wrong = (*self.new, *self.dropped, *(key for key, _, _ in self.mismatched))
+        if not wrong:
             return
-        if all(key.startswith(training_only_prefix) for key in (*self.new, *self.dropped)) and (
-            not self.mismatched
-        ):
-            here, there = ("without", "with") if self.dropped else ("with", "without")
+        if not all(key.startswith(training_only_prefix) for key in wrong):
             raise CheckpointError(
-                f"'{path}' was written by a run {there} these regularizers, and this one is {here}: it "
-                "cannot be "
-                f"the same run continued.\n{self.table()}\nResume with the MODEL.REGULARIZERS.NAMES of the "
-                "first "
-                f"run, or start a new run from its weights: MODEL.WEIGHTS {path}, another OUTPUT_DIR, no "
-                "--resume."
+                f"'{path}' does not fit the model:\n{self.table()}\nUse the config.yaml of the run that "
+                "wrote it (same head, backbone and MODEL.SEM_SEG_HEAD.NUM_CLASSES). To fine-tune from its "
+                "weights instead, train with MODEL.WEIGHTS, another OUTPUT_DIR and no --resume."
             )
+        new_run = f"start a new run from its weights: MODEL.WEIGHTS {path}, another OUTPUT_DIR, no --resume"
+        if self.mismatched:
+            cures = dict.fromkeys(
+                _size_cure(*item, training_only_prefix, bank_size_keys) for item in self.mismatched
+            )
+            raise CheckpointError(
+                f"'{path}' holds state of regularizers in other shapes than this config asks for, so that "
+                f"the same run cannot be continued:\n{self.table()}\n{' '.join(cures)} Or {new_run}; such "
+                "state then begins anew."
+            )
+        here, there = ("without", "with") if self.dropped else ("with", "without")
         raise CheckpointError(
-            f"'{path}' does not fit the model:\n{self.table()}\nUse the config.yaml of the run that wrote it "
-            "(same head, backbone and MODEL.SEM_SEG_HEAD.NUM_CLASSES). To fine-tune from its weights "
-            "instead, "
-            "train with MODEL.WEIGHTS, another OUTPUT_DIR and no --resume."
+            f"'{path}' was written by a run {there} these regularizers, and this one is {here}: it cannot be "
+            f"the same run continued.\n{self.table()}\nResume with the MODEL.REGULARIZERS.NAMES of the first "
+            f"run, or {new_run}."
         )
+
+
+def _size_cure(
+    key: str,
+    saved: tuple[int, ...],
+    wanted: tuple[int, ...],
+    prefix: str,
+    bank_size_keys: Mapping[str, str] | None,
+) -> str:
+    """Says which key of the config to set back, as far as the tensor tells."""
+    name, _, buffer = key.removeprefix(prefix).partition(".")
+    section = f"MODEL.REGULARIZERS.{name}"
+    size_keys = {"rows": (bank_size_keys or {}).get(name, "BANK_SIZE"), "distributions": "NUM_DISTRIBUTIONS"}
+    size_key = size_keys.get(buffer.rpartition(".")[2])
+    # Both are (classes, size, channels).
+    others_fit = len(saved) == len(wanted) and saved[:1] + saved[2:] == wanted[:1] + wanted[2:]
+    if size_key and others_fit:
+        return f"Set {section}.{size_key} back from {wanted[1]} to {saved[1]}."
+    return f"Set the keys of {section} back to those in the config.yaml of the run that wrote it ({buffer})."
 
 
 def _grouped(keys: tuple[str, ...]) -> str:

@@ -13,11 +13,11 @@ from detectron2.utils.collect_env import collect_env_info
 from detectron2.utils.logger import setup_logger
 
 from regseg_d2.config_files import flatten_config, format_config, load_config
-from regseg_d2.engine.checkpoint import SafeCheckpointer
 from regseg_d2.engine.devices import limit_cpu_threads, with_available_device
 from regseg_d2.engine.files import write_text
 from regseg_d2.engine.hooks import Results
 from regseg_d2.engine.seeding import make_deterministic, seed_everything
+from regseg_d2.engine.trained_model import load_trained_model
 from regseg_d2.engine.trainer import Trainer, refuse_unsupported
 
 logger = logging.getLogger(__name__)
@@ -92,16 +92,10 @@ def evaluate_checkpoint(cfg: CfgNode, *, resume: bool = False) -> Results:
     if cfg.DETERMINISTIC:
         make_deterministic()
     seed_everything(max(cfg.SEED, 0))
-    model = Trainer.build_model(cfg)
-    checkpointer = SafeCheckpointer(model, cfg.OUTPUT_DIR, trust_pickle=cfg.MODEL.TRUST_PICKLE)
-    path = cfg.MODEL.WEIGHTS
-    if resume and checkpointer.has_checkpoint():
-        path = checkpointer.get_checkpoint_file()
-    rest = checkpointer.load_for_evaluation(path)
+    trained = load_trained_model(cfg, resume=resume)
     if not (Path(cfg.OUTPUT_DIR) / "config.yaml").exists():
         save_config(saved_config, seed=cfg.SEED)  # a training run's own is kept
-    steps = rest["iteration"] + 1 if isinstance(rest.get("iteration"), int) else None
-    return Trainer.test(cfg, model, completed_steps=steps)
+    return Trainer.test(cfg, trained.model, completed_steps=trained.completed_steps)
 
 
 def save_config(cfg: CfgNode, *, seed: int) -> None:

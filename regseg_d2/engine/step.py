@@ -17,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from regseg_d2.engine.optim import GradientClipper
 from regseg_d2.errors import ConfigError, UserError
+from regseg_d2.state.undoable import UndoableState
 
 logger = logging.getLogger(__name__)
 
@@ -115,10 +116,14 @@ class TrainingStep:
         self.device = self.parameters[0].device
         # The scaler is there without fp16 too, and then does nothing.
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=autocast_dtype is torch.float16)
+        # What would be too large to copy takes its changes back itself.
+        self._undoable = [module for module in model.modules() if isinstance(module, UndoableState)]
+        not_copied = {id(buffer) for module in self._undoable for buffer in module.undoable_buffers()}
         # Lists of one type each: torch copies those in few kernels.
         by_type: dict[torch.dtype, list[Tensor]] = {}
         for buffer in model.buffers():
-            by_type.setdefault(buffer.dtype, []).append(buffer)
+            if id(buffer) not in not_copied:
+                by_type.setdefault(buffer.dtype, []).append(buffer)
         self._buffers = [(group, [torch.empty_like(b) for b in group]) for group in by_type.values()]
 
     def run(
@@ -225,11 +230,15 @@ class TrainingStep:
 
     @torch.no_grad()
     def _save_buffers(self) -> None:
+        for module in self._undoable:
+            module.begin_step()
         for buffers, saved in self._buffers:
             torch._foreach_copy_(saved, buffers)
 
     @torch.no_grad()
     def _restore_buffers(self) -> None:
+        for module in self._undoable:
+            module.undo_step()
         for buffers, saved in self._buffers:
             torch._foreach_copy_(buffers, saved)
 

@@ -28,6 +28,7 @@ from torch import nn
 from regseg_d2.engine.checkpoint import SafeCheckpointer
 from regseg_d2.engine.devices import synchronize_buffers, unwrap_model, with_available_device, wrap_model
 from regseg_d2.engine.hooks import CheckpointHook, EvaluationHook, Results, ScheduleHook, truncate_metrics
+from regseg_d2.engine.memory_budget import log_memory_budget
 from regseg_d2.engine.optim import build_gradient_clipper, build_lr_scheduler, build_optimizer
 from regseg_d2.engine.provenance import describe_model
 from regseg_d2.engine.seeding import make_deterministic, resolve_seed, seed_everything, seed_pass
@@ -240,6 +241,7 @@ class Trainer(TrainerBase):
         loader = self.build_train_loader(self.cfg, seed=self.seed, start_iter=self.start_iter)
         self._batches = TimedIterator(loader)
         logger.info("Training from step %d to %d, SEED %d.", self.start_iter, self.max_iter, self.seed)
+        log_memory_budget(self.model)
         with EventStorage(self.start_iter) as self.storage:
             try:
                 self.before_train()

@@ -34,6 +34,7 @@ def color_label(label: np.ndarray, colors: np.ndarray) -> np.ndarray:
         (H, W, 3) uint8, RGB.
     """
     table = np.vstack([colors, np.asarray([VOID_COLOR], dtype=np.uint8)])
+    label = np.asarray(label, dtype=np.int64)  # a uint8 cannot hold the number of black for many classes
     valid = (label >= 0) & (label < len(colors))
     return table[np.where(valid, label, len(colors))]
 

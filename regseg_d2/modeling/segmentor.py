@@ -11,8 +11,12 @@ from detectron2.modeling import META_ARCH_REGISTRY, SemanticSegmentor
 from torch import Tensor, nn
 
 from regseg_d2.modeling.norms import resolve_auto_norm
-from regseg_d2.modeling.taps import TapRecorder
-from regseg_d2.regularizers import Regularizer, RegularizerInput, build_regularizers
+
+# From the modules: the package's __init__ imports methods, which build layers with this package.
+from regseg_d2.regularizers.base import Regularizer
+from regseg_d2.regularizers.build import build_regularizers
+from regseg_d2.regularizers.inputs import RegularizerInput
+from regseg_d2.taps import TapRecorder
 
 
 class RegularizationMixin:

@@ -1,11 +1,24 @@
 """Regularizers: losses on features that exist in training only, one method a file."""
 
-from regseg_d2.regularizers.base import (
-    REGULARIZER,
-    Regularizer,
-    RegularizerInput,
-    build_regularizers,
-)
+from regseg_d2.regularizers.base import REGULARIZER, Regularizer
+from regseg_d2.regularizers.build import build_regularizers
 from regseg_d2.regularizers.car import CAR
+from regseg_d2.regularizers.contrast_seg import ContrastSeg
+from regseg_d2.regularizers.inputs import RegularizerInput
+from regseg_d2.regularizers.mdrl import MDRL
+from regseg_d2.regularizers.pne import PNE
+from regseg_d2.regularizers.rch import RCH
+from regseg_d2.regularizers.region_contrast import RegionContrast
 
-__all__ = ["CAR", "REGULARIZER", "Regularizer", "RegularizerInput", "build_regularizers"]
+__all__ = [
+    "CAR",
+    "ContrastSeg",
+    "MDRL",
+    "PNE",
+    "RCH",
+    "REGULARIZER",
+    "RegionContrast",
+    "Regularizer",
+    "RegularizerInput",
+    "build_regularizers",
+]

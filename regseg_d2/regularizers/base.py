@@ -1,20 +1,22 @@
-"""The contract of a regularizer, its registry and its construction from a config."""
+"""The contract of a regularizer, and the registry."""
 
 from __future__ import annotations
 
 import abc
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import logging
+from collections.abc import Mapping, Sequence
 
 import torch
-from detectron2.config import CfgNode
 from detectron2.utils.events import get_event_storage, has_event_storage
 from detectron2.utils.registry import Registry
 from torch import Tensor, nn
 
+from regseg_d2.distributed import all_reduce_sum_constant
 from regseg_d2.errors import ConfigError
-from regseg_d2.ops.labels import downsample_labels
-from regseg_d2.suggestions import did_you_mean
+from regseg_d2.regularizers.inputs import RegularizerInput, loss_precision
+from regseg_d2.state.memory_bank import MemoryBank
+
+logger = logging.getLogger(__name__)
 
 REGULARIZER = Registry("REGULARIZER")
 REGULARIZER.__doc__ = """
@@ -23,31 +25,6 @@ that tap paths start from.
 """
 
 WARMUP_METHODS = ("constant", "linear")
-
-
-@dataclass(frozen=True)
-class RegularizerInput:
-    """What one training forward offers to every regularizer.
-
-    Attributes:
-        taps: recorded tensors by tap name, ``(N, C, h, w)``, attached to the graph.
-        targets: labels ``(N, H, W)`` as the head got them, padded with ``ignore_value``.
-        ignore_value: label of void pixels.
-        image_ids: one id an image, from the data set.
-    """
-
-    taps: Mapping[str, Tensor]
-    targets: Tensor
-    ignore_value: int
-    image_ids: tuple[str, ...] = ()
-    _labels: dict[tuple[int, int], Tensor] = field(default_factory=dict, repr=False)
-
-    def labels_at(self, size: tuple[int, int]) -> Tensor:
-        """Labels ``(N, h, w)`` by nearest neighbour; each size is computed once a step."""
-        size = (int(size[0]), int(size[1]))
-        if size not in self._labels:
-            self._labels[size] = downsample_labels(self.targets, size)
-        return self._labels[size]
 
 
 class Regularizer(nn.Module, abc.ABC):
@@ -59,11 +36,15 @@ class Regularizer(nn.Module, abc.ABC):
     and state that moves in training only.
 
     Args:
+        name: how its losses and diagnostics are called.
         feature_tap: name of the tap whose tensor is regularized.
+        logits_tap: name of the tap of the logits, for a method that looks at predictions.
         weights: weight of each loss term, by name. A term with weight 0 is not returned.
         warmup_iters: training forwards before the losses have their full weight.
         warmup_method: ``"constant"``: weight 0 before, ``"linear"``: growing from 0.
         diagnostics_period: training iterations between two records of diagnostics.
+        warn_zero_steps: training forwards in a row in which a loss may be exactly zero before a
+            warning says so; 0 never warns.
 
     Raises:
         ConfigError: if an argument is out of its range.
@@ -72,17 +53,23 @@ class Regularizer(nn.Module, abc.ABC):
     #: Names of the loss terms; the keys of the result are ``loss_<name>_<term>``.
     terms: tuple[str, ...] = ()
 
+    #: Keys of the method's section that are the size of its banks and the type they are kept in.
+    bank_keys: tuple[str, str] = ("BANK_SIZE", "BANK_DTYPE")
+
     num_forwards: Tensor
+    zero_streaks: Tensor
 
     def __init__(
         self,
         *,
         name: str,
         feature_tap: str,
+        logits_tap: str = "",
         weights: Mapping[str, float],
         warmup_iters: int = 0,
         warmup_method: str = "constant",
         diagnostics_period: int = 20,
+        warn_zero_steps: int = 200,
     ) -> None:
         super().__init__()
         if warmup_method not in WARMUP_METHODS:
@@ -92,22 +79,32 @@ class Regularizer(nn.Module, abc.ABC):
             raise ConfigError(f"{name}: weights are {dict(weights)}; expected numbers >= 0 for {self.terms}")
         self.name = name
         self.feature_tap = feature_tap
+        self.logits_tap = logits_tap
         self.weights = {term: float(weights[term]) for term in self.terms if weights.get(term)}
         self.warmup_iters = warmup_iters
         self.warmup_method = warmup_method
         self.diagnostics_period = diagnostics_period
+        self.warn_zero_steps = warn_zero_steps
+        # Where the streak of zeros began that was last warned of, by term.
+        self._warned: dict[str, float] = {}
         # A buffer, so that a resumed run stands at the same point of its warm-up.
         self.register_buffer("num_forwards", torch.zeros((), dtype=torch.long))
+        self.register_buffer("zero_streaks", torch.zeros(len(self.weights), dtype=torch.long))
 
     @property
     def taps(self) -> tuple[str, ...]:
         """Names of all taps that :meth:`losses` reads."""
-        return (self.feature_tap,)
+        return (self.feature_tap, self.logits_tap) if self.logits_tap else (self.feature_tap,)
 
     @property
     def loss_keys(self) -> tuple[str, ...]:
         """Keys of the dict that a forward returns: the same on every process and every step."""
         return tuple(f"loss_{self.name}_{term}" for term in self.weights)
+
+    @property
+    def memory_bytes(self) -> int:
+        """Memory of the banks, full or not; 0 for a method without one."""
+        return sum(module.num_bytes for module in self.modules() if isinstance(module, MemoryBank))
 
     @abc.abstractmethod
     def losses(self, inputs: RegularizerInput) -> dict[str, Tensor]:
@@ -148,6 +145,7 @@ class Regularizer(nn.Module, abc.ABC):
                 with torch.no_grad():
                     self.update_state(inputs)
                     self.num_forwards += 1
+                    self._count_zeros(terms)
                     self._record_diagnostics(inputs)
         return result
 
@@ -165,6 +163,13 @@ class Regularizer(nn.Module, abc.ABC):
             zero = zero + 0.0 * parameter.sum()
         return zero
 
+    def _count_zeros(self, terms: Mapping[str, Tensor]) -> None:
+        if not self.weights:
+            return
+        # Over all processes, as all state: a process may well have nothing to regularize.
+        alive = all_reduce_sum_constant(torch.stack([terms[term] != 0 for term in self.weights]).long())
+        self.zero_streaks.copy_((self.zero_streaks + 1) * (alive == 0))
+
     def _record_diagnostics(self, inputs: RegularizerInput) -> None:
         if not has_event_storage():
             return
@@ -172,43 +177,32 @@ class Regularizer(nn.Module, abc.ABC):
         if (storage.iter + 1) % self.diagnostics_period:
             return
         values = self.diagnostics(inputs)
-        if values:
-            # One transfer for all of them.
-            numbers = torch.stack([value.float() for value in values.values()]).tolist()
-            for key, number in zip(values, numbers, strict=True):
-                storage.put_scalar(f"{self.name}/{key}", number)
+        # One transfer for all of them.
+        scalars = [value.double().reshape(1) for value in values.values()]
+        starts = self.num_forwards - self.zero_streaks
+        numbers = torch.cat([*scalars, self.zero_streaks, starts]).tolist()
+        for key in values:
+            storage.put_scalar(f"{self.name}/{key}", numbers.pop(0))
+        count = len(self.weights)
+        self._warn_about_zeros(numbers[:count], numbers[count:])
+
+    def _warn_about_zeros(self, streaks: Sequence[float], starts: Sequence[float]) -> None:
+        """Warns once of each streak of zeros; what makes a streak one and the same is where it began."""
+        for term, streak, start in zip(self.weights, streaks, starts, strict=True):
+            long_enough = 0 < self.warn_zero_steps <= streak
+            if not long_enough or self._warned.get(term) == start:
+                continue
+            self._warned[term] = start
+            logger.warning(
+                "loss_%s_%s has been exactly zero for %d training forwards: it regularizes nothing. Look "
+                "at the diagnostics %s/*; check that the labels hold several classes, and the tap %r.",
+                self.name,
+                term,
+                streak,
+                self.name,
+                self.feature_tap,
+            )
 
     def extra_repr(self) -> str:
         """Says in the printed model what is regularized and how strongly."""
         return f"feature_tap={self.feature_tap!r}, weights={self.weights}"
-
-
-def loss_precision(dtype: torch.dtype) -> torch.dtype:
-    """The type that losses are computed in: float32, or float64 where the model is in float64."""
-    return dtype if dtype == torch.float64 else torch.float32
-
-
-def build_regularizers(cfg: CfgNode, network: nn.Module) -> dict[str, Regularizer]:
-    """Builds the regularizers named in ``MODEL.REGULARIZERS.NAMES``.
-
-    Args:
-        cfg: a full config.
-        network: the module that tap paths start from.
-
-    Returns:
-        Regularizers by name, in alphabetical order: the order in the config has no effect.
-
-    Raises:
-        ConfigError: if a name is unknown or named twice, or a regularizer cannot be built.
-    """
-    names = list(cfg.MODEL.REGULARIZERS.NAMES)
-    for name in names:
-        if name not in REGULARIZER:
-            known = [known_name for known_name, _ in REGULARIZER]
-            raise ConfigError(
-                f"MODEL.REGULARIZERS.NAMES: unknown regularizer {name!r}{did_you_mean(name, known)}; "
-                f"known are {sorted(known)}"
-            )
-    if len(set(names)) != len(names):
-        raise ConfigError(f"MODEL.REGULARIZERS.NAMES names a regularizer twice: {names}")
-    return {name: REGULARIZER.get(name)(cfg, network) for name in sorted(names)}

@@ -11,17 +11,18 @@ from torch import Tensor, nn
 
 from regseg_d2.distributed import all_reduce_sum, all_reduce_sum_constant
 from regseg_d2.errors import ConfigError
-from regseg_d2.modeling.taps import has_module, tap_channels
 from regseg_d2.ops import car as ops
 from regseg_d2.ops.class_statistics import class_sums, divide_by_counts
-from regseg_d2.ops.labels import one_hot_labels
-from regseg_d2.regularizers.base import REGULARIZER, Regularizer, RegularizerInput, loss_precision
+from regseg_d2.regularizers.base import REGULARIZER, Regularizer
+from regseg_d2.regularizers.build import common_arguments
+from regseg_d2.regularizers.inputs import RegularizerInput
+from regseg_d2.regularizers.places import find_place
 from regseg_d2.state.ema_centers import EmaCenters
+from regseg_d2.taps import has_module
 
 CENTERS = ("batch", "image", "ema")
 ABSENT_CLASSES = ("exclude", "zero")
 LINEAR_CONV_TAP = "sem_seg_head.projection.linear:out"
-CLASSIFIER_TAP = "sem_seg_head.predictor:in"
 
 
 @REGULARIZER.register()
@@ -97,13 +98,12 @@ class CAR(Regularizer):
     def from_config(cls, cfg: CfgNode, network: nn.Module) -> dict[str, Any]:
         """Reads ``MODEL.REGULARIZERS.CAR``."""
         car = cfg.MODEL.REGULARIZERS.CAR
-        tap = car.FEATURES
-        if tap == "auto":
-            has_linear = has_module(network, LINEAR_CONV_TAP.partition(":")[0])
-            tap = LINEAR_CONV_TAP if has_linear else CLASSIFIER_TAP
+        linear_conv = LINEAR_CONV_TAP if has_module(network, LINEAR_CONV_TAP.partition(":")[0]) else ""
+        place = find_place(cfg, network, "CAR", paper_tap=linear_conv if car.CLASSIFIER == "auto" else "")
         return {
-            "feature_tap": tap,
-            "channels": tap_channels(network, tap, "MODEL.REGULARIZERS.CAR.FEATURES"),
+            **common_arguments(cfg, "CAR"),
+            "feature_tap": place.feature_tap,
+            "channels": place.channels,
             "num_classes": cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
             "weights": {
                 "intra_c2p": car.WEIGHT * car.INTRA_C2P_WEIGHT,
@@ -119,16 +119,12 @@ class CAR(Regularizer):
             "detach_centers": car.DETACH_CENTERS,
             "reduction": car.REDUCTION,
             "pool": car.POOL,
-            # Forwards are counted, and a step may have several.
-            "warmup_iters": car.WARMUP_ITERS * cfg.SOLVER.ACCUM_STEPS,
-            "warmup_method": car.WARMUP_METHOD,
-            "diagnostics_period": cfg.MODEL.REGULARIZERS.DIAGNOSTICS_PERIOD,
         }
 
     def losses(self, inputs: RegularizerInput) -> dict[str, Tensor]:
         """Computes the three losses; see the class and ``ops/car.py``."""
         x, one_hot = self._pixels(inputs)
-        sums, counts = class_sums(x, one_hot)
+        sums, counts = self._sums(inputs)
         centers, present = self._class_centers(sums, counts)
         pixel_centers = centers.detach() if self.detach_centers else centers
         losses = {}
@@ -179,14 +175,16 @@ class CAR(Regularizer):
 
     def _pixels(self, inputs: RegularizerInput) -> tuple[Tensor, Tensor]:
         """The feature ``(N, C, P)`` and its one-hot labels ``(N, K, P)``."""
-        feature = inputs.taps[self.feature_tap]
-        feature = feature.to(loss_precision(feature.dtype))
+        feature = inputs.feature(self.feature_tap)
         if self.pool > 1:
             feature = F.avg_pool2d(feature, self.pool, ceil_mode=True)
-        labels = inputs.labels_at(feature.shape[-2:]).flatten(1)
-        # A void label that happens to be a class number must not count as that class.
-        labels = labels.masked_fill(labels == inputs.ignore_value, -1)
-        return feature.flatten(2), one_hot_labels(labels, self.num_classes, feature.dtype)
+        one_hot = inputs.one_hot_at(feature.shape[-2:], self.num_classes, feature.dtype)
+        return feature.flatten(2), one_hot
+
+    def _sums(self, inputs: RegularizerInput) -> tuple[Tensor, Tensor]:
+        if self.pool == 1:
+            return inputs.class_sums(self.feature_tap, self.num_classes)
+        return class_sums(*self._pixels(inputs))
 
     def _class_centers(self, sums: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
         """Centers ``(G, K, C)`` of Eq. 1 and the classes ``(G, K)`` that take part."""

@@ -4,7 +4,8 @@ import time
 
 import torch
 
-from regseg_d2.analysis import benchmark_regularizers as benchmark
+from regseg_d2.analysis import benchmark_losses, measuring
+from regseg_d2.analysis import benchmark_steps as benchmark
 
 
 def test_medians_of_interleaved_rounds(monkeypatch):
@@ -23,7 +24,7 @@ def test_medians_of_interleaved_rounds(monkeypatch):
 
     # The first round is a warm-up and does not count.
     actions = {"a": action("a", [100, 1, 5, 2]), "b": action("b", [100, 7, 7, 9])}
-    assert benchmark.interleaved_medians(actions, 3, "cpu", "") == {"a": 2, "b": 7}
+    assert measuring.interleaved_medians(actions, 3, "cpu", "") == {"a": 2, "b": 7}
     assert order == ["a", "b"] * 4
 
 
@@ -46,3 +47,13 @@ def test_batch_has_void_and_several_classes():
         assert values[-1] == 255
         assert 8 < len(values) <= 13
         assert max(values[:-1]) < 150
+
+
+def test_loss_tensors_have_twelve_classes_and_a_fifth_wrong():
+    for case in benchmark_losses.LOSS_CASES:
+        tensors = benchmark_losses.make_tensors(case, "cpu")
+        for labels in tensors.targets:
+            assert len(torch.unique(labels)) == 12
+        labels = tensors.targets[:, ::8, ::8]
+        wrong = (tensors.logits.argmax(1) != labels).double().mean().item()
+        assert 0.15 < wrong < 0.22

@@ -19,15 +19,30 @@ def build(head, regularizers=(), **overrides):
     return build_model(small_cfg(head, regularizers, **overrides))
 
 
+def build_with_memory(head, regularizer):
+    """A model after one step, so that memories are not empty, with a state that is worth keeping."""
+    model = build(head, [regularizer])
+    model(small_batch(seed=7))
+    return model
+
+
+def predict_always(model, class_id):
+    """Makes the classifier say one class of every pixel."""
+    with torch.no_grad():
+        model.sem_seg_head.predictor.weight.zero_()
+        model.sem_seg_head.predictor.bias.zero_()
+        model.sem_seg_head.predictor.bias[class_id] = 5.0
+
+
 def test_the_battery_covers_what_is_registered():
-    assert REGULARIZERS == ["CAR"]
+    assert REGULARIZERS == ["CAR", "ContrastSeg", "MDRL", "PNE", "RCH", "RegionContrast"]
     assert len(PAIRS) == len(REGULARIZERS) * 6
 
 
 @pytest.mark.parametrize(("regularizer", "head"), PAIRS)
 @pytest.mark.parametrize("autocast", [False, True])
 def test_losses_have_the_declared_keys_and_finite_gradients(regularizer, head, autocast):
-    model = build(head, [regularizer])
+    model = build_with_memory(head, regularizer)
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         losses = model(small_batch())
     declared = model.regularizers[regularizer].loss_keys
@@ -45,7 +60,7 @@ def test_losses_have_the_declared_keys_and_finite_gradients(regularizer, head, a
 
 @pytest.mark.parametrize(("regularizer", "head"), PAIRS)
 def test_own_parameters_and_the_network_get_gradients_from_the_regularizer_alone(regularizer, head):
-    model = build(head, [regularizer])
+    model = build_with_memory(head, regularizer)
     losses = model(small_batch())
     sum(losses[key] for key in model.regularizers[regularizer].loss_keys).backward()
     assert all(p.grad is not None for p in model.regularizers.parameters())
@@ -53,10 +68,13 @@ def test_own_parameters_and_the_network_get_gradients_from_the_regularizer_alone
 
 
 @pytest.mark.parametrize(("regularizer", "head"), PAIRS)
-@pytest.mark.parametrize("labels", ["void", "one_class", "class_zero"])
+@pytest.mark.parametrize("labels", ["void", "one_class", "class_zero", "all_right", "all_wrong"])
 @pytest.mark.parametrize("batch_size", [1, 2])
 def test_degenerate_batches_are_finite_and_attached(regularizer, head, labels, batch_size):
-    model = build(head, [regularizer])
+    model = build_with_memory(head, regularizer)
+    if labels.startswith("all_"):
+        predict_always(model, 2 if labels == "all_right" else 0)
+        labels = "one_class"
     if batch_size == 1:
         # Batch norm of an image-pooling branch needs more than one value in training.
         for module in model.modules():
@@ -88,6 +106,27 @@ def test_state_is_frozen_in_eval_and_without_gradient(regularizer, head):
     assert all(torch.equal(before[key], after[key]) for key in before)
     model(small_batch())
     assert model.regularizers[regularizer].num_forwards.item() == 1
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_all_methods_together_in_any_order(head):
+    """Combined losses are those of each method alone: nothing that is shared is changed by another."""
+    together = build(head, REGULARIZERS[::-1])
+    assert list(together.regularizers) == REGULARIZERS
+    batches = [small_batch(seed=seed) for seed in range(3)]
+    for batch in batches:
+        torch.manual_seed(3)
+        combined = together(batch)
+    assert set(combined) >= {key for r in together.regularizers.values() for key in r.loss_keys}
+    for name in REGULARIZERS:
+        alone = build(head, REGULARIZERS)
+        for other in set(REGULARIZERS) - {name}:
+            del alone.regularizers[other]
+        for batch in batches:
+            torch.manual_seed(3)
+            losses = alone(batch)
+        for key in alone.regularizers[name].loss_keys:
+            assert torch.equal(losses[key], combined[key]), key
 
 
 @pytest.mark.parametrize(("regularizer", "head"), PAIRS)

@@ -6,10 +6,14 @@ import pickle
 
 import pytest
 import torch
+from detectron2.modeling import build_model
 from torch import nn
 
 from regseg_d2.engine.checkpoint import SafeCheckpointer, load_file, weights_hash
 from regseg_d2.errors import CheckpointError
+from regseg_d2.state.ema_centers import EmaCenters
+from regseg_d2.state.memory_bank import MemoryBank
+from tests.helpers import small_batch, small_cfg
 
 
 class Net(nn.Module):
@@ -184,6 +188,131 @@ def test_resuming_needs_the_same_regularizers(tmp_path, saved_with):
     SafeCheckpointer(Net(regularized=saved_with), str(tmp_path)).save("model_final")
     with pytest.raises(CheckpointError, match="(?s)these regularizers.*MODEL.WEIGHTS .*no --resume"):
         SafeCheckpointer(Net(regularized=not saved_with), str(tmp_path)).resume_or_load("", resume=True)
+
+
+class Banked(Net):
+    """A network whose regularizers have a bank, a moving average and a layer."""
+
+    def __init__(self, bank_size=4, channels=2, classes=3):
+        super().__init__(classes)
+        contrast = nn.Module()
+        contrast.bank = MemoryBank(classes, bank_size, 2)
+        contrast.layer = nn.Linear(2, 2)
+        car = nn.Module()
+        car.ema = EmaCenters(classes, channels, decay=0.5)
+        self.regularizers = nn.ModuleDict({"RegionContrast@aux": contrast, "CAR": car})
+
+    def step(self):
+        self.regularizers["RegionContrast@aux"].bank.push(
+            torch.ones(2, 2), torch.tensor([0, 2]), torch.ones(2, dtype=torch.bool)
+        )
+        ema = self.regularizers["CAR"].ema
+        ema.update(torch.ones_like(ema.centers), torch.ones(len(ema.counts), dtype=torch.bool))
+        return self
+
+
+def test_resuming_with_a_bank_of_another_size_names_key_shapes_and_cure(tmp_path):
+    SafeCheckpointer(Banked(4).step(), str(tmp_path)).save("model_final")
+    with pytest.raises(CheckpointError) as info:
+        SafeCheckpointer(Banked(6), str(tmp_path)).resume_or_load("", resume=True)
+    message = str(info.value)
+    assert "model_final.pth' holds state of regularizers in other shapes" in message
+    assert (
+        "regularizers.RegionContrast@aux.bank.rows: (3, 4, 2) in the file, (3, 6, 2) in the model" in message
+    )
+    assert "Set MODEL.REGULARIZERS.RegionContrast@aux.BANK_SIZE back from 6 to 4." in message
+    assert f"MODEL.WEIGHTS {tmp_path / 'model_final.pth'}, another OUTPUT_DIR, no --resume" in message
+    SafeCheckpointer(Banked(4), str(tmp_path)).resume_or_load("", resume=True)
+
+
+@pytest.mark.parametrize(
+    ("method", "size_key", "keys"),
+    [("RegionContrast", "BANK_SIZE", {}), ("ContrastSeg", "MEMORY_SIZE", {"MEMORY": True})],
+)
+def test_the_cure_names_the_key_that_the_method_has(tmp_path, method, size_key, keys):
+    def model(size):
+        cfg = small_cfg("FCN", [method])
+        cfg.MODEL.REGULARIZERS[method].update(keys | {size_key: size})
+        return build_model(cfg)
+
+    SafeCheckpointer(model(4), str(tmp_path)).save("model_final")
+    with pytest.raises(
+        CheckpointError, match=rf"Set MODEL.REGULARIZERS.{method}.{size_key} back from 6 to 4\."
+    ):
+        SafeCheckpointer(model(6), str(tmp_path)).resume_or_load("", resume=True)
+
+
+def test_resuming_with_state_of_another_width_points_at_the_section(tmp_path):
+    SafeCheckpointer(Banked(channels=2), str(tmp_path)).save("model_final")
+    with pytest.raises(CheckpointError) as info:
+        SafeCheckpointer(Banked(channels=5), str(tmp_path)).resume_or_load("", resume=True)
+    message = str(info.value)
+    assert "regularizers.CAR.ema.centers: (3, 2) in the file, (3, 5) in the model" in message
+    assert "Set the keys of MODEL.REGULARIZERS.CAR back to those in the config.yaml" in message
+
+
+def test_a_network_that_does_not_fit_is_said_first(tmp_path):
+    SafeCheckpointer(Banked(4, classes=5), str(tmp_path)).save("model_final")
+    with pytest.raises(CheckpointError, match="does not fit the model(.|\n)*NUM_CLASSES"):
+        SafeCheckpointer(Banked(6), str(tmp_path)).resume_or_load("", resume=True)
+
+
+def test_weights_alone_leave_state_of_another_shape_new_and_whole(tmp_path, caplog):
+    source, target = Banked(4, channels=2).step(), Banked(6, channels=5)
+    path = tmp_path / "weights.pth"
+    torch.save({"model": source.state_dict()}, path)
+    caplog.set_level("INFO")
+    SafeCheckpointer(target).load(str(path), checkpointables=[])
+    contrast = target.regularizers["RegionContrast@aux"]
+    # What was never written must not count as written.
+    assert not contrast.bank.filled.any()
+    assert contrast.bank.rows.abs().sum() == 0
+    assert not target.regularizers["CAR"].ema.seen.any()
+    # All else is taken over, the regularizer's own layer too.
+    assert torch.equal(contrast.layer.weight, source.regularizers["RegionContrast@aux"].layer.weight)
+    assert torch.equal(target.predictor.weight, source.predictor.weight)
+    assert torch.equal(target.backbone[1].running_mean, source.backbone[1].running_mean)
+    assert "RegionContrast@aux.bank.rows: (3, 4, 2) in the file, (3, 6, 2) in the model" in caplog.text
+    assert "Not loaded, as other buffers of the same modules" in caplog.text
+    # A bank of the same shape goes on.
+    same = Banked(4, channels=2)
+    SafeCheckpointer(same).load(str(path), checkpointables=[])
+    assert same.regularizers["RegionContrast@aux"].bank.written.tolist() == [1, 0, 1]
+
+
+def test_a_new_run_begins_its_warm_up_and_its_random_numbers_anew(tmp_path):
+    def model(seed):
+        cfg = small_cfg("FCN", ["ContrastSeg"], SEED=seed)
+        cfg.MODEL.REGULARIZERS.ContrastSeg.update({"MEMORY": True, "MEMORY_SIZE": 4})
+        return build_model(cfg)
+
+    first = model(seed=1)
+    first(small_batch())
+    SafeCheckpointer(first, str(tmp_path)).save("model_final")
+    before = first.regularizers["ContrastSeg"]
+    path = str(tmp_path / "model_final.pth")
+
+    other = model(seed=2)
+    SafeCheckpointer(other).load(path, checkpointables=[])
+    started = other.regularizers["ContrastSeg"]
+    assert started.num_forwards.item() == 0
+    assert (started.random.seed.item(), started.random.step.item()) == (2, 0)
+    # What was learned and stored goes on.
+    assert torch.equal(started.pixel_queue.rows, before.pixel_queue.rows)
+    assert started.pixel_queue.filled.any()
+
+    resumed = model(seed=1)
+    SafeCheckpointer(resumed, str(tmp_path)).resume_or_load("", resume=True)
+    for key, value in before.state_dict().items():
+        assert torch.equal(resumed.regularizers["ContrastSeg"].state_dict()[key], value), key
+    assert resumed.regularizers["ContrastSeg"].num_forwards.item() == 1
+    assert resumed.regularizers["ContrastSeg"].random.step.item() == 1
+
+
+def test_evaluation_does_not_mind_the_shapes_of_regularizers(tmp_path):
+    path = tmp_path / "weights.pth"
+    torch.save({"model": Banked(4).state_dict()}, path)
+    SafeCheckpointer(Banked(6)).load_for_evaluation(str(path))
 
 
 def test_resuming_from_bare_weights_is_an_error(tmp_path):

@@ -1,4 +1,4 @@
-"""The command line as a user meets it: train, kill -9, resume, evaluate, with real data and CAR."""
+"""The command line as a user meets it: train, kill -9, resume, evaluate, with real data and all methods."""
 
 import os
 import signal
@@ -24,7 +24,11 @@ MODEL:
   TIMM: {NAME: resnet10t, OUTPUT_STRIDE: 32, OUT_FEATURES: [res2, res3, res4]}
   SEM_SEG_HEAD:
     {NUM_CLASSES: 10, IN_FEATURES: [res4], CONTEXT: FCN, CONTEXT_CHANNELS: 16, CONVS_DIM: 16}
-  REGULARIZERS: {NAMES: [CAR], CAR: {CENTERS: ema}}
+  REGULARIZERS:
+    NAMES: [CAR, ContrastSeg, MDRL, PNE, RCH, RegionContrast]
+    CAR: {CENTERS: ema}
+    ContrastSeg: {MEMORY: True, MEMORY_SIZE: 20, MAX_VIEWS: 4}
+    RegionContrast: {BANK_SIZE: 20}
 DATASETS: {TRAIN: [cooccurrence_train], TEST: []}
 INPUT: {CROP: {SIZE: [64, 64]}, COLOR_JITTER: {BRIGHTNESS: 0.2}}
 SOLVER: {MAX_ITER: 30, IMS_PER_BATCH: 4, BASE_LR: 0.01, CHECKPOINT_PERIOD: 4}

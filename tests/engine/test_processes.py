@@ -9,7 +9,7 @@ from regseg_d2.engine.devices import wrap_model
 from regseg_d2.engine.optim import build_optimizer
 from regseg_d2.engine.step import TrainingStep
 from tests.distributed.launching import run_processes
-from tests.engine.toys import ToySegmentor, same_state, toy_cfg, toy_sample
+from tests.engine.toys import BankedSegmentor, same_state, toy_cfg, toy_sample
 
 pytestmark = pytest.mark.slow
 
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slow
 def make_step(accum_steps):
     cfg = toy_cfg("unused", MODEL__NORM="", MODEL__SEM_SEG_HEAD__DROPOUT=0.0, SOLVER__ACCUM_STEPS=accum_steps)
     torch.manual_seed(0)
-    model = ToySegmentor(cfg).train()
+    model = BankedSegmentor(cfg).train()
     optimizer = build_optimizer(cfg, model)
     return TrainingStep(wrap_model(model), optimizer, accum_steps=accum_steps), model
 
@@ -48,6 +48,7 @@ def test_two_processes_are_one_with_the_whole_batch_and_skip_together(tmp_path):
     assert first[3] == second[3] == 1
     assert same_state(first[2], second[2])
     assert same_state(first[2][0], first[2][1])
+    assert first[2][2]["bank.written"].sum() == 8
     assert first[1][0] == second[1][0]
 
     alone, model = make_step(accum_steps=1)

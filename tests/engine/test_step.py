@@ -8,7 +8,7 @@ import torch
 from regseg_d2.engine.optim import build_gradient_clipper, build_optimizer
 from regseg_d2.engine.step import NonFiniteLossError, TrainingStep, amp_dtype
 from regseg_d2.errors import ConfigError, UserError
-from tests.engine.toys import ToySegmentor, toy_cfg, toy_sample
+from tests.engine.toys import BankedSegmentor, ToySegmentor, toy_cfg, toy_sample
 
 
 def make_step(tmp_path, **overrides):
@@ -78,6 +78,40 @@ def test_a_step_that_is_not_finite_leaves_no_trace(tmp_path):
     assert not step.run(iter([batch_of(3, 4)])).skipped
     assert (step.skipped_steps, step.skipped_in_a_row) == (1, 0)
     assert model.regularizers["memory"].steps == 2
+
+
+@pytest.mark.parametrize("accum_steps", [1, 3])
+def test_a_bank_is_taken_back_without_a_copy_of_it(tmp_path, accum_steps):
+    cfg = toy_cfg(tmp_path)
+    torch.manual_seed(0)
+    model = BankedSegmentor(cfg).train()
+    step = TrainingStep(model, build_optimizer(cfg, model), accum_steps=accum_steps)
+    copied = [saved for _, group in step._buffers for saved in group]
+    assert len(copied) == len(list(model.buffers())) - 1
+    assert not any(saved.shape == model.bank.rows.shape for saved in copied)
+
+    def batches(first, poison_at=None):
+        return iter([batch_of(first + i, first + i + 9, poison=i == poison_at) for i in range(accum_steps)])
+
+    for first in (1, 20, 40, 60):
+        step.run(batches(first))
+    assert model.bank.filled.all()
+    before = copy.deepcopy(model.bank.state_dict())
+    for poison_at in range(accum_steps):
+        # The passes before and after the poisoned one wrote to the bank too.
+        assert step.run(batches(80, poison_at)).skipped
+        assert all(torch.equal(model.bank.state_dict()[name], value) for name, value in before.items())
+    assert not step.run(batches(80)).skipped
+    assert not torch.equal(model.bank.rows, before["rows"])
+    assert model.bank.written.sum() == 2 * 5 * accum_steps
+
+    # As if the poisoned steps had never been.
+    torch.manual_seed(0)
+    straight = BankedSegmentor(cfg).train()
+    step = TrainingStep(straight, build_optimizer(cfg, straight), accum_steps=accum_steps)
+    for first in (1, 20, 40, 60, 80):
+        step.run(batches(first))
+    assert torch.equal(straight.bank.rows, model.bank.rows)
 
 
 def test_gradients_that_are_not_finite_are_enough(tmp_path):

@@ -1,6 +1,7 @@
 """Pictures of predictions, by their pixels."""
 
 import numpy as np
+import pytest
 from detectron2.data import MetadataCatalog
 
 from regseg_d2.evaluation.visualize import class_colors, color_label, side_by_side
@@ -11,6 +12,17 @@ COLORS = np.array([[10, 20, 30], [40, 50, 60]], dtype=np.uint8)
 def test_classes_get_their_colour_and_void_is_black():
     painted = color_label(np.array([[0, 1], [255, -1]]), COLORS)
     assert painted.tolist() == [[[10, 20, 30], [40, 50, 60]], [[0, 0, 0], [0, 0, 0]]]
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.int64])
+def test_more_classes_than_a_byte_holds(dtype):
+    colors = np.arange(900, dtype=np.int64).reshape(300, 3).astype(np.uint8)
+    label = np.array([[0, 7, 255]]).astype(dtype)
+    assert color_label(label, colors).tolist() == [[colors[i].tolist() for i in (0, 7, 255)]]
+    if dtype != np.uint8:
+        assert color_label(np.array([[299, 300]], dtype), colors).tolist() == [
+            [colors[299].tolist(), [0, 0, 0]]
+        ]
 
 
 def test_image_label_and_prediction_stand_side_by_side():

@@ -21,12 +21,12 @@ from regseg_d2.modeling.losses import SegmentationLoss
 
 @SEM_SEG_HEADS_REGISTRY.register()
 class ContextHead(nn.Module):
-    """context -> (low-level skip) -> augment -> projection -> dropout -> predictor.
+    """context -> augment -> (low-level skip) -> projection -> dropout -> predictor.
 
-    The context module reads the feature of the largest stride. Features of smaller stride are joined
-    in the manner of DeepLabV3+ (Chen et al., ECCV 2018): narrowed by a 1x1 block, concatenated with
-    the upsampled context, mixed by a 3x3 block. Side logits of the context module and of the auxiliary
-    head get a loss each.
+    The context module, and the augment behind it, read the feature of the largest stride. Features of
+    smaller stride are joined in the manner of DeepLabV3+ (Chen et al., ECCV 2018): narrowed by a 1x1
+    block, concatenated with the upsampled context, mixed by a 3x3 block. Side logits of context module,
+    augment and auxiliary head get a loss each.
 
     Args:
         in_features: names of the features, by increasing stride; the last one goes to ``context``.
@@ -98,7 +98,14 @@ class ContextHead(nn.Module):
             )
         deep = _shape(input_shape, names[-1], "IN_FEATURES")
         context = build_stage(CONTEXT_MODULE, "MODEL.SEM_SEG_HEAD.CONTEXT", head.CONTEXT, cfg, deep.channels)
-        channels = context.out_channels
+        stages, channels = [context], context.out_channels
+        augment = projection = None
+        if head.AUGMENT:
+            augment = build_stage(
+                AUGMENT, "MODEL.SEM_SEG_HEAD.AUGMENT", head.AUGMENT, cfg, channels, deep.channels
+            )
+            stages.append(augment)
+            channels = augment.out_channels
         skips = []
         for name, width in zip(low_level[::-1], list(head.PROJECT_CHANNELS)[::-1], strict=False):
             skips.append(
@@ -111,10 +118,6 @@ class ContextHead(nn.Module):
                 )
             )
             channels = head.CONTEXT_CHANNELS
-        augment = projection = None
-        if head.AUGMENT:
-            augment = build_stage(AUGMENT, "MODEL.SEM_SEG_HEAD.AUGMENT", head.AUGMENT, cfg, channels)
-            channels = augment.out_channels
         if head.PROJECTION:
             projection = build_stage(
                 PROJECTION, "MODEL.SEM_SEG_HEAD.PROJECTION", head.PROJECTION, cfg, channels
@@ -142,7 +145,7 @@ class ContextHead(nn.Module):
             "loss_weight": head.LOSS_WEIGHT,
             "auxiliary": _build_auxiliary(cfg, input_shape),
             "auxiliary_feature": head.AUX.IN_FEATURE,
-            "side_loss_weights": {"aux": head.AUX.LOSS_WEIGHT},
+            "side_loss_weights": _side_loss_weights(stages, head.AUX.LOSS_WEIGHT),
         }
 
     def forward(
@@ -166,12 +169,13 @@ class ContextHead(nn.Module):
 
     def layers(self, features: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """Logits ``(N, K, h, w)`` at feature size and, in training, side logits by name."""
-        x, side_logits = self.context(features[self.in_features[-1]])
+        deep = features[self.in_features[-1]]
+        x, side_logits = self.context(deep)
+        if self.augment is not None:
+            x, augment_logits = self.augment(x, deep)
+            side_logits = {**side_logits, **augment_logits}
         for skip, name in zip(self.skips, self.in_features[-2::-1], strict=True):
             x = skip(x, features[name])
-        if self.augment is not None:
-            x, augment_logits = self.augment(x)
-            side_logits = {**side_logits, **augment_logits}
         if self.projection is not None:
             x = self.projection(x)
         if self.training and self.auxiliary is not None:
@@ -210,6 +214,14 @@ class LowLevelSkip(nn.Module):
         low_level = self.project(low_level)
         x = F.interpolate(x, size=low_level.shape[-2:], mode="bilinear", align_corners=False)
         return self.fuse(torch.cat([low_level, x], dim=1))
+
+
+def _side_loss_weights(stages: Sequence[nn.Module], auxiliary: float) -> dict[str, float]:
+    """Weights of the side losses by name: each stage knows those of its own."""
+    weights = {"aux": auxiliary}
+    for stage in stages:
+        weights.update(getattr(stage, "side_loss_weights", {}))
+    return weights
 
 
 def _build_auxiliary(cfg: CfgNode, input_shape: Mapping[str, ShapeSpec]) -> nn.Module | None:

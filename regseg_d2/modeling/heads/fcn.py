@@ -23,6 +23,8 @@ class FCN(nn.Module):
         norm: name of the norm.
     """
 
+    aggregates_context = False
+
     @configurable
     def __init__(self, *, in_channels: int, out_channels: int, num_convs: int, norm: str) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Registries of the stages of a head. A stage is called with ``(cfg, in_channels)``."""
+"""Registries of the stages of a head, which are built with ``(cfg, in_channels)`` if not said otherwise."""
 
 from __future__ import annotations
 
@@ -12,13 +12,17 @@ from regseg_d2.suggestions import did_you_mean
 CONTEXT_MODULE = Registry("CONTEXT_MODULE")
 CONTEXT_MODULE.__doc__ = """
 Modules ``x (N, C, h, w) -> (features (N, D, h, w), side_logits)`` with an attribute ``out_channels``
-D. Side logits are a dict of extra predictions ``(N, K, h', w')`` by name, in training.
+D. Side logits are a dict of extra predictions ``(N, K, h', w')`` by name, in training. A module with
+side logits has an attribute ``side_loss_weights``, the weight of each one's loss by name. A module that
+does nothing but convolve says so with ``aggregates_context = False``.
 """
 
 AUGMENT = Registry("AUGMENT")
 AUGMENT.__doc__ = """
-Stages between context and projection that stay at inference: modules with the interface of a context
-module.
+Stages behind the context module that stay at inference. They are called with ``(cfg, in_channels,
+deep_channels)``: modules ``(x, deep) -> (features, side_logits)``, where ``x`` is what the context module
+made of the backbone feature ``deep``. Attributes as those of a context module; one that has to be
+changed by a regularizer in each training step has a method ``check_regularizers``.
 """
 
 PROJECTION = Registry("PROJECTION")
@@ -27,7 +31,7 @@ Last blocks before the classifier: modules ``(N, C, h, w) -> (N, D, h, w)`` with
 """
 
 
-def build_stage(registry: Registry, key: str, name: str, cfg: CfgNode, in_channels: int) -> nn.Module:
+def build_stage(registry: Registry, key: str, name: str, cfg: CfgNode, *channels: int) -> nn.Module:
     """Builds a stage by name.
 
     Args:
@@ -35,7 +39,7 @@ def build_stage(registry: Registry, key: str, name: str, cfg: CfgNode, in_channe
         key: config key that the name comes from, for the error.
         name: registered name.
         cfg: a full config.
-        in_channels: channels of the stage's input.
+        *channels: channels of each of the stage's inputs.
 
     Raises:
         ConfigError: if the name is unknown.
@@ -43,4 +47,4 @@ def build_stage(registry: Registry, key: str, name: str, cfg: CfgNode, in_channe
     if name not in registry:
         known = sorted(known_name for known_name, _ in registry)
         raise ConfigError(f"{key}: unknown name {name!r}{did_you_mean(name, known)}; known are {known}")
-    return registry.get(name)(cfg, in_channels)
+    return registry.get(name)(cfg, *channels)

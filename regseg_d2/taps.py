@@ -1,25 +1,27 @@
 """Taps: named points of a network whose tensors can be read during a training forward.
 
 A tap is written ``"<module path>:<in|out>"``, for example ``"sem_seg_head.predictor:in"``: the first
-argument, or the result, of the module at that path. Every semantic segmentation head of Detectron2
-and of this package calls its classifier ``predictor``.
+argument, or the result, of the module at that path. Where the result is a dict, as a backbone's is,
+``"backbone:out[res5]"`` is one entry of it. Every semantic segmentation head of Detectron2 and of this
+package calls its classifier ``predictor``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
 
 from regseg_d2.errors import ConfigError
-from regseg_d2.suggestions import nearest_names
+from regseg_d2.suggestions import did_you_mean, nearest_names
 
-SIDES = ("in", "out")
+_SIDE = re.compile(r"(in|out)(?:\[(.+)\])?")
 
 
-def split_tap(network: nn.Module, tap: str, key: str) -> tuple[nn.Module, str]:
+def split_tap(network: nn.Module, tap: str, key: str) -> tuple[nn.Module, str, str]:
     """Finds the module of a tap.
 
     Args:
@@ -28,15 +30,17 @@ def split_tap(network: nn.Module, tap: str, key: str) -> tuple[nn.Module, str]:
         key: config key that the tap comes from, for the error.
 
     Returns:
-        The module and the side, ``"in"`` or ``"out"``.
+        The module, the side (``"in"`` or ``"out"``), and the entry of its dict, if any, or ``""``.
 
     Raises:
         ConfigError: if the tap is malformed or there is no such module; lists the near names.
     """
     path, _, side = tap.partition(":")
-    if side not in SIDES:
+    match = _SIDE.fullmatch(side)
+    if match is None or (match[1] == "in" and match[2]):
         raise ConfigError(
-            f"{key}: tap {tap!r} has no side; expected '<module path>:in' or '<module path>:out'"
+            f"{key}: tap {tap!r} has no side; expected '<module path>:in', '<module path>:out', or "
+            "'<module path>:out[<name>]' for one entry of a dict"
         )
     modules = dict(network.named_modules())
     if not path or path not in modules:
@@ -47,7 +51,7 @@ def split_tap(network: nn.Module, tap: str, key: str) -> tuple[nn.Module, str]:
             f"near names are {near}" if near else f"its parts are {[n for n, _ in network.named_children()]}"
         )
         raise ConfigError(f"{key}: tap {tap!r}: the network has no module {path!r}; {hint}")
-    return modules[path], side
+    return modules[path], match[1], match[2] or ""
 
 
 def has_module(network: nn.Module, path: str) -> bool:
@@ -61,7 +65,9 @@ def tap_channels(network: nn.Module, tap: str, key: str) -> int:
     Raises:
         ConfigError: if the tap is wrong, or its module does not say how many channels it has.
     """
-    module, side = split_tap(network, tap, key)
+    module, side, entry = split_tap(network, tap, key)
+    if entry:
+        return _entry_channels(module, entry, tap, key)
     names = ("in_channels", "in_features") if side == "in" else ("out_channels", "out_features")
     for name in names:
         channels = getattr(module, name, None)
@@ -71,6 +77,16 @@ def tap_channels(network: nn.Module, tap: str, key: str) -> int:
         f"{key}: tap {tap!r} is a {type(module).__name__}, which does not tell its number of channels; "
         f"expected a module with {' or '.join(names)}, such as a convolution"
     )
+
+
+def _entry_channels(module: nn.Module, entry: str, tap: str, key: str) -> int:
+    shapes = module.output_shape() if hasattr(module, "output_shape") else {}
+    if entry not in shapes:
+        raise ConfigError(
+            f"{key}: tap {tap!r}: the {type(module).__name__} says of no output {entry!r} how many channels "
+            f"it has{did_you_mean(entry, shapes)}; it has {sorted(shapes)}"
+        )
+    return shapes[entry].channels
 
 
 class TapRecorder:
@@ -114,8 +130,20 @@ class TapRecorder:
             raise RuntimeError(f"taps {missing} were not reached by the forward pass")
 
 
-def _hook(module: nn.Module, side: str, tap: str, recorded: dict[str, Tensor]) -> Any:
+def _entry_of(value: Any, entry: str, tap: str) -> Any:
+    if not isinstance(value, Mapping):
+        raise RuntimeError(
+            f"tap {tap!r}: the result is a {type(value).__name__}; expected a dict with {entry!r}"
+        )
+    if entry not in value:
+        raise RuntimeError(f"tap {tap!r}: the result has no {entry!r}; it has {sorted(value)}")
+    return value[entry]
+
+
+def _hook(module: nn.Module, side: str, entry: str, tap: str, recorded: dict[str, Tensor]) -> Any:
     def keep(value: Any) -> None:
+        if entry:
+            value = _entry_of(value, entry, tap)
         if tap in recorded:
             raise RuntimeError(f"tap {tap!r}: its module ran twice in one forward pass")
         if not isinstance(value, Tensor):

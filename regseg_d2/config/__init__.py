@@ -1,0 +1,42 @@
+"""Configuration: every key of this package is born in :func:`add_regseg_config`.
+
+Keys of Detectron2 that are used as they are (``SOLVER.BASE_LR``, ``INPUT.CROP.SIZE``, ...) are not
+repeated here, only where the default differs. Reading and checking YAML files is in
+``config_files.py``.
+"""
+
+from __future__ import annotations
+
+from detectron2.config import CfgNode, get_cfg
+from detectron2.projects.deeplab import add_deeplab_config
+
+from regseg_d2.config.model import add_head_config, add_model_config
+from regseg_d2.config.regularizers import add_regularizer_config
+from regseg_d2.config.training import add_input_config, add_solver_config, add_test_config
+
+
+def get_regseg_cfg() -> CfgNode:
+    """Returns a fresh copy of the defaults of Detectron2, its DeepLab project and this package."""
+    cfg = get_cfg()
+    add_deeplab_config(cfg)
+    add_regseg_config(cfg)
+    return cfg
+
+
+def add_regseg_config(cfg: CfgNode) -> None:
+    """Adds this package's keys to ``cfg``; ``add_deeplab_config`` must have run before.
+
+    Args:
+        cfg: a Detectron2 config, changed in place.
+    """
+    add_model_config(cfg)
+    add_head_config(cfg)
+    add_regularizer_config(cfg)
+    add_input_config(cfg)
+    add_solver_config(cfg)
+    add_test_config(cfg)
+
+    # Deterministic kernels everywhere; slower on a GPU, and bit-equal from run to run.
+    cfg.DETERMINISTIC = False
+    # Iterations between two lines of progress and two rows of metrics.json.
+    cfg.LOG_PERIOD = 20

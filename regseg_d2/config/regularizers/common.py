@@ -1,0 +1,26 @@
+"""Keys that every method has."""
+
+from __future__ import annotations
+
+from detectron2.config import CfgNode
+
+
+def common_defaults(weight: float) -> CfgNode:
+    """Returns the keys that every method has.
+
+    Args:
+        weight: the paper's weight of the method's losses.
+    """
+    node = CfgNode()
+    # Multiplies all losses of the method.
+    node.WEIGHT = weight
+    # Module path of the classifier (a 1x1 convolution) whose input is the penultimate feature and whose
+    # output are the logits. "auto": sem_seg_head.predictor; for a name with the place @aux the
+    # auxiliary head's.
+    node.CLASSIFIER = "auto"
+    # Tap of the regularized feature; "auto" is the place that the method's paper names.
+    node.FEATURES = "auto"
+    # Iterations before the losses have their full weight; constant: no loss before, linear: growing.
+    node.WARMUP_ITERS = 0
+    node.WARMUP_METHOD = "constant"
+    return node

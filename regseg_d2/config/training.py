@@ -1,0 +1,75 @@
+"""Keys of the input, the optimizer and the evaluation."""
+
+from __future__ import annotations
+
+from detectron2.config import CfgNode
+
+
+def add_input_config(cfg: CfgNode) -> None:
+    """Adds the keys of ``INPUT``, ``DATALOADER`` and ``DATASETS``."""
+    cfg.INPUT.FORMAT = "RGB"
+    cfg.MODEL.PIXEL_MEAN = [123.675, 116.28, 103.53]
+    cfg.MODEL.PIXEL_STD = [58.395, 57.12, 57.375]
+    # Random scale factor of the training images: [smallest, largest] ...
+    cfg.INPUT.SCALE_RANGE = [0.5, 2.0]
+    # ... in steps of this size; 0 is any factor between.
+    cfg.INPUT.SCALE_STEP = 0.0
+    cfg.INPUT.CROP.ENABLED = True
+    cfg.INPUT.CROP.TYPE = "absolute"
+    # Height and width of the training crop in pixels; smaller images are padded (labels with the
+    # ignore value).
+    cfg.INPUT.CROP.SIZE = [512, 512]
+    # A crop in which one class covers more than this share of the valid pixels is drawn again, up to
+    # 10 times; 1.0 takes the first.
+    cfg.INPUT.CROP.SINGLE_CATEGORY_MAX_AREA = 0.75
+    # horizontal or none.
+    cfg.INPUT.RANDOM_FLIP = "horizontal"
+    # Colour jitter: largest relative change of brightness, contrast and saturation, and largest shift
+    # of the hue as a share of the circle (0 to 0.5); 0 switches each off.
+    cfg.INPUT.COLOR_JITTER = CfgNode()
+    cfg.INPUT.COLOR_JITTER.BRIGHTNESS = 0.0
+    cfg.INPUT.COLOR_JITTER.CONTRAST = 0.0
+    cfg.INPUT.COLOR_JITTER.SATURATION = 0.0
+    cfg.INPUT.COLOR_JITTER.HUE = 0.0
+    # Shorter side of the test images; 0 keeps their own size.
+    cfg.INPUT.MIN_SIZE_TEST = 0
+    cfg.INPUT.MAX_SIZE_TEST = 4096
+
+    cfg.DATALOADER.NUM_WORKERS = 2
+    # Samples of every data set that are checked before the first step; 0 checks none.
+    cfg.DATASETS.CHECK_SAMPLES = 8
+
+
+def add_solver_config(cfg: CfgNode) -> None:
+    """Adds the keys of ``SOLVER``."""
+    # SGD, Adam or AdamW.
+    cfg.SOLVER.OPTIMIZER = "SGD"
+    cfg.SOLVER.BETAS = [0.9, 0.999]
+    # Learning rate of the backbone = BASE_LR x this.
+    cfg.SOLVER.BACKBONE_MULTIPLIER = 1.0
+    # Weight decay of norm layers; biases follow WEIGHT_DECAY_BIAS (None: as the weights).
+    cfg.SOLVER.WEIGHT_DECAY_NORM = 0.0
+    cfg.SOLVER.LR_SCHEDULER_NAME = "WarmupPolyLR"
+    cfg.SOLVER.WARMUP_ITERS = 0
+    # IMS_PER_BATCH images (over all processes) make one optimizer step, in this many forward passes.
+    # Batch norm, class centers and banks see one pass.
+    cfg.SOLVER.ACCUM_STEPS = 1
+    # fp16 (GPU only, with loss scaling) or bf16.
+    cfg.SOLVER.AMP.DTYPE = "bf16"
+    # A step whose losses or gradients are not finite is skipped and counted; after this many in a row
+    # the run stops.
+    cfg.SOLVER.MAX_NAN_STEPS = 10
+    # Periodic checkpoints to keep besides the best and the last.
+    cfg.SOLVER.CHECKPOINT_MAX_TO_KEEP = 2
+
+
+def add_test_config(cfg: CfgNode) -> None:
+    """Adds the keys of ``TEST``."""
+    # Metric whose best checkpoint is kept as model_best.pth, of the first data set in DATASETS.TEST.
+    cfg.TEST.BEST_METRIC = "sem_seg/mIoU"
+    # Stop after this many evaluations in a row without a better BEST_METRIC; 0 never stops.
+    cfg.TEST.PATIENCE = 0
+    # Test images shown in TensorBoard, with prediction and label, at each evaluation.
+    cfg.TEST.NUM_IMAGES_SHOWN = 4
+    # Also write the predictions as COCO-style JSON (large).
+    cfg.TEST.WRITE_JSON_PREDICTIONS = False

@@ -1,0 +1,50 @@
+"""From a config and a checkpoint to a model that is ready to evaluate."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from detectron2.config import CfgNode
+from detectron2.modeling import build_model
+from torch import nn
+
+from regseg_d2.engine.checkpoint import SafeCheckpointer
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A model with loaded weights.
+
+    Attributes:
+        model: the model, in evaluation mode, on the device of its config.
+        completed_steps: steps that it was trained for, where the checkpoint says so.
+    """
+
+    model: nn.Module
+    completed_steps: int | None
+
+
+def load_trained_model(cfg: CfgNode, *, resume: bool = False) -> TrainedModel:
+    """Builds the model of a config and loads MODEL.WEIGHTS into it.
+
+    Args:
+        cfg: the config, with a device that is there (``devices.with_available_device``).
+        resume: take the last checkpoint of OUTPUT_DIR instead, where there is one.
+
+    Raises:
+        CheckpointError: there are no weights, or they do not fit the model.
+    """
+    # Importing it registers backbones, heads and the meta-architecture.
+    import regseg_d2.modeling  # noqa: F401
+
+    model = build_model(cfg).eval()
+    # Evaluation writes no checkpoint, and must not clear away files of a run that still does.
+    checkpointer = SafeCheckpointer(
+        model, cfg.OUTPUT_DIR, trust_pickle=cfg.MODEL.TRUST_PICKLE, save_to_disk=False
+    )
+    path = cfg.MODEL.WEIGHTS
+    if resume and checkpointer.has_checkpoint():
+        path = checkpointer.get_checkpoint_file()
+    rest = checkpointer.load_for_evaluation(path)
+    steps = rest["iteration"] + 1 if isinstance(rest.get("iteration"), int) else None
+    return TrainedModel(model, steps)

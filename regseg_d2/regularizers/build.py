@@ -1,0 +1,93 @@
+"""From names in a config to regularizers."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from detectron2.config import CfgNode
+from torch import nn
+
+from regseg_d2.errors import ConfigError
+from regseg_d2.regularizers.base import REGULARIZER, Regularizer
+from regseg_d2.regularizers.places import PLACE_MARK, split_name, with_place_keys
+from regseg_d2.suggestions import did_you_mean
+
+logger = logging.getLogger(__name__)
+
+
+def build_regularizers(cfg: CfgNode, network: nn.Module) -> dict[str, Regularizer]:
+    """Builds the regularizers named in ``MODEL.REGULARIZERS.NAMES``.
+
+    Args:
+        cfg: a full config.
+        network: the module that tap paths start from.
+
+    Returns:
+        Regularizers by name, in alphabetical order: the order in the config has no effect.
+
+    Raises:
+        ConfigError: if a name is unknown or named twice, or a regularizer cannot be built.
+    """
+    names = list(cfg.MODEL.REGULARIZERS.NAMES)
+    for name in names:
+        method, _ = split_name(name)
+        if method not in REGULARIZER:
+            known = [known_name for known_name, _ in REGULARIZER]
+            raise ConfigError(
+                f"MODEL.REGULARIZERS.NAMES: unknown regularizer {name!r}{did_you_mean(method, known)}; "
+                f"known are {sorted(known)}"
+            )
+    if len(set(names)) != len(names):
+        raise ConfigError(
+            f"MODEL.REGULARIZERS.NAMES names a regularizer twice: {names}; for a second one at another "
+            "place write, for example, 'PNE@aux'"
+        )
+    _warn_about_unused_places(cfg, names)
+    regularizers = {name: _build(cfg, name, network) for name in sorted(names)}
+    augment = getattr(getattr(network, "sem_seg_head", None), "augment", None)
+    if hasattr(augment, "check_regularizers"):
+        augment.check_regularizers(regularizers)
+    return regularizers
+
+
+def _warn_about_unused_places(cfg: CfgNode, names: list[str]) -> None:
+    for section in cfg.MODEL.REGULARIZERS:
+        if names and PLACE_MARK in section and section not in names:
+            logger.warning(
+                "MODEL.REGULARIZERS.%s has keys, and is not in MODEL.REGULARIZERS.NAMES %s: they have no "
+                "effect.%s",
+                section,
+                names,
+                did_you_mean(section, names),
+            )
+
+
+def _build(cfg: CfgNode, name: str, network: nn.Module) -> Regularizer:
+    method, place = split_name(name)
+    if not place:
+        return REGULARIZER.get(method)(cfg, network)
+    try:
+        regularizer = REGULARIZER.get(method)(with_place_keys(cfg, name), network)
+    except ConfigError as error:
+        # It names the method's section, which the keys of the place were put into.
+        raise ConfigError(f"{name}: {error}") from error
+    regularizer.name = f"{regularizer.name}@{place}"
+    return regularizer
+
+
+def common_arguments(cfg: CfgNode, method: str) -> dict[str, Any]:
+    """Arguments of :class:`Regularizer` that every method reads alike.
+
+    Args:
+        cfg: a full config.
+        method: name of the method's section in ``MODEL.REGULARIZERS``.
+    """
+    section = cfg.MODEL.REGULARIZERS[method]
+    return {
+        # Forwards are counted, and a step may have several.
+        "warmup_iters": section.WARMUP_ITERS * cfg.SOLVER.ACCUM_STEPS,
+        "warmup_method": section.WARMUP_METHOD,
+        "diagnostics_period": cfg.MODEL.REGULARIZERS.DIAGNOSTICS_PERIOD,
+        "warn_zero_steps": cfg.MODEL.REGULARIZERS.WARN_ZERO_STEPS,
+    }

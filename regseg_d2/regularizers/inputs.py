@@ -1,0 +1,144 @@
+"""What a training forward offers to the regularizers; what several of them need is computed once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from regseg_d2.ops.class_statistics import class_sums
+from regseg_d2.ops.labels import downsample_labels, one_hot_labels
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class RegularizerInput:
+    """Taps and labels of one training forward.
+
+    Everything derived from them is kept, so that regularizers which need the same labels,
+    predictions or class sums share them.
+
+    Attributes:
+        taps: recorded tensors by tap name, ``(N, C, h, w)``, attached to the graph.
+        targets: labels ``(N, H, W)`` as the head got them, padded with ``ignore_value``.
+        ignore_value: label of void pixels.
+        image_ids: one id an image, from the data set.
+    """
+
+    taps: Mapping[str, Tensor]
+    targets: Tensor
+    ignore_value: int
+    image_ids: tuple[str, ...] = ()
+    _cache: dict[Hashable, Any] = field(default_factory=dict, repr=False)
+
+    def labels_at(self, size: tuple[int, int]) -> Tensor:
+        """Labels ``(N, h, w)`` by nearest neighbour; void is -1, even if it is numbered like a class."""
+
+        def compute() -> Tensor:
+            labels = downsample_labels(self.targets, (int(size[0]), int(size[1])))
+            return labels.masked_fill(labels == self.ignore_value, -1)
+
+        return self._once(("labels", *size), compute)
+
+    def one_hot_at(self, size: tuple[int, int], num_classes: int, dtype: torch.dtype) -> Tensor:
+        """One-hot labels ``(N, K, h * w)``; a void pixel has no one."""
+
+        def compute() -> Tensor:
+            return one_hot_labels(self.labels_at(size).flatten(1), num_classes, dtype)
+
+        return self._once(("one_hot", *size, num_classes, dtype), compute)
+
+    def feature(self, tap: str) -> Tensor:
+        """The tensor of a tap in the precision of losses: float32, or float64 where it has that."""
+        tensor = self.taps[tap]
+        return self._once(("feature", tap), lambda: tensor.to(loss_precision(tensor.dtype)))
+
+    def class_sums(self, tap: str, num_classes: int) -> tuple[Tensor, Tensor]:
+        """Sums ``(N, K, C)`` of a tap's feature over the pixels of each class, and counts ``(N, K)``."""
+
+        def compute() -> tuple[Tensor, Tensor]:
+            feature = self.feature(tap)
+            one_hot = self.one_hot_at(feature.shape[-2:], num_classes, feature.dtype)
+            return class_sums(feature.flatten(2), one_hot)
+
+        return self._once(("class_sums", tap, num_classes), compute)
+
+    def predictions(self, logits_tap: str, size: tuple[int, int]) -> Predictions:
+        """What the network predicts at feature size, without gradient.
+
+        Logits of another size than the feature are brought to it bilinearly.
+
+        Args:
+            logits_tap: tap of the logits.
+            size: height and width of the feature.
+        """
+
+        def compute() -> Predictions:
+            logits = self.feature(logits_tap).detach()
+            if logits.shape[-2:] != tuple(size):
+                logits = F.interpolate(logits, size=tuple(size), mode="bilinear", align_corners=False)
+            return Predictions(logits)
+
+        return self._once(("predictions", logits_tap, *size), compute)
+
+    def _once(self, key: Hashable, compute: Callable[[], T]) -> T:
+        if key not in self._cache:
+            # What one regularizer asks for without gradient (for its state, its diagnostics) another
+            # one may need with it.
+            with torch.enable_grad():
+                self._cache[key] = compute()
+        return self._cache[key]
+
+
+class Predictions:
+    """Class and probability of each pixel; every part is computed when it is first asked for.
+
+    Args:
+        logits: detached logits ``(N, K, h, w)`` in float32 or float64.
+    """
+
+    def __init__(self, logits: Tensor) -> None:
+        self.logits = logits
+
+    @cached_property
+    def _largest(self) -> tuple[Tensor, Tensor]:
+        values, classes = self.logits.max(dim=1)
+        return values, classes
+
+    @cached_property
+    def log_normalizer(self) -> Tensor:
+        """``log sum_k exp(logits_k)``, ``(N, h, w)``."""
+        return self.logits.logsumexp(dim=1)
+
+    @property
+    def classes(self) -> Tensor:
+        """The class of the largest logit, ``(N, h, w)``."""
+        return self._largest[1]
+
+    @cached_property
+    def confidence(self) -> Tensor:
+        """The largest softmax probability, ``(N, h, w)``."""
+        return (self._largest[0] - self.log_normalizer).exp()
+
+    def probability_of(self, classes: Tensor) -> Tensor:
+        """Softmax probability of one class a pixel.
+
+        Args:
+            classes: ``(N, h, w)`` class ids; where negative (void) the result is that of class 0.
+        """
+        return (self.logit_of(classes) - self.log_normalizer).exp()
+
+    def logit_of(self, classes: Tensor) -> Tensor:
+        """Logit of one class a pixel; see :meth:`probability_of`."""
+        return self.logits.gather(1, classes.clamp(min=0).unsqueeze(1)).squeeze(1)
+
+
+def loss_precision(dtype: torch.dtype) -> torch.dtype:
+    """The type that losses are computed in: float32, or float64 where the model is in float64."""
+    return dtype if dtype == torch.float64 else torch.float32

@@ -1,0 +1,126 @@
+"""Where a regularizer listens: names with a place, the taps they stand for, and their keys."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from detectron2.config import CfgNode
+from torch import nn
+
+from regseg_d2.errors import ConfigError
+from regseg_d2.taps import has_module, tap_channels
+
+PLACE_MARK = "@"
+_NAME = re.compile(r"(\w+)(?:@([\w-]+))?")
+MAIN_CLASSIFIER = "sem_seg_head.predictor"
+AUXILIARY_CLASSIFIER = "sem_seg_head.auxiliary.predictor"
+AUXILIARY_PLACE = "aux"
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """Splits ``"PNE@aux"`` into ``("PNE", "aux")``; without a place the second is empty.
+
+    Raises:
+        ConfigError: if the name is neither a method nor a method with a place.
+    """
+    match = _NAME.fullmatch(name)
+    if match is None:
+        raise ConfigError(
+            f"MODEL.REGULARIZERS.NAMES has {name!r}; expected the name of a method, or one with a place made "
+            "of letters, digits, _ and -, such as 'PNE@aux'"
+        )
+    return match[1], match[2] or ""
+
+
+def with_place_keys(cfg: CfgNode, name: str) -> CfgNode:
+    """The config as the regularizer ``name`` shall read it.
+
+    Where the method listens is not taken over: a place with a classifier of its own has ``FEATURES``
+    "auto" unless it says otherwise, or the same feature would be regularized twice.
+
+    Args:
+        cfg: a full config.
+        name: ``"PNE"``, or ``"PNE@aux"``.
+
+    Returns:
+        ``cfg`` itself for a name without a place; else a copy whose section of the method is changed
+        by the keys of ``MODEL.REGULARIZERS.<name>``, and whose classifier is the auxiliary head's where
+        the place is ``aux`` and no other is given.
+
+    Raises:
+        ConfigError: for a place other than ``aux`` nothing says where it is.
+    """
+    method, place = split_name(name)
+    if not place:
+        return cfg
+    changes = dict(cfg.MODEL.REGULARIZERS.get(name, {}))
+    if place == AUXILIARY_PLACE and changes.get("CLASSIFIER", "auto") == "auto":
+        changes["CLASSIFIER"] = AUXILIARY_CLASSIFIER
+    classifier, features = (changes.get(key, "auto") for key in ("CLASSIFIER", "FEATURES"))
+    if classifier == "auto" and features == "auto":
+        raise ConfigError(
+            f"MODEL.REGULARIZERS.NAMES has {name!r}, and nothing says where {place!r} is: set "
+            f"MODEL.REGULARIZERS.{name}.CLASSIFIER to the path of a classifier, or .FEATURES to a tap "
+            f"(only the place {AUXILIARY_PLACE!r}, the auxiliary head, is known by itself)"
+        )
+    if classifier != "auto":
+        changes["FEATURES"] = features
+    cfg = cfg.clone()
+    cfg.defrost()
+    section = cfg.MODEL.REGULARIZERS[method]
+    for key, value in changes.items():
+        section[key] = value
+    return cfg
+
+
+@dataclass(frozen=True)
+class Place:
+    """The taps of one regularizer.
+
+    Attributes:
+        feature_tap: tap of the regularized feature.
+        channels: channels of that feature.
+        logits_tap: tap of the logits of the same head.
+    """
+
+    feature_tap: str
+    channels: int
+    logits_tap: str
+
+
+def find_place(cfg: CfgNode, network: nn.Module, method: str, paper_tap: str = "") -> Place:
+    """Resolves ``CLASSIFIER`` and ``FEATURES`` of a method.
+
+    Args:
+        cfg: a full config, as :func:`with_place_keys` returns it.
+        network: the module that tap paths start from.
+        method: name of the method's section in ``MODEL.REGULARIZERS``.
+        paper_tap: tap that ``FEATURES: auto`` stands for; by default the classifier's input.
+
+    Raises:
+        ConfigError: if there is no such module; lists the near names.
+    """
+    section = cfg.MODEL.REGULARIZERS[method]
+    key = f"MODEL.REGULARIZERS.{method}"
+    classifier = MAIN_CLASSIFIER if section.CLASSIFIER == "auto" else section.CLASSIFIER
+    if classifier == AUXILIARY_CLASSIFIER and not has_module(network, classifier):
+        raise ConfigError(
+            f"{key}.CLASSIFIER is {classifier!r}, and the head has no auxiliary head: set "
+            "MODEL.SEM_SEG_HEAD.AUX.IN_FEATURE to a backbone feature, such as 'res4'"
+        )
+    tap = section.FEATURES
+    if tap == "auto":
+        tap = paper_tap or f"{classifier}:in"
+    logits_tap = f"{classifier}:out"
+    tap_channels(network, logits_tap, f"{key}.CLASSIFIER")
+    return Place(tap, tap_channels(network, tap, f"{key}.FEATURES"), logits_tap)
+
+
+def encoder_output_tap(network: nn.Module) -> str:
+    """Tap of the encoder's last feature: the one of the largest stride, before any feature pyramid."""
+    path = "backbone.bottom_up" if has_module(network, "backbone.bottom_up") else "backbone"
+    shapes = network.get_submodule(path).output_shape()
+    # Dilated stages share a stride: the later one is the wider one, or else the one of the larger name.
+    deepest = max(shapes, key=lambda name: (shapes[name].stride, shapes[name].channels, name))
+    return f"{path}:out[{deepest}]"
