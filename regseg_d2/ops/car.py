@@ -17,6 +17,7 @@ from detectron2.utils import comm
 from torch import Tensor
 
 from regseg_d2.distributed import all_reduce_sum, global_mean
+from regseg_d2.ops.class_statistics import ClassStatistics
 
 REDUCTIONS = ("mse", "squared_mean")
 
@@ -48,7 +49,7 @@ def reduce_penalty(penalty: Tensor, weight: Tensor, reduction: str) -> Tensor:
 
 
 def intra_c2p_loss(
-    x: Tensor, centers: Tensor, one_hot: Tensor, sums: Tensor, counts: Tensor, reduction: str = "mse"
+    statistics: ClassStatistics, centers: Tensor, one_hot: Tensor, reduction: str = "mse"
 ) -> Tensor:
     """Intra-class center-to-pixel loss, Eq. 2 and 3.
 
@@ -60,19 +61,18 @@ def intra_c2p_loss(
     share of its distance from the origin.
 
     Args:
-        x: ``(N, C, P)`` features.
+        statistics: features ``x``, their class sums, counts and squared lengths.
         centers: ``(G, K, C)`` class centers.
         one_hot: ``(N, K, P)`` labels.
-        sums: ``(N, K, C)`` sums of ``x`` over the pixels of each class.
-        counts: ``(N, K)`` numbers of those pixels.
         reduction: see :func:`reduce_penalty`.
 
     Returns:
         A scalar, in squared units of the features.
     """
+    x, lengths, sums, counts = statistics
     valid = one_hot.sum(dim=1)
     if reduction == "mse":
-        squares = (x.square().sum(dim=1) * valid).sum()
+        squares = (lengths * valid).sum()
         products = (centers * sums).sum()
         center_squares = (centers.square().sum(dim=2) * counts).sum()
         return global_mean(squares - 2 * products + center_squares, valid.sum() * x.shape[1])

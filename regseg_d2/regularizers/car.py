@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from regseg_d2.distributed import all_reduce_sum, all_reduce_sum_constant
 from regseg_d2.errors import ConfigError
 from regseg_d2.ops import car as ops
-from regseg_d2.ops.class_statistics import class_sums, divide_by_counts
+from regseg_d2.ops.class_statistics import ClassStatistics, class_statistics, divide_by_counts
 from regseg_d2.regularizers.base import REGULARIZER, Regularizer
 from regseg_d2.regularizers.build import common_arguments
 from regseg_d2.regularizers.inputs import RegularizerInput
@@ -123,13 +123,13 @@ class CAR(Regularizer):
 
     def losses(self, inputs: RegularizerInput) -> dict[str, Tensor]:
         """Computes the three losses; see the class and ``ops/car.py``."""
-        x, one_hot = self._pixels(inputs)
-        sums, counts = self._sums(inputs)
+        statistics, one_hot = self._statistics(inputs)
+        x, _, sums, counts = statistics
         centers, present = self._class_centers(sums, counts)
         pixel_centers = centers.detach() if self.detach_centers else centers
         losses = {}
         if "intra_c2p" in self.weights:
-            losses["intra_c2p"] = ops.intra_c2p_loss(x, pixel_centers, one_hot, sums, counts, self.reduction)
+            losses["intra_c2p"] = ops.intra_c2p_loss(statistics, pixel_centers, one_hot, self.reduction)
         if "inter_c2c" in self.weights:
             losses["inter_c2c"] = ops.inter_c2c_loss(
                 centers, present, self.eps_c2c, self.reduction, self.detach_centers
@@ -159,7 +159,8 @@ class CAR(Regularizer):
         classes; ``classes`` counts the classes that took part, per image where centers are.
         """
         centers, present = self._last["centers"], self._last["present"]
-        x, one_hot = self._pixels(inputs)
+        statistics, one_hot = self._statistics(inputs)
+        x = statistics.features
         valid = one_hot.sum(dim=1)
         squared = ops.pixel_center_difference(x, centers, one_hot).square().sum(dim=1)
         unit = F.normalize(centers, dim=2)
@@ -173,18 +174,15 @@ class CAR(Regularizer):
             "classes": present.sum() / present.shape[0],
         }
 
-    def _pixels(self, inputs: RegularizerInput) -> tuple[Tensor, Tensor]:
-        """The feature ``(N, C, P)`` and its one-hot labels ``(N, K, P)``."""
+    def _statistics(self, inputs: RegularizerInput) -> tuple[ClassStatistics, Tensor]:
+        """The statistics of the feature's pixels, and their one-hot labels ``(N, K, P)``."""
         feature = inputs.feature(self.feature_tap)
         if self.pool > 1:
             feature = F.avg_pool2d(feature, self.pool, ceil_mode=True)
         one_hot = inputs.one_hot_at(feature.shape[-2:], self.num_classes, feature.dtype)
-        return feature.flatten(2), one_hot
-
-    def _sums(self, inputs: RegularizerInput) -> tuple[Tensor, Tensor]:
-        if self.pool == 1:
-            return inputs.class_sums(self.feature_tap, self.num_classes)
-        return class_sums(*self._pixels(inputs))
+        if self.pool > 1:
+            return class_statistics(feature.flatten(2), one_hot), one_hot
+        return inputs.class_statistics(self.feature_tap, self.num_classes), one_hot
 
     def _class_centers(self, sums: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
         """Centers ``(G, K, C)`` of Eq. 1 and the classes ``(G, K)`` that take part."""

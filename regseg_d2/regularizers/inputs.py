@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from regseg_d2.ops.class_statistics import class_sums
+from regseg_d2.ops.class_statistics import ClassStatistics, class_statistics
 from regseg_d2.ops.labels import downsample_labels, one_hot_labels
 
 T = TypeVar("T")
@@ -59,15 +59,20 @@ class RegularizerInput:
         tensor = self.taps[tap]
         return self._once(("feature", tap), lambda: tensor.to(loss_precision(tensor.dtype)))
 
-    def class_sums(self, tap: str, num_classes: int) -> tuple[Tensor, Tensor]:
-        """Sums ``(N, K, C)`` of a tap's feature over the pixels of each class, and counts ``(N, K)``."""
+    def class_statistics(self, tap: str, num_classes: int) -> ClassStatistics:
+        """Sums and counts of a tap's feature for each class, and what else centers are made of."""
 
-        def compute() -> tuple[Tensor, Tensor]:
+        def compute() -> ClassStatistics:
             feature = self.feature(tap)
             one_hot = self.one_hot_at(feature.shape[-2:], num_classes, feature.dtype)
-            return class_sums(feature.flatten(2), one_hot)
+            return class_statistics(feature.flatten(2), one_hot)
 
-        return self._once(("class_sums", tap, num_classes), compute)
+        return self._once(("class_statistics", tap, num_classes), compute)
+
+    def class_sums(self, tap: str, num_classes: int) -> tuple[Tensor, Tensor]:
+        """Sums ``(N, K, C)`` of a tap's feature over the pixels of each class, and counts ``(N, K)``."""
+        statistics = self.class_statistics(tap, num_classes)
+        return statistics.sums, statistics.counts
 
     def predictions(self, logits_tap: str, size: tuple[int, int]) -> Predictions:
         """What the network predicts at feature size, without gradient.

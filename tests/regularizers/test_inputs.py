@@ -116,13 +116,14 @@ def test_features_come_in_the_precision_of_losses():
 
 def test_everything_is_computed_once(monkeypatch):
     calls = {
-        name: count_calls(monkeypatch, name) for name in ("downsample_labels", "one_hot_labels", "class_sums")
+        name: count_calls(monkeypatch, name)
+        for name in ("downsample_labels", "one_hot_labels", "class_statistics")
     }
     maxima, softmaxes = [], []
     given = make_inputs()
     for _ in range(2):
         first = given.class_sums(FEATURE, K)
-        assert given.class_sums(FEATURE, K) is first
+        assert given.class_sums(FEATURE, K)[0] is first[0]
         predictions = given.predictions(LOGITS, (3, 5))
         # A torch.Size and integers of another kind ask for the same.
         assert given.predictions(LOGITS, torch.Size((3, 5))) is predictions
@@ -135,7 +136,7 @@ def test_everything_is_computed_once(monkeypatch):
     assert {name: len(made) for name, made in calls.items()} == {
         "downsample_labels": 1,
         "one_hot_labels": 1,
-        "class_sums": 1,
+        "class_statistics": 1,
     }
     # Another size, tap or type is something else.
     assert given.labels_at((2, 2)).shape == (2, 2, 2)
