@@ -91,6 +91,26 @@ class Regularizer(nn.Module, abc.ABC):
         self.register_buffer("num_forwards", torch.zeros((), dtype=torch.long))
         self.register_buffer("zero_streaks", torch.zeros(len(self.weights), dtype=torch.long))
 
+    @classmethod
+    def check_option(cls, key: str, value: object, is_good: bool, expected: str) -> None:
+        """Refuses a value of ``MODEL.REGULARIZERS.<class name>.<key>`` that is not good.
+
+        Raises:
+            ConfigError: names the key, the value and what is expected.
+        """
+        if not is_good:
+            raise ConfigError(f"MODEL.REGULARIZERS.{cls.__name__}.{key} is {value!r}; expected {expected}")
+
+    @classmethod
+    def check_choice(cls, key: str, value: str, choices: Sequence[str]) -> None:
+        """Refuses a value that is none of ``choices``; see :meth:`check_option`."""
+        cls.check_option(key, value, value in choices, f"one of {tuple(choices)}")
+
+    @classmethod
+    def check_positive(cls, key: str, value: float) -> None:
+        """Refuses a value that is not above 0; see :meth:`check_option`."""
+        cls.check_option(key, value, value > 0, "a number above 0")
+
     @property
     def taps(self) -> tuple[str, ...]:
         """Names of all taps that :meth:`losses` reads."""

@@ -10,7 +10,6 @@ from detectron2.config import CfgNode, configurable
 from torch import Tensor, nn
 
 from regseg_d2.distributed import all_reduce_sum, all_reduce_sum_constant
-from regseg_d2.errors import ConfigError
 from regseg_d2.ops import car as ops
 from regseg_d2.ops.class_statistics import ClassStatistics, class_statistics, divide_by_counts
 from regseg_d2.regularizers.base import REGULARIZER, Regularizer
@@ -76,11 +75,10 @@ class CAR(Regularizer):
         **common: Any,
     ) -> None:
         super().__init__(name=name, **common)
-        _check_choice("CENTERS", centers, CENTERS)
-        _check_choice("ABSENT_CLASSES", absent_classes, ABSENT_CLASSES)
-        _check_choice("REDUCTION", reduction, ops.REDUCTIONS)
-        if pool < 1:
-            raise ConfigError(f"MODEL.REGULARIZERS.CAR.POOL is {pool}; expected 1 or more")
+        self.check_choice("CENTERS", centers, CENTERS)
+        self.check_choice("ABSENT_CLASSES", absent_classes, ABSENT_CLASSES)
+        self.check_choice("REDUCTION", reduction, ops.REDUCTIONS)
+        self.check_option("POOL", pool, pool >= 1, "1 or more")
         self.num_classes = num_classes
         self.centers = centers
         self.eps_c2c = eps_c2c
@@ -197,8 +195,3 @@ class CAR(Regularizer):
         if self.absent_classes == "zero":
             present = torch.ones_like(present)
         return centers, present
-
-
-def _check_choice(key: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ConfigError(f"MODEL.REGULARIZERS.CAR.{key} is {value!r}; expected one of {choices}")

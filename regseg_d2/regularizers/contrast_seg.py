@@ -11,7 +11,6 @@ from detectron2.utils import comm
 from torch import Tensor, nn
 
 from regseg_d2.distributed import gather_rows, gather_rows_with_gradient, global_mean
-from regseg_d2.errors import ConfigError
 from regseg_d2.ops import contrast_seg as ops
 from regseg_d2.ops.class_statistics import class_sums
 from regseg_d2.ops.contrast_seg_memory import Memory, contrast_with_memories
@@ -128,7 +127,7 @@ class ContrastSeg(Regularizer):
         **common: Any,
     ) -> None:
         super().__init__(name=name, **common)
-        _check_options(embedding_channels, temperature, base_temperature, anchors, memory, sampling)
+        self._check_options(embedding_channels, temperature, base_temperature, anchors, memory, sampling)
         self.num_classes = num_classes
         self.temperature = temperature
         self.scale = temperature / base_temperature
@@ -302,37 +301,33 @@ class ContrastSeg(Regularizer):
     def _labels(self, inputs: RegularizerInput) -> Tensor:
         return inputs.labels_at(inputs.taps[self.feature_tap].shape[-2:]).flatten(1)
 
-
-def _check_options(
-    embedding_channels: int,
-    temperature: float,
-    base_temperature: float,
-    anchors: AnchorOptions,
-    memory: MemoryOptions | None,
-    sampling: SamplingOptions,
-) -> None:
-    positive = {
-        "CHANNELS": embedding_channels,
-        "BASE_TEMPERATURE": base_temperature,
-        "MAX_ANCHORS": anchors.max_anchors,
-        "MAX_VIEWS": anchors.max_views,
-        "MIN_PIXELS": anchors.min_pixels,
-        "NUM_POSITIVES": sampling.num_positives,
-        "NUM_NEGATIVES": sampling.num_negatives,
-    }
-    if memory is not None:
-        positive |= {"MEMORY_SIZE": memory.size, "PIXELS_PER_CLASS": memory.pixels_per_class}
-        dtypes = tuple(MEMORY_DTYPES)
-        _check("MEMORY_DTYPE", memory.dtype, memory.dtype in MEMORY_DTYPES, f"one of {dtypes}")
-    for key, value in positive.items():
-        _check(key, value, value > 0, "a number above 0")
-    _check("TEMPERATURE", temperature, temperature >= MIN_TEMPERATURE, f"{MIN_TEMPERATURE} or more")
-    _check("ANCHORS", anchors.kind, anchors.kind in ANCHORS, f"one of {ANCHORS}")
-    _check("SAMPLING", sampling.kind, sampling.kind in SAMPLINGS, f"one of {SAMPLINGS}")
-    fraction = sampling.hard_fraction
-    _check("HARD_FRACTION", fraction, 0 < fraction <= 1, "a number above 0, at most 1")
-
-
-def _check(key: str, value: object, is_good: bool, expected: str) -> None:
-    if not is_good:
-        raise ConfigError(f"MODEL.REGULARIZERS.ContrastSeg.{key} is {value!r}; expected {expected}")
+    def _check_options(
+        self,
+        embedding_channels: int,
+        temperature: float,
+        base_temperature: float,
+        anchors: AnchorOptions,
+        memory: MemoryOptions | None,
+        sampling: SamplingOptions,
+    ) -> None:
+        positive = {
+            "CHANNELS": embedding_channels,
+            "BASE_TEMPERATURE": base_temperature,
+            "MAX_ANCHORS": anchors.max_anchors,
+            "MAX_VIEWS": anchors.max_views,
+            "MIN_PIXELS": anchors.min_pixels,
+            "NUM_POSITIVES": sampling.num_positives,
+            "NUM_NEGATIVES": sampling.num_negatives,
+        }
+        if memory is not None:
+            positive |= {"MEMORY_SIZE": memory.size, "PIXELS_PER_CLASS": memory.pixels_per_class}
+            self.check_choice("MEMORY_DTYPE", memory.dtype, tuple(MEMORY_DTYPES))
+        for key, value in positive.items():
+            self.check_positive(key, value)
+        self.check_option(
+            "TEMPERATURE", temperature, temperature >= MIN_TEMPERATURE, f"{MIN_TEMPERATURE} or more"
+        )
+        self.check_choice("ANCHORS", anchors.kind, ANCHORS)
+        self.check_choice("SAMPLING", sampling.kind, SAMPLINGS)
+        fraction = sampling.hard_fraction
+        self.check_option("HARD_FRACTION", fraction, 0 < fraction <= 1, "a number above 0, at most 1")

@@ -10,7 +10,6 @@ from detectron2.config import CfgNode, configurable
 from torch import Tensor, nn
 
 from regseg_d2.distributed import all_reduce_sum_constant, global_mean
-from regseg_d2.errors import ConfigError
 from regseg_d2.ops import mdrl as ops
 from regseg_d2.ops.sinkhorn import MIN_SMOOTHNESS, sinkhorn_assignment
 from regseg_d2.regularizers.base import REGULARIZER, Regularizer
@@ -87,13 +86,13 @@ class MDRL(Regularizer):
         **common: Any,
     ) -> None:
         super().__init__(name=name, **common)
-        _check("NUM_DISTRIBUTIONS", num_distributions, num_distributions >= 1, "1 or more")
-        _check("MOMENTUM", momentum, 0.0 <= momentum <= 1.0, "a number in [0, 1]")
-        _check("SINKHORN_ITERS", sinkhorn_iterations, sinkhorn_iterations >= 1, "1 or more")
+        self.check_option("NUM_DISTRIBUTIONS", num_distributions, num_distributions >= 1, "1 or more")
+        self.check_option("MOMENTUM", momentum, 0.0 <= momentum <= 1.0, "a number in [0, 1]")
+        self.check_option("SINKHORN_ITERS", sinkhorn_iterations, sinkhorn_iterations >= 1, "1 or more")
         smooth_enough = sinkhorn_smoothness >= MIN_SMOOTHNESS
-        _check("SINKHORN_LAMBDA", sinkhorn_smoothness, smooth_enough, f"at least {MIN_SMOOTHNESS}")
+        self.check_option("SINKHORN_LAMBDA", sinkhorn_smoothness, smooth_enough, f"at least {MIN_SMOOTHNESS}")
         warm_enough = temperature >= ops.MIN_TEMPERATURE
-        _check("TEMPERATURE", temperature, warm_enough, f"at least {ops.MIN_TEMPERATURE}")
+        self.check_option("TEMPERATURE", temperature, warm_enough, f"at least {ops.MIN_TEMPERATURE}")
         self.sinkhorn_iterations = sinkhorn_iterations
         self.sinkhorn_smoothness = sinkhorn_smoothness
         self.temperature = temperature
@@ -227,8 +226,3 @@ def _mean_cosine_within_classes(distributions: Tensor, seen: Tensor) -> Tensor:
     off_diagonal = cosines.sum(dim=(1, 2)) - cosines.diagonal(dim1=1, dim2=2).sum(dim=1)
     pairs = seen.sum() * num_distributions * (num_distributions - 1)
     return (off_diagonal * seen).sum() / pairs.clamp(min=1)
-
-
-def _check(key: str, value: Any, fine: bool, expected: str) -> None:
-    if not fine:
-        raise ConfigError(f"MODEL.REGULARIZERS.MDRL.{key} is {value!r}; expected {expected}")

@@ -9,7 +9,6 @@ from detectron2.config import CfgNode, configurable
 from torch import Tensor, nn
 
 from regseg_d2.distributed import global_mean
-from regseg_d2.errors import ConfigError
 from regseg_d2.ops import pne as ops
 from regseg_d2.regularizers.base import REGULARIZER, Regularizer
 from regseg_d2.regularizers.build import common_arguments
@@ -66,14 +65,14 @@ class PNE(Regularizer):
         **common: Any,
     ) -> None:
         super().__init__(name=name, **common)
-        _check_choice("SCOPE", how.scope, ops.SCOPES)
-        _check_choice("NO_NEGATIVES", how.no_negatives, ops.NO_NEGATIVES)
-        _check_choice("POSITIVE_WEIGHTS", positive_weights, ops.POSITIVE_WEIGHTS)
-        _check_choice("CONTRAST", contrast, ops.CONTRASTS)
-        _check_positive("CHANNELS", embedding_channels)
-        _check_positive("NUM_SAMPLES", how.num_samples)
-        _check_positive("MAX_ANCHORS", how.max_anchors)
-        _check_positive("TEMPERATURE", temperature)
+        self.check_choice("SCOPE", how.scope, ops.SCOPES)
+        self.check_choice("NO_NEGATIVES", how.no_negatives, ops.NO_NEGATIVES)
+        self.check_choice("POSITIVE_WEIGHTS", positive_weights, ops.POSITIVE_WEIGHTS)
+        self.check_choice("CONTRAST", contrast, ops.CONTRASTS)
+        self.check_positive("CHANNELS", embedding_channels)
+        self.check_positive("NUM_SAMPLES", how.num_samples)
+        self.check_positive("MAX_ANCHORS", how.max_anchors)
+        self.check_positive("TEMPERATURE", temperature)
         self.how = how
         self.temperature = temperature
         self.positive_weights = positive_weights
@@ -192,13 +191,3 @@ class PNE(Regularizer):
         if self.positive_weights == "softmax":
             return predictions.confidence.unsqueeze(1)
         return predictions.logit_of(predictions.classes).unsqueeze(1)
-
-
-def _check_choice(key: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ConfigError(f"MODEL.REGULARIZERS.PNE.{key} is {value!r}; expected one of {choices}")
-
-
-def _check_positive(key: str, value: float) -> None:
-    if value <= 0:
-        raise ConfigError(f"MODEL.REGULARIZERS.PNE.{key} is {value!r}; expected a number above 0")

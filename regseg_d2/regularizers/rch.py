@@ -10,7 +10,6 @@ from detectron2.config import CfgNode, configurable
 from torch import Tensor, nn
 
 from regseg_d2.distributed import all_reduce_sum, all_reduce_sum_constant, global_mean
-from regseg_d2.errors import ConfigError
 from regseg_d2.ops import rch as ops
 from regseg_d2.ops.class_statistics import class_sums, divide_by_counts
 from regseg_d2.ops.sampling import compact
@@ -111,13 +110,15 @@ class RCH(Regularizer):
     ) -> None:
         super().__init__(name=name, **common)
         learned = prototypes == "learned"
-        _check("CHANNELS", channels, channels >= 1, "1 or more")
-        _check("EMA_DECAY", ema_decay, 0.0 <= ema_decay < 1.0, "a number in [0, 1)")
-        _check("TEMPERATURE", temperature, temperature > 0.0, "a number above 0")
-        _check("PROTOTYPES", prototypes, prototypes in PROTOTYPES, f"one of {PROTOTYPES}")
-        _check("CALIBRATION_SCALE", calibration_scale, calibration_scale >= 0.0, "0 or more")
+        self.check_option("CHANNELS", channels, channels >= 1, "1 or more")
+        self.check_option("EMA_DECAY", ema_decay, 0.0 <= ema_decay < 1.0, "a number in [0, 1)")
+        self.check_positive("TEMPERATURE", temperature)
+        self.check_choice("PROTOTYPES", prototypes, PROTOTYPES)
+        self.check_option("CALIBRATION_SCALE", calibration_scale, calibration_scale >= 0.0, "0 or more")
         moving = not (learned and detach_prototypes)
-        _check("DETACH_PROTOTYPES", detach_prototypes, moving, "False where PROTOTYPES is 'learned'")
+        self.check_option(
+            "DETACH_PROTOTYPES", detach_prototypes, moving, "False where PROTOTYPES is 'learned'"
+        )
         self.num_classes = num_classes
         self.temperature = temperature
         self.prototypes = prototypes
@@ -291,8 +292,3 @@ class RCH(Regularizer):
             has_fn,
             has_fp,
         )
-
-
-def _check(key: str, value: Any, fine: bool, expected: str) -> None:
-    if not fine:
-        raise ConfigError(f"MODEL.REGULARIZERS.RCH.{key} is {value!r}; expected {expected}")

@@ -10,7 +10,6 @@ from detectron2.utils import comm
 from torch import Tensor, nn
 
 from regseg_d2.distributed import gather_rows, global_mean
-from regseg_d2.errors import ConfigError
 from regseg_d2.ops import region_contrast as ops
 from regseg_d2.ops.class_statistics import class_sums, divide_by_counts
 from regseg_d2.ops.labels import one_hot_labels
@@ -78,10 +77,10 @@ class RegionContrast(Regularizer):
         **common: Any,
     ) -> None:
         super().__init__(name=name, **common)
-        _check("CENTER", center, center in ops.CENTERS, f"one of {ops.CENTERS}")
-        _check("BANK_SIZE", bank_size, bank_size >= 0, "0 (no bank) or more")
-        _check("BANK_DTYPE", bank_dtype, bank_dtype in BANK_DTYPES, f"one of {tuple(BANK_DTYPES)}")
-        _check("TEMPERATURE", temperature, temperature > 0, "a number above 0")
+        self.check_choice("CENTER", center, ops.CENTERS)
+        self.check_option("BANK_SIZE", bank_size, bank_size >= 0, "0 (no bank) or more")
+        self.check_choice("BANK_DTYPE", bank_dtype, tuple(BANK_DTYPES))
+        self.check_positive("TEMPERATURE", temperature)
         self.num_classes = num_classes
         self.center = center
         self.temperature = temperature
@@ -181,8 +180,3 @@ class RegionContrast(Regularizer):
             "positive_similarity": (contrast.positive_similarity * counted).sum() / safe_number,
             "negative_similarity": (contrast.negative_similarity * counted).sum() / safe_number,
         }
-
-
-def _check(key: str, value: object, is_good: bool, expected: str) -> None:
-    if not is_good:
-        raise ConfigError(f"MODEL.REGULARIZERS.RegionContrast.{key} is {value!r}; expected {expected}")
