@@ -6,13 +6,14 @@ Source: Wang et al., "Exploring Cross-Image Pixel Contrast for Semantic Segmenta
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from regseg_d2.ops.contrast_seg import Contrast, Mining, draw_hardest
+from regseg_d2.ops.known_gradients import with_row_gradients
 from regseg_d2.ops.sampling import compact
 
 # Rows of a memory that are worked off at a time: on the CPU as many as its cache holds, elsewhere as
@@ -44,8 +45,7 @@ def contrast_with_memories(
 ) -> Contrast:
     """Contrasts anchors with stored samples of all classes; gradients flow to the anchors alone.
 
-    The gradient is taken at once: an anchor's is one row of C numbers, so that nothing of the size of the
-    memories is kept, and they may be written to before the backward pass.
+    The gradient is taken at once, see :func:`with_row_gradients`.
 
     Args:
         anchors: ``(A, C)`` unit vectors.
@@ -59,22 +59,7 @@ def contrast_with_memories(
             contrast, gradients = _contrast_with_all(anchors, classes, memories, temperature)
         else:
             contrast, gradients = _contrast_with_hardest(anchors, classes, memories, temperature, mining)
-    return contrast._replace(losses=_WithGradients.apply(anchors, contrast.losses, gradients))
-
-
-class _WithGradients(torch.autograd.Function):
-    """Losses ``(A,)`` of rows ``(A, C)``, each with the known gradient of its own row."""
-
-    @staticmethod
-    def forward(ctx: Any, rows: Tensor, losses: Tensor, gradients: Tensor) -> Tensor:
-        ctx.save_for_backward(gradients)
-        return losses.clone()
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:
-        (gradients,) = ctx.saved_tensors
-        return upstream.unsqueeze(1) * gradients, None, None
+    return contrast._replace(losses=with_row_gradients(anchors, contrast.losses, gradients))
 
 
 def _contrast_with_all(

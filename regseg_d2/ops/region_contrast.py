@@ -6,10 +6,12 @@ section 3.2. Where the published code does something else it is said at the func
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from regseg_d2.ops.known_gradients import with_row_gradients
 
 CENTERS = ("dynamic", "gt_mean", "predicted")
 
@@ -102,49 +104,33 @@ def region_contrast(
     is_positive = filled[classes]
     if own_slots is not None:
         is_positive = is_positive & (torch.arange(size, device=filled.device) != own_slots.unsqueeze(1))
-    losses, positive_similarity, negative_similarity = _RegionLosses.apply(
+    losses, positive_similarity, negative_similarity = _with_gradients(
         queries, classes, samples, filled, is_positive, temperature
     )
     return Contrast(losses, is_positive.sum(dim=1), positive_similarity, negative_similarity)
 
 
-class _RegionLosses(torch.autograd.Function):
-    """Losses of regions, with their gradients taken at once.
-
-    A region's loss depends on its own query alone, so that its gradient is one row of C numbers, and the
-    similarities to all banks need not be kept for the backward pass, nor the banks, which will have
-    been written to by then.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        queries: Tensor,
-        classes: Tensor,
-        samples: Tensor,
-        filled: Tensor,
-        is_positive: Tensor,
-        temperature: float,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        num_regions = len(queries)
-        losses, positive, negative = queries.new_zeros(3, num_regions).unbind()
-        gradients = torch.zeros_like(queries)
-        length = max(1, _MAX_LOGITS // filled.numel())
-        for start in range(0, num_regions, length):
+def _with_gradients(
+    queries: Tensor,
+    classes: Tensor,
+    samples: Tensor,
+    filled: Tensor,
+    is_positive: Tensor,
+    temperature: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Losses, mean positive and mean negative cosine, each ``(R,)``; only the losses have a gradient."""
+    needs_gradient = queries.requires_grad and torch.is_grad_enabled()
+    losses, positive, negative = queries.new_zeros(3, len(queries)).unbind()
+    gradients = torch.zeros_like(queries)
+    length = max(1, _MAX_LOGITS // filled.numel())
+    with torch.no_grad():
+        for start in range(0, len(queries), length):
             part = slice(start, start + length)
             block = _Block(queries[part], classes[part], samples, filled, is_positive[part], temperature)
             losses[part], positive[part], negative[part] = block.losses, *block.similarities
-            if ctx.needs_input_grad[0]:
+            if needs_gradient:
                 gradients[part] = block.gradients()
-        ctx.save_for_backward(gradients)
-        ctx.mark_non_differentiable(positive, negative)
-        return losses, positive, negative
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        (gradients,) = ctx.saved_tensors
-        return grads[0].unsqueeze(1) * gradients, None, None, None, None, None
+    return with_row_gradients(queries, losses, gradients), positive, negative
 
 
 class _Block:
