@@ -1,15 +1,14 @@
 """ContrastSeg on two processes: draws, losses and gradients of the whole batch, the same memory."""
 
 import pytest
-import torch
 from detectron2.utils import comm
 from torch import nn
 
-from regseg_d2.regularizers import ContrastSeg, RegularizerInput
+from regseg_d2.regularizers import ContrastSeg
 from regseg_d2.regularizers.contrast_seg import AnchorOptions, MemoryOptions, SamplingOptions
 from tests.distributed.launching import run_processes
+from tests.distributed.uneven_steps import CHANNELS, NUM_CLASSES, NUM_STEPS, assert_two_equal_one, run_steps
 
-K, C, IGNORE, SIZE = 4, 6, 255, (5, 6)
 FEW = AnchorOptions(max_anchors=30, max_views=4)
 ONE = AnchorOptions(max_views=1)
 HARD = SamplingOptions("semi_hard", 0.5, 3, 5)
@@ -23,28 +22,13 @@ CASES = {
     "memory_few": {"anchors": FEW, "memory": MemoryOptions(9, "float16", 3)},
     "memory_semi_hard": {"anchors": FEW, "memory": MemoryOptions(9, "float32", 3), "sampling": HARD},
 }
-STEPS = 7
 
 
-def make_tensors(rank, step):
-    """Two images of one process; unevenly void, all void on one process, on both."""
-    generator = torch.Generator().manual_seed(10 * step + rank)
-    feature = torch.randn(2, C, *SIZE, dtype=torch.float64, generator=generator)
-    logits = torch.randn(2, K, *SIZE, dtype=torch.float64, generator=generator)
-    labels = torch.randint(0, K, (2, *SIZE), generator=generator)
-    # The second process shows fewer classes.
-    labels[labels >= K - rank] = IGNORE
-    if (step == 2 and rank == 1) or (step == 4 and rank == 0) or step == 5:
-        labels.fill_(IGNORE)
-    return feature, logits, labels
-
-
-def run_steps(case, ranks):
-    """Losses, gradients and state of this process, which has the images of ``ranks``."""
+def steps(case, ranks):
     module = ContrastSeg(
-        channels=C,
-        num_classes=K,
-        embedding_channels=C,
+        channels=CHANNELS,
+        num_classes=NUM_CLASSES,
+        embedding_channels=CHANNELS,
         feature_tap="in",
         logits_tap="out",
         weights={"contrast": 1.0},
@@ -53,21 +37,11 @@ def run_steps(case, ranks):
     )
     # The norm of the projection is not what is tested here.
     module.projection = nn.Identity()
-    losses, gradients = [], []
-    for step in range(STEPS):
-        feature, logits, labels = (
-            torch.cat(parts) for parts in zip(*(make_tensors(rank, step) for rank in ranks), strict=True)
-        )
-        feature.requires_grad_(True)
-        loss = module(RegularizerInput({"in": feature, "out": logits}, labels, IGNORE))
-        loss = loss["loss_contrast_seg_contrast"]
-        losses.append(loss.item())
-        gradients.append(torch.autograd.grad(loss, feature)[0])
-    return losses, gradients, module.state_dict()
+    return run_steps(module, ranks)
 
 
 def all_cases():
-    return {case: run_steps(case, [comm.get_rank()]) for case in CASES}
+    return {case: steps(case, [comm.get_rank()]) for case in CASES}
 
 
 @pytest.fixture(scope="module")
@@ -77,22 +51,11 @@ def two_processes(tmp_path_factory):
 
 @pytest.mark.parametrize("case", CASES)
 def test_two_processes_equal_one(case, two_processes):
-    expected_losses, expected_gradients, expected_state = run_steps(case, [0, 1])
-    (losses, gradients, state), (other_losses, other_gradients, other_state) = (
-        result[case] for result in two_processes
-    )
-    assert sum(value > 0 for value in expected_losses) >= 5
-    for step in range(STEPS):
-        mean = (losses[step] + other_losses[step]) / 2
-        assert mean == pytest.approx(expected_losses[step], rel=1e-9, abs=1e-12)
-        # Averaging over processes, as DistributedDataParallel does.
-        both = torch.cat([gradients[step], other_gradients[step]]) / 2
-        torch.testing.assert_close(both, expected_gradients[step], rtol=1e-8, atol=1e-12)
-    for key, value in expected_state.items():
-        assert torch.equal(state[key], other_state[key]), key
-        torch.testing.assert_close(state[key], value, rtol=1e-6, atol=1e-6)
-    assert expected_state["random.step"].item() == STEPS
+    expected = steps(case, [0, 1])
+    assert_two_equal_one([result[case] for result in two_processes], expected)
+    assert sum(loss > 0 for loss in expected.losses) >= 5
+    assert expected.state["random.step"].item() == NUM_STEPS
     if "memory" in case:
         # Round the end of both queues.
-        assert expected_state["pixel_queue.written"].min() > 9
-        assert expected_state["region_queue.written"].max() > 9
+        assert expected.state["pixel_queue.written"].min() > 9
+        assert expected.state["region_queue.written"].max() > 9
