@@ -4,11 +4,8 @@ Source: Wang, Zhou, Yu, Dai, Konukoglu, Van Gool, "Exploring Cross-Image Pixel C
 Segmentation", ICCV 2021, section 3. Where the published code does something else it is said at the
 function.
 
-The loss of an anchor i with positives P and negatives N is the mean over p in P of
-``-log(e^{i p / t} / (e^{i p / t} + S))``, where S is the sum over n in N of ``e^{i n / t}``. That is
-``softplus(log S - i p / t)``, so that an anchor needs one number for all its negatives. Without a
-negative it is zero, as the equation has it; without a positive, where the published code divides by
-zero, it is zero too.
+The loss of an anchor is that of ``ops/stored_contrast.py``: an anchor needs one number for all its negatives.
+Without a positive, where the published code divides by zero, it is zero.
 """
 
 from __future__ import annotations
@@ -23,6 +20,7 @@ from torch import Tensor
 
 from regseg_d2.distributed import all_reduce_sum_constant
 from regseg_d2.ops.sampling import compact, group_order, mix_bits
+from regseg_d2.ops.stored_contrast import Contrast
 
 
 @dataclass(frozen=True)
@@ -185,22 +183,6 @@ def draw_hardest(
     keys = mix_bits(seeds.unsqueeze(1) + ranks).masked_fill(~eligible, 2**32)
     drawn = keys.topk(number, dim=1, largest=False).indices
     return columns.gather(1, drawn), eligible.gather(1, drawn)
-
-
-class Contrast(NamedTuple):
-    """What is known of each anchor.
-
-    Attributes:
-        losses: ``(A,)``; zero without a positive.
-        num_positives: ``(A,)`` long, positives that it was contrasted with.
-        positive_similarity: ``(A,)`` mean cosine with its positives, zero without one; no gradient.
-        negative_similarity: ``(A,)`` mean cosine with its negatives, zero without one; no gradient.
-    """
-
-    losses: Tensor
-    num_positives: Tensor
-    positive_similarity: Tensor
-    negative_similarity: Tensor
 
 
 def contrast_within(

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from regseg_d2.distributed import gather_rows, gather_rows_with_gradient, global_mean
 from regseg_d2.ops import contrast_seg as ops
 from regseg_d2.ops.class_statistics import class_sums
-from regseg_d2.ops.contrast_seg_memory import Memory, contrast_with_memories
+from regseg_d2.ops.contrast_seg_memory import contrast_with_memories
 from regseg_d2.ops.grouped_products import pixel_rows
 from regseg_d2.ops.sampling import compact
+from regseg_d2.ops.stored_contrast import MIN_TEMPERATURE, Memory
 from regseg_d2.regularizers.base import REGULARIZER, Regularizer
 from regseg_d2.regularizers.build import common_arguments
 from regseg_d2.regularizers.inputs import RegularizerInput
@@ -27,8 +28,6 @@ from regseg_d2.state.random_stream import RandomStream
 ANCHORS = ("segmentation_aware", "random")
 SAMPLINGS = ("all", "semi_hard")
 MEMORY_DTYPES = {"float32": torch.float32, "float16": torch.float16}
-# Below it exponentials of float32 vanish between the largest and the smallest product.
-MIN_TEMPERATURE = 0.025
 
 ANCHOR_STREAM, COIN_STREAM, MINING_STREAM, STORE_STREAM = range(4)
 """Streams of random numbers."""

@@ -14,6 +14,7 @@ from regseg_d2.ops import region_contrast as ops
 from regseg_d2.ops.class_statistics import class_sums, divide_by_counts
 from regseg_d2.ops.labels import one_hot_labels
 from regseg_d2.ops.sampling import compact
+from regseg_d2.ops.stored_contrast import MIN_TEMPERATURE, Contrast
 from regseg_d2.regularizers.base import REGULARIZER, Regularizer
 from regseg_d2.regularizers.build import common_arguments
 from regseg_d2.regularizers.inputs import RegularizerInput
@@ -80,7 +81,9 @@ class RegionContrast(Regularizer):
         self.check_choice("CENTER", center, ops.CENTERS)
         self.check_option("BANK_SIZE", bank_size, bank_size >= 0, "0 (no bank) or more")
         self.check_choice("BANK_DTYPE", bank_dtype, tuple(BANK_DTYPES))
-        self.check_positive("TEMPERATURE", temperature)
+        self.check_option(
+            "TEMPERATURE", temperature, temperature >= MIN_TEMPERATURE, f"{MIN_TEMPERATURE} or more"
+        )
         self.num_classes = num_classes
         self.center = center
         self.temperature = temperature
@@ -171,7 +174,7 @@ class RegionContrast(Regularizer):
         return _Samples(rows, filled, comm.get_rank() * len(centers))
 
     @staticmethod
-    def _describe(contrast: ops.Contrast, counted: Tensor, present: Tensor) -> dict[str, Tensor]:
+    def _describe(contrast: Contrast, counted: Tensor, present: Tensor) -> dict[str, Tensor]:
         number = counted.sum()
         safe_number = number.clamp(min=1)
         return {

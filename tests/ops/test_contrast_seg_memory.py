@@ -4,9 +4,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from regseg_d2.ops import contrast_seg_memory
+from regseg_d2.ops import contrast_seg_memory, stored_contrast
 from regseg_d2.ops.contrast_seg import Mining
-from regseg_d2.ops.contrast_seg_memory import Memory, contrast_with_memories
+from regseg_d2.ops.contrast_seg_memory import contrast_with_memories
+from regseg_d2.ops.stored_contrast import Memory
 from tests.references.contrast_seg import hardest, info_nce
 
 K, C = 5, 6
@@ -94,9 +95,9 @@ def test_losses_and_gradients_follow_the_equation(temperature, fraction, seed):
 @pytest.mark.parametrize(("rows", "logits", "converted"), [(1, 1, 1), (10, 60, 20), (13, 200, 10**6)])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
 def test_pieces_make_no_difference(monkeypatch, fraction, rows, logits, converted, dtype):
-    monkeypatch.setattr(contrast_seg_memory, "_CACHED_ROWS", rows)
     monkeypatch.setattr(contrast_seg_memory, "_MAX_LOGITS", logits)
-    monkeypatch.setattr(contrast_seg_memory, "_CONVERTED", converted)
+    monkeypatch.setattr(stored_contrast, "_CACHED_ROWS", rows)
+    monkeypatch.setattr(stored_contrast, "_CONVERTED", converted)
     assert_like_reference(make_anchors(), make_memories(dtype=dtype), 0.1, fraction)
 
 

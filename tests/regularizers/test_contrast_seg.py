@@ -384,7 +384,7 @@ def test_shapes_that_do_not_depend_on_data_give_the_same(monkeypatch, memory, sa
     results = []
     for static in (False, True):
         if static:
-            for module in ("ops.contrast_seg", "ops.contrast_seg_memory", "regularizers.contrast_seg"):
+            for module in ("ops.contrast_seg", "ops.stored_contrast", "regularizers.contrast_seg"):
                 monkeypatch.setattr(f"regseg_d2.{module}.compact", all_items)
         few = AnchorOptions(max_anchors=12, max_views=3)
         contrast = make_contrast(anchors=few, memory=memory, sampling=sampling)

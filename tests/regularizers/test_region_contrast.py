@@ -304,7 +304,7 @@ def test_defaults_are_the_papers():
             {"bank_dtype": "bfloat16"},
             r"RegionContrast\.BANK_DTYPE is 'bfloat16'; expected one of .*'float16'",
         ),
-        ({"temperature": 0.0}, r"RegionContrast\.TEMPERATURE is 0\.0; expected a number above 0"),
+        ({"temperature": 0.0}, r"RegionContrast\.TEMPERATURE is 0\.0; expected 0\.025 or more"),
     ],
 )
 def test_bad_options_are_named(options, message):

@@ -23,6 +23,7 @@ def region_contrast_defaults() -> CfgNode:
     node.BANK_SIZE = 1000
     # Type that stored centers are kept in: float32, or float16, which halves the memory.
     node.BANK_DTYPE = "float32"
-    # tau of Eq. 4; the paper gives no value, this is the published code's. Sane: 0.05 to 1.
+    # tau of Eq. 4; the paper gives no value, this is the published code's. Sane: 0.05 to 1;
+    # at least 0.025.
     node.TEMPERATURE = 0.2
     return node
