@@ -1,0 +1,41 @@
+#!/usr/bin/env python3
+"""Prints how much each loss of a trained model pulls at the backbone, beside the cross entropy.
+
+A loss whose gradient is a hundredth of the cross entropy's can neither help nor harm: raise its weight, or
+train longer.
+
+Example:
+    tools/gradient_shares.py --config-file output/run/config.yaml MODEL.WEIGHTS output/run/model_final.pth
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+import regseg_d2.modeling  # noqa: F401
+from regseg_d2.analysis import gradient_shares
+from regseg_d2.config_files import load_config
+from regseg_d2.errors import UserError
+
+
+def main() -> None:
+    """Parses the arguments and prints the table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config-file", required=True, metavar="FILE")
+    parser.add_argument("--batches", type=int, default=4, help="training batches (default: %(default)s)")
+    parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE")
+    args = parser.parse_args()
+    if args.batches < 1:
+        parser.error(f"--batches is {args.batches}; expected 1 or more")
+    try:
+        print(gradient_shares.run(load_config(args.config_file, args.opts), args.batches))
+    except UserError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()
