@@ -2,8 +2,8 @@
 
 Runs that differ in their seed alone are one group: mean and sample standard deviation over seeds. A
 group is compared with a baseline, a group without regularizers that was trained on the *same
-schedule*: the same config but for the regularizers and the head's last block, which a regularizer may
-ask for (CAR's linear convolution). Without one, no difference is called a gain.
+schedule*: the same config but for the regularizers and the stages of the head that one may ask for (CAR's
+linear convolution, MDRL's memory). Without one, no difference is called a gain.
 """
 
 from __future__ import annotations

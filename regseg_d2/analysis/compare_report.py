@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tabulate import tabulate
 
 from regseg_d2.analysis.compare import Comparison, Estimate, Group, config_differences
+from regseg_d2.analysis.runs import REGULARIZERS
+from regseg_d2.config import get_regseg_cfg
+from regseg_d2.config_files import flatten_config
 
 TABLE_FORMATS = {"text": "simple", "markdown": "github"}
 
@@ -164,10 +167,18 @@ def _settings(groups: Sequence[Group], style: str) -> str:
     differences = config_differences(groups)
     if not differences:
         return "None but the seed."
+    defaults = flatten_config(get_regseg_cfg())
     rows = [
-        [key, *("-" if value is None else str(value) for value in row)] for key, row in differences.items()
+        [key, *("-" if value is None else str(value) for value in row)]
+        for key, row in differences.items()
+        if not _is_default_of_regularizer(key, row, defaults)
     ]
     return _table(rows, ["key", *(group.name for group in groups)], style)
+
+
+def _is_default_of_regularizer(key: str, row: Sequence[Any], defaults: Mapping[str, Any]) -> bool:
+    """Whether groups differ in a key only because one trains with that regularizer and another does not."""
+    return key.startswith(REGULARIZERS) and all(value in (None, defaults.get(key)) for value in row)
 
 
 def _table(rows: list[list[Any]], headers: Sequence[str], style: str) -> str:

@@ -37,8 +37,10 @@ NEUTRAL_KEYS = (
 )
 # Without early stopping, neither can these.
 EARLY_STOP_KEYS = ("TEST.EVAL_PERIOD", "TEST.BEST_METRIC")
-# The last block of the head, in which a baseline on the same schedule may differ.
-PROJECTION_KEYS = (
+# Stages of the head that a method may ask for, in which a baseline on the same schedule may differ: CAR's
+# linear convolution, MDRL's stage with its memory.
+METHOD_KEYS = (
+    "MODEL.SEM_SEG_HEAD.AUGMENT",
     "MODEL.SEM_SEG_HEAD.PROJECTION",
     "MODEL.SEM_SEG_HEAD.PROJECTION_KERNEL_SIZE",
     "MODEL.SEM_SEG_HEAD.LINEAR_CHANNELS",
@@ -90,7 +92,7 @@ class Run:
         return {
             key: value
             for key, value in self.settings().items()
-            if not key.startswith(REGULARIZERS) and key not in PROJECTION_KEYS
+            if not key.startswith(REGULARIZERS) and key not in METHOD_KEYS
         }
 
     def miou(self, dataset: str) -> float:
@@ -102,8 +104,10 @@ class Run:
         return [_or_nan(item["IoU"]) for item in self.evaluations[dataset]["classes"]]
 
     def _is_of_unused_regularizer(self, key: str) -> bool:
-        name, dot, _ = key.removeprefix(REGULARIZERS).partition(".")
-        return key.startswith(REGULARIZERS) and bool(dot) and name not in self.regularizers
+        section, dot, _ = key.removeprefix(REGULARIZERS).partition(".")
+        # PNE@aux reads the section of PNE, too.
+        used = {*self.regularizers, *(name.partition("@")[0] for name in self.regularizers)}
+        return key.startswith(REGULARIZERS) and bool(dot) and section not in used
 
 
 def load_run(folder: str | Path) -> Run:

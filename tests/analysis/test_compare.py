@@ -133,8 +133,9 @@ def test_another_schedule_is_no_baseline_and_the_keys_are_named(make_run):
     )
 
 
-def test_regularizer_projection_and_neutral_keys_are_the_same_schedule(make_run):
+def test_regularizer_stages_of_the_head_and_neutral_keys_are_the_same_schedule(make_run):
     keys = {
+        "MODEL__SEM_SEG_HEAD__AUGMENT": "MDRL",
         "MODEL__SEM_SEG_HEAD__PROJECTION": "LinearConvBlock",
         "MODEL__SEM_SEG_HEAD__PROJECTION_KERNEL_SIZE": 1,
         "MODEL__REGULARIZERS__CAR__WEIGHT": 0.5,
@@ -165,6 +166,28 @@ def test_keys_of_unused_regularizers_do_not_split_groups(make_run):
     groups, _ = group_runs([a, b])
     assert len(groups) == 1
     assert groups[0].miou("val").count == 2
+
+
+def test_a_method_at_another_place_reads_its_section(make_run):
+    runs = [
+        make_run(
+            f"{weight}",
+            0,
+            {"val": (1.0, 2.0)},
+            regularizers=["PNE@aux"],
+            MODEL__REGULARIZERS__PNE__WEIGHT=weight,
+        )
+        for weight in (0.3, 0.6)
+    ]
+    groups, _ = group_runs(runs)
+    assert config_differences(groups) == {"MODEL.REGULARIZERS.PNE.WEIGHT": [0.3, 0.6]}
+
+
+def test_of_a_regularizer_only_keys_that_are_not_the_default_are_shown(make_run):
+    key = "MODEL__REGULARIZERS__CAR__WEIGHT"
+    text = render(*compared(three_and_three(make_run, 5.0, **{key: 0.5})))
+    shown = [line.split() for line in text.splitlines() if line.startswith("MODEL.REGULARIZERS.CAR.")]
+    assert shown == [["MODEL.REGULARIZERS.CAR.WEIGHT", "-", "0.5"]]
 
 
 def test_early_stopping_makes_its_period_count(make_run):
