@@ -16,8 +16,9 @@ def inference_model(model: nn.Module) -> nn.Module:
         model: a ``RegularizedSegmentor``, or any model with parts of this package. It is not changed.
 
     Returns:
-        A copy in eval mode without regularizers and auxiliary head, in which each
-        ``LinearConvBlock`` is one convolution. Its output differs from the model's by rounding only.
+        A copy in eval mode without regularizers, and without an auxiliary head that no context module
+        reads, in which each ``LinearConvBlock`` is one convolution. Its output differs from the model's by
+        rounding only.
 
     Raises:
         ValueError: if a linear convolution cannot be folded exactly, see ``LinearConvBlock.fold``.
@@ -29,6 +30,8 @@ def inference_model(model: nn.Module) -> nn.Module:
         if isinstance(module, LinearConvBlock):
             parent = model.get_submodule(name.rpartition(".")[0])
             setattr(parent, name.rpartition(".")[2], module.fold())
-        if getattr(module, "auxiliary", None) is not None:
+        # A context module may read the auxiliary head's logits.
+        reads_it = getattr(getattr(module, "context", None), "reads_coarse_logits", False)
+        if getattr(module, "auxiliary", None) is not None and not reads_it:
             module.auxiliary = None
     return model

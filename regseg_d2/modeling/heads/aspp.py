@@ -10,6 +10,7 @@ from detectron2.config import CfgNode, configurable
 from detectron2.layers import ASPP as Detectron2ASPP
 from torch import Tensor, nn
 
+from regseg_d2.modeling.heads.layers import pooled_conv_norm_relu
 from regseg_d2.modeling.heads.registries import CONTEXT_MODULE
 
 
@@ -26,6 +27,9 @@ class ASPP(nn.Module):
         dropout: dropout probability on the output.
         norm: name of the norm.
         depthwise_separable: separable convolutions in the branches (DeepLabV3+).
+        narrow: a 1x1 block narrows the five branches to ``out_channels``, and the image pooling has no norm,
+            as in Detectron2. Without, the branches stay side by side for the projection of the head to mix,
+            and the image pooling has a norm, as in mmsegmentation.
     """
 
     @configurable
@@ -38,9 +42,10 @@ class ASPP(nn.Module):
         dropout: float,
         norm: str,
         depthwise_separable: bool = False,
+        narrow: bool = True,
     ) -> None:
         super().__init__()
-        self.out_channels = out_channels
+        self.out_channels = out_channels if narrow else 5 * out_channels
         self.aspp = Detectron2ASPP(
             in_channels,
             out_channels,
@@ -50,6 +55,9 @@ class ASPP(nn.Module):
             dropout=dropout,
             use_depthwise_separable_conv=depthwise_separable,
         )
+        if not narrow:
+            self.aspp.convs[-1][1] = pooled_conv_norm_relu(in_channels, out_channels, norm)
+            self.aspp.project = nn.Identity()
 
     @classmethod
     def from_config(cls, cfg: CfgNode, in_channels: int) -> dict[str, Any]:
@@ -62,8 +70,9 @@ class ASPP(nn.Module):
             "dropout": head.ASPP_DROPOUT,
             "norm": head.NORM,
             "depthwise_separable": head.USE_DEPTHWISE_SEPARABLE_CONV,
+            "narrow": head.ASPP_NARROW,
         }
 
     def forward(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Maps ``(N, in_channels, h, w)`` to ``(N, out_channels, h, w)``; no side logits."""
+        """Maps ``(N, in_channels, h, w)`` to ``(N, self.out_channels, h, w)``; no side logits."""
         return self.aspp(x), {}

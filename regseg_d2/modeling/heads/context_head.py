@@ -15,23 +15,30 @@ from torch import Tensor, nn
 from regseg_d2.errors import ConfigError
 from regseg_d2.modeling.heads.fcn import FCNAuxiliary
 from regseg_d2.modeling.heads.layers import conv_norm_relu
-from regseg_d2.modeling.heads.registries import AUGMENT, CONTEXT_MODULE, PROJECTION, build_stage
+from regseg_d2.modeling.heads.registries import AUGMENT, CONTEXT_MODULE, FUSION, PROJECTION, build_stage
 from regseg_d2.modeling.losses import SegmentationLoss
+
+#: ``MODEL.SEM_SEG_HEAD.AUX.IN_FEATURE`` for the feature that the context module reads.
+FUSED = "fused"
 
 
 @SEM_SEG_HEADS_REGISTRY.register()
 class ContextHead(nn.Module):
-    """context -> augment -> (low-level skip) -> projection -> dropout -> predictor.
+    """fusion -> context -> augment -> (input) -> (low-level skip) -> projection -> dropout -> predictor.
 
-    The context module, and the augment behind it, read the feature of the largest stride. Features of
-    smaller stride are joined in the manner of DeepLabV3+ (Chen et al., ECCV 2018): narrowed by a 1x1
-    block, concatenated with the upsampled context, mixed by a 3x3 block. Side logits of context module,
-    augment and auxiliary head get a loss each.
+    With a fusion all features become one. Without, the context module and the augment behind it read the
+    feature of the largest stride; features of smaller stride are joined in the manner of DeepLabV3+ (Chen
+    et al., ECCV 2018): narrowed by a 1x1 block, concatenated with the upsampled context, mixed by a 3x3
+    block. Side outputs of context module, augment and auxiliary head get a loss each.
 
     Args:
-        in_features: names of the features, by increasing stride; the last one goes to ``context``.
+        in_features: names of the features, by increasing stride; without a fusion the last one goes to
+            ``context``.
         stride: stride of the logits, for upsampling at test.
+        fusion: see ``FUSION``, or None.
         context: context module, see ``CONTEXT_MODULE``.
+        concat_input: join what the context module read to what it and the augment made of it, as
+            PSPNet's authors do in their FCN.
         skips: one :class:`LowLevelSkip` for each feature but the last, in the order of use (by
             decreasing stride).
         augment: see ``AUGMENT``, or None.
@@ -40,11 +47,12 @@ class ContextHead(nn.Module):
         num_classes: number of classes K.
         ignore_value: label of void pixels.
         dropout: dropout probability on the classifier's input.
-        loss: loss of logits and labels.
+        loss: loss of logits at feature size and labels; see ``SegmentationLoss``.
         loss_weight: weight of the main loss.
         auxiliary: auxiliary head, or None.
-        auxiliary_feature: name of the feature it reads.
+        auxiliary_feature: name of the feature it reads, or ``FUSED``, the context module's input.
         side_loss_weights: weight of the loss of each side output, by name.
+        side_losses: loss of each side output that is no logits, by name.
     """
 
     @configurable
@@ -53,7 +61,9 @@ class ContextHead(nn.Module):
         *,
         in_features: Sequence[str],
         stride: int,
+        fusion: nn.Module | None,
         context: nn.Module,
+        concat_input: bool,
         skips: Sequence[nn.Module],
         augment: nn.Module | None,
         projection: nn.Module | None,
@@ -66,6 +76,7 @@ class ContextHead(nn.Module):
         auxiliary: nn.Module | None,
         auxiliary_feature: str,
         side_loss_weights: Mapping[str, float],
+        side_losses: Mapping[str, nn.Module],
     ) -> None:
         super().__init__()
         self.in_features = list(in_features)
@@ -74,7 +85,9 @@ class ContextHead(nn.Module):
         self.loss_weight = loss_weight
         self.auxiliary_feature = auxiliary_feature
         self.side_loss_weights = dict(side_loss_weights)
+        self.fusion = fusion
         self.context = context
+        self.concat_input = concat_input
         self.skips = nn.ModuleList(skips)
         self.augment = augment
         self.projection = projection
@@ -84,49 +97,48 @@ class ContextHead(nn.Module):
         nn.init.zeros_(self.predictor.bias)
         self.auxiliary = auxiliary
         self.loss = loss
+        # Modules of the stages that they are the losses of: not to be registered a second time.
+        self._side_losses = dict(side_losses)
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: Mapping[str, ShapeSpec]) -> dict[str, Any]:
         """Reads ``MODEL.SEM_SEG_HEAD``."""
         head = cfg.MODEL.SEM_SEG_HEAD
         names = sorted(head.IN_FEATURES, key=lambda name: _shape(input_shape, name, "IN_FEATURES").stride)
-        low_level = names[:-1]
-        if low_level and len(head.PROJECT_CHANNELS) != len(low_level):
-            raise ConfigError(
-                f"MODEL.SEM_SEG_HEAD.PROJECT_CHANNELS is {list(head.PROJECT_CHANNELS)}; expected "
-                f"{len(low_level)} numbers, one for each of the low-level features {low_level}"
-            )
-        deep = _shape(input_shape, names[-1], "IN_FEATURES")
-        context = build_stage(CONTEXT_MODULE, "MODEL.SEM_SEG_HEAD.CONTEXT", head.CONTEXT, cfg, deep.channels)
+        shapes = [input_shape[name] for name in names]
+        fusion = augment = projection = None
+        if head.FUSION:
+            fusion = build_stage(FUSION, "MODEL.SEM_SEG_HEAD.FUSION", head.FUSION, cfg, shapes)
+        deep_channels = fusion.out_channels if fusion else shapes[-1].channels
+        context = build_stage(CONTEXT_MODULE, "MODEL.SEM_SEG_HEAD.CONTEXT", head.CONTEXT, cfg, deep_channels)
         stages, channels = [context], context.out_channels
-        augment = projection = None
         if head.AUGMENT:
             augment = build_stage(
-                AUGMENT, "MODEL.SEM_SEG_HEAD.AUGMENT", head.AUGMENT, cfg, channels, deep.channels
+                AUGMENT, "MODEL.SEM_SEG_HEAD.AUGMENT", head.AUGMENT, cfg, channels, deep_channels
             )
             stages.append(augment)
             channels = augment.out_channels
-        skips = []
-        for name, width in zip(low_level[::-1], list(head.PROJECT_CHANNELS)[::-1], strict=False):
-            skips.append(
-                LowLevelSkip(
-                    low_channels=input_shape[name].channels,
-                    project_channels=width,
-                    in_channels=channels,
-                    out_channels=head.CONTEXT_CHANNELS,
-                    norm=head.NORM,
-                )
-            )
-            channels = head.CONTEXT_CHANNELS
+        channels += deep_channels if head.CONCAT_INPUT else 0
+        skips = _build_skips(cfg, [] if fusion else shapes[:-1], channels)
+        channels = head.CONTEXT_CHANNELS if skips else channels
         if head.PROJECTION:
             projection = build_stage(
                 PROJECTION, "MODEL.SEM_SEG_HEAD.PROJECTION", head.PROJECTION, cfg, channels
             )
             channels = projection.out_channels
+        auxiliary = _build_auxiliary(cfg, input_shape, deep_channels)
+        if auxiliary is None and getattr(context, "reads_coarse_logits", False):
+            raise ConfigError(
+                f"MODEL.SEM_SEG_HEAD.CONTEXT {head.CONTEXT!r} reads the logits of an auxiliary head, and "
+                "MODEL.SEM_SEG_HEAD.AUX.IN_FEATURE is '': set it to a backbone feature, such as 'res4', "
+                f"or to {FUSED!r}, the feature that the context module reads"
+            )
         return {
             "in_features": names,
-            "stride": input_shape[names[0]].stride,
+            "stride": shapes[0].stride,
+            "fusion": fusion,
             "context": context,
+            "concat_input": head.CONCAT_INPUT,
             "skips": skips,
             "augment": augment,
             "projection": projection,
@@ -143,9 +155,13 @@ class ContextHead(nn.Module):
                 ohem_min_kept=head.OHEM_MIN_KEPT,
             ),
             "loss_weight": head.LOSS_WEIGHT,
-            "auxiliary": _build_auxiliary(cfg, input_shape),
+            "auxiliary": auxiliary,
             "auxiliary_feature": head.AUX.IN_FEATURE,
-            "side_loss_weights": _side_loss_weights(stages, head.AUX.LOSS_WEIGHT),
+            "side_loss_weights": {
+                "aux": head.AUX.LOSS_WEIGHT,
+                **_of_all(stages, "side_loss_weights"),
+            },
+            "side_losses": _of_all(stages, "side_losses"),
         }
 
     def forward(
@@ -168,26 +184,42 @@ class ContextHead(nn.Module):
         return F.interpolate(logits, scale_factor=scale, mode="bilinear", align_corners=False), {}
 
     def layers(self, features: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Logits ``(N, K, h, w)`` at feature size and, in training, side logits by name."""
+        """Logits ``(N, K, h, w)`` at feature size and, in training, side outputs by name."""
         deep = features[self.in_features[-1]]
-        x, side_logits = self.context(deep)
+        if self.fusion is not None:
+            deep = self.fusion([features[name] for name in self.in_features])
+        x, side_outputs = self._context(features, deep)
         if self.augment is not None:
-            x, augment_logits = self.augment(x, deep)
-            side_logits = {**side_logits, **augment_logits}
-        for skip, name in zip(self.skips, self.in_features[-2::-1], strict=True):
+            x, augment_outputs = self.augment(x, deep)
+            side_outputs = {**side_outputs, **augment_outputs}
+        if self.concat_input:
+            x = torch.cat([deep, x], dim=1)
+        for skip, name in zip(self.skips, self.in_features[-2::-1], strict=False):
             x = skip(x, features[name])
         if self.projection is not None:
             x = self.projection(x)
-        if self.training and self.auxiliary is not None:
-            side_logits = {**side_logits, "aux": self.auxiliary(features[self.auxiliary_feature])}
-        return self.predictor(self.dropout(x)), side_logits
+        return self.predictor(self.dropout(x)), side_outputs
 
-    def losses(self, logits: Tensor, side_logits: Mapping[str, Tensor], targets: Tensor) -> dict[str, Tensor]:
-        """Weighted losses ``loss_sem_seg`` and ``loss_sem_seg_<name>`` of the side logits."""
-        losses = {"loss_sem_seg": self.loss_weight * self.loss(_resize(logits, targets), targets)}
-        for name, side in side_logits.items():
-            weight = self.side_loss_weights[name]
-            losses[f"loss_sem_seg_{name}"] = weight * self.loss(_resize(side, targets), targets)
+    def _context(self, features: Mapping[str, Tensor], deep: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The context module's output, and in training side outputs, the auxiliary head's among them."""
+        reads_coarse = getattr(self.context, "reads_coarse_logits", False)
+        if self.auxiliary is None or not (self.training or reads_coarse):
+            return self.context(deep)
+        coarse = self.auxiliary(deep if self.auxiliary_feature == FUSED else features[self.auxiliary_feature])
+        x, side_outputs = self.context(deep, coarse) if reads_coarse else self.context(deep)
+        return x, {**side_outputs, "aux": coarse} if self.training else {}
+
+    def losses(
+        self, logits: Tensor, side_outputs: Mapping[str, Tensor], targets: Tensor
+    ) -> dict[str, Tensor]:
+        """Weighted losses ``loss_sem_seg`` and ``loss_sem_seg_<name>`` of the side outputs."""
+        losses = {"loss_sem_seg": self.loss_weight * self.loss(logits, targets)}
+        for name, side in side_outputs.items():
+            if name in self._side_losses:
+                loss = self._side_losses[name](side, targets)
+            else:
+                loss = self.loss(side, targets)
+            losses[f"loss_sem_seg_{name}"] = self.side_loss_weights[name] * loss
         return losses
 
 
@@ -216,22 +248,61 @@ class LowLevelSkip(nn.Module):
         return self.fuse(torch.cat([low_level, x], dim=1))
 
 
-def _side_loss_weights(stages: Sequence[nn.Module], auxiliary: float) -> dict[str, float]:
-    """Weights of the side losses by name: each stage knows those of its own."""
-    weights = {"aux": auxiliary}
+def _of_all(stages: Sequence[nn.Module], name: str) -> dict[str, Any]:
+    """Joins the dict of this name of all stages that have one."""
+    joined: dict[str, Any] = {}
     for stage in stages:
-        weights.update(getattr(stage, "side_loss_weights", {}))
-    return weights
+        joined.update(getattr(stage, name, {}))
+    return joined
 
 
-def _build_auxiliary(cfg: CfgNode, input_shape: Mapping[str, ShapeSpec]) -> nn.Module | None:
+def _build_skips(cfg: CfgNode, shapes: Sequence[ShapeSpec], channels: int) -> list[nn.Module]:
+    """Low-level skips in the order of use.
+
+    Args:
+        cfg: the config.
+        shapes: of the low-level features, by increasing stride.
+        channels: channels of what the first one is joined to.
+    """
+    head = cfg.MODEL.SEM_SEG_HEAD
+    if not shapes:
+        return []
+    if len(head.PROJECT_CHANNELS) != len(shapes):
+        raise ConfigError(
+            f"MODEL.SEM_SEG_HEAD.PROJECT_CHANNELS is {list(head.PROJECT_CHANNELS)}; expected {len(shapes)} "
+            f"numbers, one for each of the low-level features, those of IN_FEATURES {list(head.IN_FEATURES)} "
+            "but the deepest"
+        )
+    widths = [channels] + [head.CONTEXT_CHANNELS] * (len(shapes) - 1)
+    return [
+        LowLevelSkip(
+            low_channels=shape.channels,
+            project_channels=project_channels,
+            in_channels=width,
+            out_channels=head.CONTEXT_CHANNELS,
+            norm=head.NORM,
+        )
+        for shape, project_channels, width in zip(
+            shapes[::-1], list(head.PROJECT_CHANNELS)[::-1], widths, strict=True
+        )
+    ]
+
+
+def _build_auxiliary(
+    cfg: CfgNode, input_shape: Mapping[str, ShapeSpec], fused_channels: int
+) -> nn.Module | None:
     head = cfg.MODEL.SEM_SEG_HEAD
     if not head.AUX.IN_FEATURE:
         return None
+    if head.AUX.IN_FEATURE == FUSED:
+        channels = fused_channels
+    else:
+        channels = _shape(input_shape, head.AUX.IN_FEATURE, "AUX.IN_FEATURE").channels
     return FCNAuxiliary(
-        in_channels=_shape(input_shape, head.AUX.IN_FEATURE, "AUX.IN_FEATURE").channels,
-        channels=head.AUX.CHANNELS,
+        in_channels=channels,
+        channels=head.AUX.CHANNELS or channels,
         num_convs=head.AUX.NUM_CONVS,
+        kernel_size=head.AUX.KERNEL_SIZE,
         num_classes=head.NUM_CLASSES,
         dropout=head.AUX.DROPOUT,
         norm=head.NORM,
@@ -245,9 +316,3 @@ def _shape(input_shape: Mapping[str, ShapeSpec], name: str, key: str) -> ShapeSp
             f"it has {sorted(input_shape)}"
         )
     return input_shape[name]
-
-
-def _resize(logits: Tensor, targets: Tensor) -> Tensor:
-    # In float32 or better: interpolation and loss in half precision lose the small differences.
-    logits = logits if logits.dtype == torch.float64 else logits.float()
-    return F.interpolate(logits, size=targets.shape[-2:], mode="bilinear", align_corners=False)

@@ -14,37 +14,41 @@ from regseg_d2.modeling.heads.registries import CONTEXT_MODULE
 
 @CONTEXT_MODULE.register()
 class FCN(nn.Module):
-    """A row of 3x3 convolution blocks (Long et al., CVPR 2015, as PSPNet's authors write it).
+    """A row of convolution blocks (Long et al., CVPR 2015, as PSPNet's authors write it).
 
     Args:
         in_channels: channels of the input.
         out_channels: channels of the blocks.
         num_convs: number of blocks; 0 passes the input through.
         norm: name of the norm.
+        kernel_size: of all blocks.
     """
 
     aggregates_context = False
 
     @configurable
-    def __init__(self, *, in_channels: int, out_channels: int, num_convs: int, norm: str) -> None:
+    def __init__(
+        self, *, in_channels: int, out_channels: int, num_convs: int, norm: str, kernel_size: int = 3
+    ) -> None:
         super().__init__()
         if num_convs < 0:
             raise ConfigError(f"MODEL.SEM_SEG_HEAD.FCN_NUM_CONVS is {num_convs}; expected 0 or more")
         self.out_channels = out_channels if num_convs else in_channels
         widths = [in_channels] + [out_channels] * num_convs
         self.convs = nn.Sequential(
-            *(conv_norm_relu(a, b, 3, norm) for a, b in zip(widths[:-1], widths[1:], strict=True))
+            *(conv_norm_relu(a, b, kernel_size, norm) for a, b in zip(widths[:-1], widths[1:], strict=True))
         )
 
     @classmethod
     def from_config(cls, cfg: CfgNode, in_channels: int) -> dict[str, Any]:
-        """Reads ``CONTEXT_CHANNELS``, ``FCN_NUM_CONVS`` and ``NORM`` of ``MODEL.SEM_SEG_HEAD``."""
+        """Reads ``CONTEXT_CHANNELS``, ``FCN_*`` and ``NORM`` of ``MODEL.SEM_SEG_HEAD``."""
         head = cfg.MODEL.SEM_SEG_HEAD
         return {
             "in_channels": in_channels,
             "out_channels": head.CONTEXT_CHANNELS,
             "num_convs": head.FCN_NUM_CONVS,
             "norm": head.NORM,
+            "kernel_size": head.FCN_KERNEL_SIZE,
         }
 
     def forward(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -58,17 +62,32 @@ class FCNAuxiliary(nn.Module):
     Args:
         in_channels: channels of the feature.
         channels: channels of the convolution blocks.
-        num_convs: number of 3x3 convolution blocks.
+        num_convs: number of convolution blocks.
+        kernel_size: of these.
         num_classes: number of classes.
         dropout: dropout probability before the classifier.
         norm: name of the norm.
     """
 
     def __init__(
-        self, *, in_channels: int, channels: int, num_convs: int, num_classes: int, dropout: float, norm: str
+        self,
+        *,
+        in_channels: int,
+        channels: int,
+        num_convs: int,
+        kernel_size: int,
+        num_classes: int,
+        dropout: float,
+        norm: str,
     ) -> None:
         super().__init__()
-        self.context = FCN(in_channels=in_channels, out_channels=channels, num_convs=num_convs, norm=norm)
+        self.context = FCN(
+            in_channels=in_channels,
+            out_channels=channels,
+            num_convs=num_convs,
+            norm=norm,
+            kernel_size=kernel_size,
+        )
         self.dropout = nn.Dropout2d(dropout)
         self.predictor = nn.Conv2d(self.context.out_channels, num_classes, kernel_size=1)
         nn.init.normal_(self.predictor.weight, std=0.01)

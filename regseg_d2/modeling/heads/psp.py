@@ -11,7 +11,7 @@ from detectron2.config import CfgNode, configurable
 from torch import Tensor, nn
 
 from regseg_d2.errors import ConfigError
-from regseg_d2.modeling.heads.layers import conv_norm_relu
+from regseg_d2.modeling.heads.layers import conv_norm_relu, pooled_conv_norm_relu
 from regseg_d2.modeling.heads.registries import CONTEXT_MODULE
 
 
@@ -28,12 +28,21 @@ class PPM(nn.Module):
         in_channels: channels of the input.
         out_channels: channels of the output.
         pool_sizes: side of each grid.
-        norm: name of the norm. The block behind a grid of size 1 has none, only a bias: in training batch
-            norm cannot take a batch of one such value.
+        norm: name of the norm.
+        branch_channels: channels that each average is narrowed to; 0 is ``in_channels`` divided by the
+            number of grids, as in the paper.
     """
 
     @configurable
-    def __init__(self, *, in_channels: int, out_channels: int, pool_sizes: Sequence[int], norm: str) -> None:
+    def __init__(
+        self,
+        *,
+        in_channels: int,
+        out_channels: int,
+        pool_sizes: Sequence[int],
+        norm: str,
+        branch_channels: int = 0,
+    ) -> None:
         super().__init__()
         if not pool_sizes or min(pool_sizes) < 1:
             raise ConfigError(
@@ -41,9 +50,9 @@ class PPM(nn.Module):
             )
         self.out_channels = out_channels
         self.pool_sizes = tuple(pool_sizes)
-        width = max(in_channels // len(self.pool_sizes), 1)
+        width = branch_channels or max(in_channels // len(self.pool_sizes), 1)
         self.branches = nn.ModuleList(
-            conv_norm_relu(in_channels, width, 1, norm if size > 1 else "") for size in self.pool_sizes
+            pooled_conv_norm_relu(in_channels, width, norm) for _ in self.pool_sizes
         )
         self.fuse = conv_norm_relu(in_channels + width * len(self.pool_sizes), out_channels, 3, norm)
 

@@ -9,12 +9,25 @@ from torch import nn
 from regseg_d2.errors import ConfigError
 from regseg_d2.suggestions import did_you_mean
 
+FUSION = Registry("FUSION")
+FUSION.__doc__ = """
+Modules that make one feature of all features of the backbone, before the context module. They are built
+with ``(cfg, shapes)``, the shapes by increasing stride: modules
+``[(N, C_i, h_i, w_i), ...] -> (N, D, h, w)``, ``h x w`` the first one's, with an attribute
+``out_channels`` D.
+"""
+
 CONTEXT_MODULE = Registry("CONTEXT_MODULE")
 CONTEXT_MODULE.__doc__ = """
-Modules ``x (N, C, h, w) -> (features (N, D, h, w), side_logits)`` with an attribute ``out_channels``
-D. Side logits are a dict of extra predictions ``(N, K, h', w')`` by name, in training. A module with
-side logits has an attribute ``side_loss_weights``, the weight of each one's loss by name. A module that
-does nothing but convolve says so with ``aggregates_context = False``.
+Modules ``x (N, C, h, w) -> (features (N, D, h, w), side_outputs)`` with an attribute ``out_channels`` D.
+
+- Side outputs are a dict of extra predictions by name, in training: logits ``(N, K, h', w')``, unless the
+  module says otherwise. It has an attribute ``side_loss_weights``, the weight of each one's loss by name,
+  and, for those that are no logits, ``side_losses``: by name, modules
+  ``(output, labels (N, H, W)) -> scalar``.
+- A module that does nothing but convolve says so with ``aggregates_context = False``.
+- A module with ``reads_coarse_logits = True`` is called with ``(x, coarse (N, K, h', w'))``: the auxiliary
+  head's logits, which then is a part of the model at inference too.
 """
 
 AUGMENT = Registry("AUGMENT")

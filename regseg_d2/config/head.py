@@ -1,0 +1,63 @@
+"""Keys of the head: its stages, losses and auxiliary head."""
+
+from __future__ import annotations
+
+from detectron2.config import CfgNode
+
+from regseg_d2.config.contexts import add_context_config
+
+
+def add_head_config(cfg: CfgNode) -> None:
+    """Adds the keys of ``MODEL.SEM_SEG_HEAD``."""
+    head = cfg.MODEL.SEM_SEG_HEAD
+    # ContextHead, or one of Detectron2's: SemSegFPNHead, DeepLabV3Head, DeepLabV3PlusHead.
+    head.NAME = "ContextHead"
+    head.NORM = "auto"
+    # Without FUSION the context module reads the feature of the largest stride; features of smaller stride
+    # are low-level skips in the manner of DeepLabV3+, PROJECT_CHANNELS wide, one number a skip.
+    head.IN_FEATURES = ["res5"]
+    # Stage that makes one feature of all IN_FEATURES, at the smallest stride among them, for the context
+    # module, by its name in FUSION. "" is none.
+    head.FUSION = ""
+    # Context module, by its name in CONTEXT_MODULE.
+    head.CONTEXT = "ASPP"
+    # Channels that the context module puts out. (ASPP_DILATIONS and ASPP_DROPOUT are Detectron2's.)
+    head.CONTEXT_CHANNELS = 256
+    add_context_config(head)
+    # Stage behind the context that stays at inference, by its name in AUGMENT: MDRL (its keys are those of
+    # MODEL.REGULARIZERS.MDRL, and that regularizer has to be among the NAMES). "" is none.
+    head.AUGMENT = ""
+    # Join what the context module read to what it put out (the FCN, CCNet and non-local heads of PSPNet's
+    # authors and of mmsegmentation).
+    head.CONCAT_INPUT = False
+    # Last convolution block before the classifier, by its name in PROJECTION. ConvBlock: convolution,
+    # norm, ReLU. LinearConvBlock: CAR's linear 1x1 convolution before a ConvBlock. "" is none.
+    # CONVS_DIM is the number of channels that it puts out, and that the classifier reads.
+    head.PROJECTION = "ConvBlock"
+    # 3 as usual; 1 is the paper's column "A" (CAR, section 4.2.1).
+    head.PROJECTION_KERNEL_SIZE = 3
+    # Channels of the linear convolution; 0 is min(input channels, 512) as in CAR.
+    head.LINEAR_CHANNELS = 0
+    # Dropout probability on the classifier's input.
+    head.DROPOUT = 0.1
+    # ContextHead: cross_entropy or ohem. (Detectron2's DeepLab heads know cross_entropy and
+    # hard_pixel_mining.)
+    head.LOSS_TYPE = "cross_entropy"
+    # One weight a class, in class order; empty is no weighting.
+    head.CLASS_WEIGHTS = []
+    # OHEM keeps the pixels whose true class has a probability below this ...
+    head.OHEM_THRESHOLD = 0.7
+    # ... and at least this many pixels of a process's batch.
+    head.OHEM_MIN_KEPT = 100000
+
+    # An FCN head on an earlier feature whose loss helps the backbone in training.
+    head.AUX = CfgNode()
+    # Backbone feature that it reads, or "fused", the feature that the context module reads; "" is no
+    # auxiliary head. OCR's coarse predictions are those of this head.
+    head.AUX.IN_FEATURE = ""
+    # 0 is as many as it reads.
+    head.AUX.CHANNELS = 256
+    head.AUX.NUM_CONVS = 1
+    head.AUX.KERNEL_SIZE = 3
+    head.AUX.DROPOUT = 0.1
+    head.AUX.LOSS_WEIGHT = 0.4
