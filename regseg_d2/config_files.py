@@ -61,8 +61,11 @@ def load_config_with_origins(
             origins[key] = origin
     for key, text in _pairs(list(opts or ())):
         value = _decode_override(text, expected=_value_of(cfg, _PLACE_KEY.sub(_METHOD_KEY, key)))
-        _set_value(cfg, key, value, origin=COMMAND_LINE, known=known)
-        origins[key] = COMMAND_LINE
+        # A mapping sets the keys of a section, as in a file.
+        leaves = list(_leaves(value, prefix=f"{key}.")) if isinstance(value, Mapping) else []
+        for leaf, leaf_value in leaves or [(key, value)]:
+            _set_value(cfg, leaf, leaf_value, origin=COMMAND_LINE, known=known)
+            origins[leaf] = COMMAND_LINE
     return cfg, origins
 
 
@@ -225,13 +228,20 @@ def _set_value(cfg: CfgNode, key: str, value: Any, *, origin: str, known: Sequen
     *sections, name = key.split(".")
     node: Any = cfg
     for section in sections:
+        if isinstance(node, CfgNode) and node.is_new_allowed():
+            node.setdefault(section, CfgNode(new_allowed=True))
         node = node[section] if isinstance(node, CfgNode) and section in node else None
+    if isinstance(node, CfgNode) and node.is_new_allowed():
+        # A section of free keys, whose types nobody knows.
+        node[name] = _literal(value) if isinstance(value, str) else value
+        return
     if not isinstance(node, CfgNode) or name not in node:
         raise ConfigError(_unknown_key_message(key, origin, known))
     if isinstance(node[name], CfgNode):
+        example = next((k for k in known if k.startswith(key + ".")), f"{key}.NAME")
         raise ConfigError(
             f"{origin}: '{key}' is a section with keys of its own, and got {value!r}. "
-            f"Write the keys below it, such as '{next(k for k in known if k.startswith(key + '.'))}'."
+            f"Write the keys below it, such as '{example}'."
         )
     if key == "VERSION" and value != node[name]:
         raise ConfigError(f"{origin}: VERSION is {value!r}; only version {node[name]} can be read.")

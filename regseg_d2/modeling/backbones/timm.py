@@ -2,37 +2,60 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import timm
+import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
-from torch import Tensor
+from timm.layers import DropPath
+from torch import Tensor, nn
 
 from regseg_d2.errors import ConfigError
+from regseg_d2.modeling.backbones.checkpointing import enable_checkpointing
+from regseg_d2.modeling.backbones.freezing import frozen_modules
 from regseg_d2.modeling.backbones.pretrained import load_pretrained
+from regseg_d2.modeling.backbones.timm_conventions import apply_convention
+from regseg_d2.modeling.backbones.timm_features import (
+    choose_features,
+    create,
+    creation_options,
+    family,
+    known_features,
+)
 from regseg_d2.modeling.norms import convert_batch_norm
 from regseg_d2.suggestions import did_you_mean
+
+OUT_NORMS = ("", "LN")
 
 
 class TimmBackbone(Backbone):
     """A timm network with ``features_only`` as a Detectron2 backbone.
 
     Features are named after the ResNet stage of the same depth: ``res1`` is the one after one halving
-    of the image, ``res5`` the one after five (fewer where the network is dilated).
+    of the image, ``res5`` the one after five (fewer where the network is dilated). Of networks whose blocks
+    all have one stride (plain vision transformers), ``out_blocks`` are put out under these names.
 
     Args:
         name: a name of ``timm.list_models()``.
-        output_stride: stride of the deepest feature.
+        output_stride: stride of the deepest feature; 32 leaves the network as it is.
         out_features: ``res1`` to ``res5``.
         in_channels: channels of the image.
         norm: norm that replaces the network's batch norms, see ``convert_batch_norm``.
         pretrained: where weights come from, see ``pretrained.py``; empty for random weights.
+        options: keyword arguments for ``timm.create_model``.
+        drop_path: largest probability of stochastic depth, that of the last block.
+        checkpoint: compute activations again in the backward pass instead of keeping them.
+        freeze_at: number of stages that are not trained, the stem being the first, see ``freezing.py``.
+        out_norm: ``"LN"`` gives each feature a layer norm of its own, as mmsegmentation's Swin and ConvNeXt.
+        out_blocks: see above; empty is evenly spaced.
+        convention: ``"timm"`` or ``"mmseg"``, see ``timm_conventions.py``.
 
     Raises:
-        ConfigError: if timm does not know the network, or cannot give it these features or stride.
+        ConfigError: if timm does not know the network, or cannot give it what is asked.
     """
 
     @configurable
@@ -45,41 +68,54 @@ class TimmBackbone(Backbone):
         in_channels: int = 3,
         norm: str = "BN",
         pretrained: str = "",
+        options: Mapping[str, Any] | None = None,
+        drop_path: float = 0.0,
+        checkpoint: bool = False,
+        freeze_at: int = 0,
+        out_norm: str = "",
+        out_blocks: Sequence[int] = (),
+        convention: str = "timm",
     ) -> None:
         super().__init__()
-        stages = ("res1", "res2", "res3", "res4", "res5")
         if not timm.is_model(name):
             raise ConfigError(
                 f"MODEL.TIMM.NAME: timm has no {name!r}{did_you_mean(name, timm.list_models())}"
             )
-        if unknown := set(out_features) - set(stages):
-            raise ConfigError(f"MODEL.TIMM.OUT_FEATURES: unknown {sorted(unknown)}; expected among {stages}")
-        indices = tuple(i for i, stage in enumerate(stages) if stage in out_features)
-        try:
-            network = timm.create_model(
-                name,
-                features_only=True,
-                output_stride=output_stride,
-                out_indices=indices,
-                in_chans=in_channels,
-                pretrained=False,
-            )
-        except (AssertionError, IndexError, NotImplementedError, RuntimeError, TypeError) as error:
-            raise ConfigError(
-                f"timm cannot build {name!r} with MODEL.TIMM.OUTPUT_STRIDE {output_stride} and OUT_FEATURES "
-                f"{list(out_features)}: {error}"
-            ) from error
+        if out_norm not in OUT_NORMS:
+            raise ConfigError(f"MODEL.TIMM.OUT_NORM is {out_norm!r}; expected one of {OUT_NORMS}")
+        arguments = creation_options(
+            name,
+            output_stride=output_stride,
+            in_channels=in_channels,
+            options=options or {},
+            drop_path=drop_path,
+        )
+        known = known_features(name, arguments)
+        features = choose_features(name, known, out_features, out_blocks)
+        network = create(name, arguments, out_indices=tuple(feature.index for feature in features))
+        _check_drop_path(network, name, arguments)
         if pretrained:
-            load_pretrained(network, name, pretrained, in_channels)
+            load_pretrained(network, name, pretrained, arguments)
+        apply_convention(network, convention)
         self.network = convert_batch_norm(network, norm)
-        self._out_features = [stages[i] for i in indices]
-        info = network.feature_info
-        self._out_feature_channels = dict(zip(self._out_features, info.channels(), strict=True))
-        self._out_feature_strides = dict(zip(self._out_features, info.reduction(), strict=True))
+        if out_norm:
+            eps = next((m.eps for m in network.modules() if isinstance(m, nn.LayerNorm)), 1e-5)
+            norms = {feature.name: OutNorm(feature.channels, eps) for feature in features}
+            self.out_norms = nn.ModuleDict(norms)
+
+        self._out_features = [feature.name for feature in features]
+        self._out_feature_channels = {feature.name: feature.channels for feature in features}
+        self._out_feature_strides = {feature.name: feature.stride for feature in features}
+        # All branches of an HRNet are computed, and have to fit each other.
+        strides = [info["reduction"] for info in known] if family(name) == "hrnet" else []
+        self._size_divisibility = max([*strides, *self._out_feature_strides.values()])
+        self._channels_last = str(getattr(network, "output_fmt", "")).endswith("NHWC")
+        self._recomputation = enable_checkpointing(self.network, name) if checkpoint else None
+        self._frozen = self._freeze(freeze_at, frozen_modules(self.network, freeze_at, known, features))
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, Any]:
-        """Reads ``MODEL.TIMM`` and ``MODEL.NORM``."""
+        """Reads ``MODEL.TIMM``, ``MODEL.BACKBONE.FREEZE_AT`` and ``MODEL.NORM``."""
         options = cfg.MODEL.TIMM
         return {
             "name": options.NAME,
@@ -89,19 +125,81 @@ class TimmBackbone(Backbone):
             "norm": cfg.MODEL.NORM,
             # A checkpoint of the whole model replaces them: do not ask for the file then.
             "pretrained": "" if cfg.MODEL.WEIGHTS else options.PRETRAINED,
+            "options": _plain(options.OPTIONS),
+            "drop_path": options.DROP_PATH,
+            "checkpoint": options.CHECKPOINT,
+            "freeze_at": cfg.MODEL.BACKBONE.FREEZE_AT,
+            "out_norm": options.OUT_NORM,
+            "out_blocks": options.OUT_BLOCKS,
+            "convention": options.CONVENTION,
         }
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """Maps an image ``(N, 3, H, W)`` to features by name."""
-        return dict(zip(self._out_features, self.network(x), strict=True))
+        """Maps an image ``(N, 3, H, W)`` to features ``(N, C, h, w)`` by name."""
+        guard = self._recomputation
+        with nullcontext() if guard is None else guard.first_pass():
+            features = self.network(x)
+        if self._channels_last:
+            features = [feature.permute(0, 3, 1, 2) for feature in features]
+        named = dict(zip(self._out_features, features, strict=True))
+        if hasattr(self, "out_norms"):
+            named = {name: self.out_norms[name](feature) for name, feature in named.items()}
+        return named
+
+    def train(self, mode: bool = True) -> TimmBackbone:
+        """As ``nn.Module.train``, but frozen stages stay in evaluation mode."""
+        super().train(mode)
+        for module in getattr(self, "_frozen", ()):
+            module.training = False
+        return self
 
     @property
     def size_divisibility(self) -> int:
-        """Largest stride: padded to it, features and image cover the same area exactly."""
-        return max(self._out_feature_strides.values())
+        """Padded to a multiple of it, features and image cover the same area exactly."""
+        return self._size_divisibility
+
+    def _freeze(self, freeze_at: int, modules: list[nn.Module]) -> list[nn.Module]:
+        """Adds the layer norms of the frozen stages' features to their modules."""
+        if freeze_at and hasattr(self, "out_norms"):
+            for name, norm in self.out_norms.items():
+                if int(name.removeprefix("res")) <= freeze_at:
+                    norm.requires_grad_(False)
+                    modules.append(norm)
+        for module in modules:
+            module.training = False
+        return modules
+
+
+class OutNorm(nn.LayerNorm):
+    """Layer norm over the channels of ``(N, C, h, w)``."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalises each pixel of ``(N, C, h, w)``."""
+        x = input.permute(0, 2, 3, 1)
+        return F.layer_norm(x, self.normalized_shape, self.weight, self.bias, self.eps).permute(0, 3, 1, 2)
 
 
 @BACKBONE_REGISTRY.register()
 def build_timm_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> TimmBackbone:
     """Builds the backbone of ``MODEL.TIMM``; raises ConfigError, see :class:`TimmBackbone`."""
     return TimmBackbone(cfg, input_shape)
+
+
+def _check_drop_path(network: nn.Module, name: str, arguments: Mapping[str, Any]) -> None:
+    """Makes sure that there is as much stochastic depth as was asked for, and not a network's own default."""
+    paths = [module for module in network.modules() if isinstance(module, DropPath)]
+    if "drop_path_rate" not in arguments:
+        for path in paths:
+            path.drop_prob = 0.0
+    elif arguments["drop_path_rate"] and not any(path.drop_prob for path in paths):
+        raise ConfigError(
+            f"MODEL.TIMM.DROP_PATH is {arguments['drop_path_rate']}, and {name!r} has no block that could be "
+            "dropped; expected 0"
+        )
+
+
+def _plain(value: Any) -> Any:
+    """A config node as a dict, lists as the tuples that timm's options are."""
+    if isinstance(value, Mapping):
+        return {key: _plain(inner) for key, inner in value.items()}
+    return tuple(_plain(inner) for inner in value) if isinstance(value, (list, tuple)) else value
