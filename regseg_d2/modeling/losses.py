@@ -6,11 +6,11 @@ import math
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from regseg_d2.distributed import global_mean
 from regseg_d2.errors import ConfigError
+from regseg_d2.ops.upsampled_cross_entropy import upsampled_cross_entropy, upsampled_pixel_losses
 
 LOSS_TYPES = ("cross_entropy", "ohem")
 
@@ -69,25 +69,27 @@ class SegmentationLoss(nn.Module):
         """Computes the loss.
 
         Args:
-            logits: ``(N, K, H, W)``.
+            logits: ``(N, K, h, w)``; upsampled bilinearly to the labels' size, in float32 or better.
             targets: class ids ``(N, H, W)``.
 
         Returns:
-            A scalar; a zero that is attached to the graph if every pixel is void.
+            A scalar; a zero that is attached to the graph if every pixel is void. It has no second
+            derivative.
+
+        Raises:
+            IndexError: if a label is neither a class nor void.
         """
-        logits = logits if logits.dtype == torch.float64 else logits.float()
-        weights = None if self.class_weights is None else self.class_weights.to(logits.dtype)
-        if self.loss_type == "cross_entropy" and weights is None:
-            total = F.cross_entropy(logits, targets, ignore_index=self.ignore_value, reduction="sum")
-            return global_mean(total, (targets != self.ignore_value).sum())
-        losses = F.cross_entropy(logits, targets, ignore_index=self.ignore_value, reduction="none")
-        pixel_weights = (targets != self.ignore_value).to(losses.dtype)
+        pixel_weights = targets != self.ignore_value
         if self.loss_type == "ohem":
-            pixel_weights = pixel_weights * self._is_hard(losses.detach())
-        if weights is not None:
+            # Upsampling twice is cheaper than keeping what it takes to weigh the gradients afterwards.
+            losses = upsampled_pixel_losses(logits, targets, self.ignore_value)
+            pixel_weights = pixel_weights & self._is_hard(losses)
+        if self.class_weights is not None:
             # Void labels may lie outside the table; their weight is zero already.
-            pixel_weights = pixel_weights * weights[targets.clamp(0, len(weights) - 1)]
-        return global_mean((losses * pixel_weights).sum(), pixel_weights.sum())
+            table = self.class_weights.to(torch.promote_types(logits.dtype, torch.float32))
+            pixel_weights = pixel_weights * table[targets.clamp(0, len(table) - 1)]
+        total = upsampled_cross_entropy(logits, targets, pixel_weights, self.ignore_value)
+        return global_mean(total, pixel_weights.sum())
 
     def _is_hard(self, losses: Tensor) -> Tensor:
         kept = min(self.ohem_min_kept, losses.numel())

@@ -25,6 +25,39 @@ def with_row_gradients(rows: Tensor, losses: Tensor, gradients: Tensor) -> Tenso
     return _WithRowGradients.apply(rows, losses, gradients)
 
 
+def with_gradient(tensor: Tensor, value: Tensor, gradient: Tensor) -> Tensor:
+    """Attaches a value to the tensor that it was computed from.
+
+    Args:
+        tensor: any shape.
+        value: a scalar, not attached to the graph.
+        gradient: of the value with respect to the tensor, of its shape.
+
+    Returns:
+        The value, attached to ``tensor``. It has no second derivative: a backward pass with
+        ``create_graph`` is a ``RuntimeError``.
+    """
+    return _WithGradient.apply(tensor, value, gradient)
+
+
+class _WithGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor, value: Tensor, gradient: Tensor) -> Tensor:
+        ctx.save_for_backward(gradient)
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:
+        if torch.is_grad_enabled():
+            # Without this the gradient would be a constant, and what it adds to a second derivative missing.
+            raise RuntimeError(
+                "a loss that carries its known gradient has no second derivative: take gradients without "
+                "create_graph"
+            )
+        (gradient,) = ctx.saved_tensors
+        return upstream * gradient, None, None
+
+
 class _WithRowGradients(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: Tensor, losses: Tensor, gradients: Tensor) -> Tensor:

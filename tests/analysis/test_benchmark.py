@@ -2,9 +2,10 @@
 
 import time
 
+import pytest
 import torch
 
-from regseg_d2.analysis import benchmark_losses, measuring
+from regseg_d2.analysis import benchmark_losses, benchmark_pixel_loss, measuring
 from regseg_d2.analysis import benchmark_steps as benchmark
 
 
@@ -57,3 +58,18 @@ def test_loss_tensors_have_twelve_classes_and_a_fifth_wrong():
         labels = tensors.targets[:, ::8, ::8]
         wrong = (tensors.logits.argmax(1) != labels).double().mean().item()
         assert 0.15 < wrong < 0.22
+
+
+@pytest.mark.parametrize("kind", benchmark_pixel_loss.KINDS)
+def test_pixel_losses_that_are_compared_are_the_same_function(kind):
+    # As many pixels as are kept, and more.
+    case = benchmark_pixel_loss.PixelLossCase((2, 5, 32, 32))
+    logits, targets = benchmark_pixel_loss.make_tensors(case, "cpu")
+    assert targets.shape == (2, 256, 256)
+    assert targets.max() == benchmark_pixel_loss.VOID
+    results = []
+    for make_loss in (benchmark_pixel_loss.plain_loss, benchmark_pixel_loss.package_loss):
+        value = make_loss(kind, case, "cpu")(logits, targets)
+        results.append((value, torch.autograd.grad(value, logits)[0]))
+    torch.testing.assert_close(results[0][0], results[1][0])
+    torch.testing.assert_close(results[0][1], results[1][1], rtol=1e-4, atol=1e-9)
