@@ -47,8 +47,18 @@ def add_solver_config(cfg: CfgNode) -> None:
     cfg.SOLVER.BETAS = [0.9, 0.999]
     # Learning rate of the backbone = BASE_LR x this.
     cfg.SOLVER.BACKBONE_MULTIPLIER = 1.0
+    # Learning rate of everything outside the backbone = BASE_LR x this (SegFormer: 10).
+    cfg.SOLVER.HEAD_MULTIPLIER = 1.0
+    # Each layer of the backbone learns with this x the rate of the layer behind it; 1.0 is off
+    # (ConvNeXt: 0.9; BEiT: 0.65 to 0.95). Networks of timm, and others that tell their layers.
+    cfg.SOLVER.LAYER_DECAY = 1.0
+    # What a layer is: "block", or "stage" (ConvNeXt), all blocks of one resolution.
+    cfg.SOLVER.LAYER_DECAY_UNIT = "block"
     # Weight decay of norm layers; biases follow WEIGHT_DECAY_BIAS (None: as the weights).
     cfg.SOLVER.WEIGHT_DECAY_NORM = 0.0
+    # Parts of the names of parameters that do not decay, whatever the keys above say; * and ? as in
+    # file names. Swin: relative_position_bias_table; ConvNeXt: gamma.
+    cfg.SOLVER.NO_DECAY = []
     cfg.SOLVER.LR_SCHEDULER_NAME = "WarmupPolyLR"
     cfg.SOLVER.WARMUP_ITERS = 0
     # IMS_PER_BATCH images (over all processes) make one optimizer step, in this many forward passes.

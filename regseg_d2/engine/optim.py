@@ -2,32 +2,40 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
+from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
 from detectron2.config import CfgNode
 from detectron2.projects.deeplab import build_lr_scheduler as build_deeplab_lr_scheduler
-from detectron2.solver.build import get_default_optimizer_params
+from detectron2.solver.build import get_default_optimizer_params, reduce_param_groups
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 
+from regseg_d2.engine.layer_decay import layer_scales
 from regseg_d2.errors import ConfigError
 from regseg_d2.suggestions import did_you_mean
 
 GradientClipper = Callable[[Sequence[nn.Parameter]], None]
 
+logger = logging.getLogger(__name__)
+
+BACKBONE = "backbone."
 SCHEDULES = ("WarmupPolyLR", "WarmupMultiStepLR", "WarmupCosineLR", "WarmupStepWithFixedGammaLR")
 
 
 def parameter_groups(cfg: CfgNode, model: nn.Module) -> list[dict[str, Any]]:
     """Groups the trainable parameters of a model by learning rate and weight decay.
 
-    - Parameters of ``backbone`` learn with BASE_LR x BACKBONE_MULTIPLIER, all others (those of the
-      regularizers too) with BASE_LR; biases with that x BIAS_LR_FACTOR.
-    - Norm layers of torch and classes derived from them (timm's ``BatchNormAct2d``, Detectron2's
-      ``NaiveSyncBatchNorm``) decay with WEIGHT_DECAY_NORM, all others with WEIGHT_DECAY; biases,
-      where WEIGHT_DECAY_BIAS is not None, with that.
+    - Parameters of ``backbone`` learn with BASE_LR x BACKBONE_MULTIPLIER, and where LAYER_DECAY is not 1
+      with that x the factor of their layer (``layer_decay.py``); all others (those of the regularizers
+      too) with BASE_LR x HEAD_MULTIPLIER. Biases learn with that x BIAS_LR_FACTOR.
+    - Parameters whose name fits a pattern of NO_DECAY do not decay. Of the others, norm layers of torch
+      and classes derived from them (timm's ``BatchNormAct2d``, Detectron2's ``NaiveSyncBatchNorm``) decay
+      with WEIGHT_DECAY_NORM, all else with WEIGHT_DECAY; biases, where WEIGHT_DECAY_BIAS is not None, with
+      that.
 
     A parameter that two modules share is in one group, once.
 
@@ -36,12 +44,21 @@ def parameter_groups(cfg: CfgNode, model: nn.Module) -> list[dict[str, Any]]:
         model: the model, not yet wrapped for several processes.
 
     Raises:
-        ConfigError: the model has nothing to train.
+        ConfigError: a key is out of its range, the backbone does not tell its layers, or the model has
+            nothing to train.
     """
     solver = cfg.SOLVER
+    if solver.HEAD_MULTIPLIER <= 0:
+        raise ConfigError(f"SOLVER.HEAD_MULTIPLIER is {solver.HEAD_MULTIPLIER}; expected a number above 0")
+    scales = {}
+    if solver.LAYER_DECAY != 1:
+        scales = layer_scales(model.backbone, solver.LAYER_DECAY, solver.LAYER_DECAY_UNIT)
 
     def lr_factor(name: str) -> float:
-        factor = solver.BACKBONE_MULTIPLIER if name.startswith("backbone.") else 1.0
+        if name.startswith(BACKBONE):
+            factor = solver.BACKBONE_MULTIPLIER * scales.get(name.removeprefix(BACKBONE), 1.0)
+        else:
+            factor = solver.HEAD_MULTIPLIER
         return factor * (solver.BIAS_LR_FACTOR if name.endswith(".bias") else 1.0)
 
     groups = get_default_optimizer_params(
@@ -55,7 +72,26 @@ def parameter_groups(cfg: CfgNode, model: nn.Module) -> list[dict[str, Any]]:
     )
     if not groups:
         raise ConfigError("The model has no parameter that can be trained: everything in it is frozen.")
-    return groups
+    not_decaying = _parameters_without_decay(model, solver.NO_DECAY)
+    # The later of two entries for a parameter changes the earlier, and equal settings become one group.
+    return reduce_param_groups([*groups, {"params": not_decaying, "weight_decay": 0.0}])
+
+
+def _parameters_without_decay(model: nn.Module, patterns: Sequence[str]) -> list[nn.Parameter]:
+    """Trainable parameters that have a name with a part that fits one of the patterns."""
+    if any(not isinstance(pattern, str) or not pattern for pattern in patterns):
+        raise ConfigError(
+            f"SOLVER.NO_DECAY is {list(patterns)}; expected parts of the names of parameters, such as [gamma]"
+        )
+    # A shared parameter has several names.
+    names = [(name, p) for name, p in model.named_parameters(remove_duplicate=False) if p.requires_grad]
+    found: dict[nn.Parameter, None] = {}
+    for pattern in patterns:
+        fitting = [parameter for name, parameter in names if fnmatchcase(name, f"*{pattern}*")]
+        if not fitting:
+            logger.warning("SOLVER.NO_DECAY: no trainable parameter has a name with %r in it.", pattern)
+        found.update(dict.fromkeys(fitting))
+    return list(found)
 
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
