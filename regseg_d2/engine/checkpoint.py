@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import logging
 import os
-import pickle
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import CfgNode
 from detectron2.utils import comm
 from fvcore.common.checkpoint import _strip_prefix_if_present
 from torch import nn
@@ -22,12 +21,15 @@ from regseg_d2.engine.load_report import LoadReport
 from regseg_d2.errors import CheckpointError
 from regseg_d2.regularizers import Regularizer
 from regseg_d2.state.random_stream import RandomStream
+from regseg_d2.weights.detectron2_names import zoo_content
+from regseg_d2.weights.network import BATCH_COUNTER, Network
+from regseg_d2.weights.published import AUXILIARY_PREFIXES, convert_if_published
+from regseg_d2.weights.reading import load_file, missing_message, weights_in
 
 logger = logging.getLogger(__name__)
 
 # Modules that exist in training alone; evaluation does not need their state.
 TRAINING_ONLY_PREFIX = "regularizers."
-BATCH_COUNTER = ".num_batches_tracked"
 
 
 class SafeCheckpointer(DetectionCheckpointer):
@@ -35,6 +37,7 @@ class SafeCheckpointer(DetectionCheckpointer):
 
     - Loading reads tensors and plain containers. A file that needs more is refused, and its code does
       not run, unless ``trust_pickle`` is set.
+    - Checkpoints of other packages are put under the names of the model, see ``weights/published.py``.
     - Writing goes to a temporary file that is then renamed; ``last_checkpoint`` follows after it, so it
       never names a file that is not whole.
     - What was and was not loaded is reported in one table; where the model must be the same as the
@@ -46,6 +49,7 @@ class SafeCheckpointer(DetectionCheckpointer):
         model: nn.Module,
         save_dir: str = "",
         *,
+        cfg: CfgNode | None = None,
         trust_pickle: bool = False,
         save_to_disk: bool | None = None,
         **checkpointables: Any,
@@ -55,14 +59,17 @@ class SafeCheckpointer(DetectionCheckpointer):
         Args:
             model: the model, wrapped in DistributedDataParallel or not.
             save_dir: folder of the checkpoints.
+            cfg: config of the model; without it, checkpoints of other packages are not recognised.
             trust_pickle: load files that hold more than tensors and plain containers. Their code runs.
             save_to_disk: whether this process writes; by default the main process does.
             checkpointables: objects with ``state_dict`` and ``load_state_dict``, saved along.
         """
         super().__init__(model, save_dir, save_to_disk=save_to_disk, **checkpointables)
         self.logger = logger
+        self.cfg = cfg
         self.trust_pickle = trust_pickle
         self._is_new_run = True
+        self._may_be_published = False
         if self.save_dir and self.save_to_disk and os.path.isdir(self.save_dir):
             for leftover in remove_partial_files(self.save_dir):
                 logger.warning("Removed '%s', left half written by a killed run.", leftover)
@@ -106,6 +113,7 @@ class SafeCheckpointer(DetectionCheckpointer):
         checkpointables: Sequence[str] | None = None,
         *,
         strict: bool = False,
+        published: bool = True,
         ignore_prefixes: tuple[str, ...] = (),
     ) -> dict[str, Any]:
         """Loads a checkpoint into the model and the checkpointables.
@@ -114,6 +122,7 @@ class SafeCheckpointer(DetectionCheckpointer):
             path: file or URL; "" loads nothing.
             checkpointables: names of those to load; None is all of them, each of which must be in the file.
             strict: every key and shape must agree, in both directions.
+            published: whether it may be a checkpoint of another package.
             ignore_prefixes: keys that ``strict`` does not look at.
 
         Returns:
@@ -126,6 +135,7 @@ class SafeCheckpointer(DetectionCheckpointer):
             logger.info("MODEL.WEIGHTS is empty: the weights are those that the model was built with.")
             return {}
         self._check_visible_everywhere(path)
+        self._may_be_published = published and self.cfg is not None
         try:
             return self._load_checked(path, checkpointables, strict, ignore_prefixes)
         finally:
@@ -182,7 +192,7 @@ class SafeCheckpointer(DetectionCheckpointer):
             CheckpointError: see :meth:`load`; a checkpoint that is continued from must fit exactly.
         """
         if resume and self.has_checkpoint():
-            return self.load(self.get_checkpoint_file(), strict=True)
+            return self.load(self.get_checkpoint_file(), strict=True, published=False)
         return self.load(path, checkpointables=[])
 
     def load_for_evaluation(self, path: str) -> dict[str, Any]:
@@ -196,7 +206,9 @@ class SafeCheckpointer(DetectionCheckpointer):
                 "There are no weights to evaluate: give MODEL.WEIGHTS FILE, or --resume to take the last "
                 f"checkpoint of OUTPUT_DIR ('{self.save_dir}')."
             )
-        return self.load(path, checkpointables=[], strict=True, ignore_prefixes=(TRAINING_ONLY_PREFIX,))
+        # What another package's checkpoint has for training alone may be left.
+        ignored = (TRAINING_ONLY_PREFIX, *AUXILIARY_PREFIXES)
+        return self.load(path, checkpointables=[], strict=True, ignore_prefixes=ignored)
 
     def _check_visible_everywhere(self, path: str) -> None:
         """Raises on every process alike, where a local file is missing on one of them."""
@@ -204,7 +216,7 @@ class SafeCheckpointer(DetectionCheckpointer):
             return
         visible = comm.all_gather(os.path.isfile(path.split("?")[0]))
         if not any(visible):
-            raise CheckpointError(_missing_message(path))
+            raise CheckpointError(missing_message(path))
         if not all(visible):
             missing = [rank for rank, there in enumerate(visible) if not there]
             raise CheckpointError(
@@ -213,9 +225,7 @@ class SafeCheckpointer(DetectionCheckpointer):
 
     def _load_file(self, filename: str) -> dict[str, Any]:
         if filename.endswith(".pkl"):
-            if not self.trust_pickle:
-                raise CheckpointError(_refused_message(filename, "a .pkl file can run any code"))
-            return _read(filename, lambda: super(SafeCheckpointer, self)._load_file(filename))
+            return zoo_content(load_file(filename, trust_pickle=self.trust_pickle), filename)
         if filename.endswith(".pyth"):
             return {"model": self._torch_load(filename)["model_state"], "matching_heuristics": True}
         return super()._load_file(filename)
@@ -226,7 +236,18 @@ class SafeCheckpointer(DetectionCheckpointer):
             raise CheckpointError(f"'{f}' holds a {type(loaded).__name__}; expected a dict of weights.")
         return loaded
 
+    def _convert_published(self, checkpoint: dict[str, Any]) -> None:
+        """Puts the weights of another package's checkpoint under the names of the model."""
+        path = self._parsed_url_during_load.path
+        state = weights_in(checkpoint["model"], path)
+        converted = convert_if_published(state, Network.of(self.cfg, self.model), path)
+        if converted is not None:
+            checkpoint["model"] = converted
+            checkpoint["matching_heuristics"] = False
+
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
+        if self._may_be_published:
+            self._convert_published(checkpoint)
         not_tensors = [key for key, value in checkpoint["model"].items() if not hasattr(value, "shape")]
         if not_tensors:
             raise CheckpointError(
@@ -299,50 +320,6 @@ def _warn_about_backbone(path: str, report: LoadReport) -> None:
             loaded + missing,
             path,
         )
-
-
-def load_file(path: str, *, trust_pickle: bool = False) -> Any:
-    """Reads a file of ``torch.save`` to the CPU, without running code unless ``trust_pickle``.
-
-    Raises:
-        CheckpointError: the file is missing, damaged, or needs more than tensors and plain containers.
-    """
-    if not os.path.isfile(path):
-        raise CheckpointError(_missing_message(path))
-    return _read(path, lambda: torch.load(path, map_location="cpu", weights_only=not trust_pickle))
-
-
-def _read(path: str, read: Any) -> Any:
-    try:
-        return read()
-    except pickle.UnpicklingError as error:
-        # Without its advice to switch the protection off.
-        reasons = [line.strip() for line in str(error).splitlines() if "nsupported" in line]
-        raise CheckpointError(_refused_message(path, reasons[0] if reasons else str(error))) from error
-    except (RuntimeError, EOFError, OSError, KeyError) as error:
-        raise CheckpointError(
-            f"'{path}' is damaged, or no checkpoint "
-            f"({str(error).splitlines()[0] if str(error) else 'it ends early'}). "
-            "Copy or download it again, or use an earlier checkpoint."
-        ) from error
-
-
-def _refused_message(path: str, reason: str) -> str:
-    return (
-        f"Refused to load '{path}': it holds more than tensors and plain containers, or is no checkpoint "
-        f"({reason}). Loading it may run any code. Only if you trust where it comes from: --trust-pickle, "
-        "or MODEL.TRUST_PICKLE True."
-    )
-
-
-def _missing_message(path: str) -> str:
-    wanted = Path(path.split("?")[0])
-    message = f"The checkpoint '{path}' does not exist"
-    if not wanted.parent.is_dir():
-        return f"{message}, nor does its folder."
-    there = sorted(p.name for p in wanted.parent.iterdir() if p.suffix in (".pth", ".pkl", ".pyth", ".pt"))
-    near = difflib.get_close_matches(wanted.name, there, n=3, cutoff=0.4) or there[:5]
-    return f"{message}. In its folder there are: {', '.join(near) or 'no checkpoints'}."
 
 
 def _first(keys: Sequence[str], count: int = 3) -> str:

@@ -40,7 +40,7 @@ def load_trained_model(cfg: CfgNode, *, resume: bool = False) -> TrainedModel:
     model = build_model(cfg).eval()
     # Evaluation writes no checkpoint, and must not clear away files of a run that still does.
     checkpointer = SafeCheckpointer(
-        model, cfg.OUTPUT_DIR, trust_pickle=cfg.MODEL.TRUST_PICKLE, save_to_disk=False
+        model, cfg.OUTPUT_DIR, cfg=cfg, trust_pickle=cfg.MODEL.TRUST_PICKLE, save_to_disk=False
     )
     path = cfg.MODEL.WEIGHTS
     if resume and checkpointer.has_checkpoint():

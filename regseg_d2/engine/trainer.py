@@ -104,7 +104,11 @@ class Trainer(TrainerBase):
             max_nan_steps=cfg.SOLVER.MAX_NAN_STEPS,
         )
         self.checkpointer = SafeCheckpointer(
-            self.model, cfg.OUTPUT_DIR, trust_pickle=cfg.MODEL.TRUST_PICKLE, trainer=weakref.proxy(self)
+            self.model,
+            cfg.OUTPUT_DIR,
+            cfg=cfg,
+            trust_pickle=cfg.MODEL.TRUST_PICKLE,
+            trainer=weakref.proxy(self),
         )
         self.register_hooks(self.build_hooks())
 

@@ -1,0 +1,1 @@
+"""Published checkpoints, under the names of this package."""

@@ -1,0 +1,69 @@
+"""Checkpoints of mmsegmentation, and backbones of its relatives."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from torch import Tensor
+
+from regseg_d2.errors import CheckpointError
+from regseg_d2.weights.mmseg_backbones import BACKBONE_RULES
+from regseg_d2.weights.mmseg_heads import AUXILIARY_RULES, HEAD_RULES, NECK_RULES
+from regseg_d2.weights.network import HEAD, Network
+from regseg_d2.weights.renaming import Rule, prefixed
+from regseg_d2.weights.sources import IMAGENET, Renamed, Source, by_rules, has_all
+
+
+def rename(state: Mapping[str, Tensor], network: Network) -> Renamed:
+    """Renames by the rules of the network's backbone, head and auxiliary head."""
+    rules = [*backbone_rules(network, "(?:backbone\\.)?"), *head_rules(state, network)]
+    return by_rules(state, rules, network)
+
+
+def backbone_rules(network: Network, theirs: str) -> list[Rule]:
+    """Rules for the network's backbone.
+
+    Args:
+        network: the network.
+        theirs: pattern of the prefix in the file.
+
+    Raises:
+        CheckpointError: if there are none for such a backbone.
+    """
+    kind = network.backbone_kind
+    if kind not in BACKBONE_RULES:
+        raise CheckpointError(
+            f"Checkpoints of mmsegmentation cannot be loaded into MODEL.BACKBONE.NAME "
+            f"{network.cfg.MODEL.BACKBONE.NAME!r} ({kind}); there are rules for {sorted(BACKBONE_RULES)}."
+        )
+    return prefixed(BACKBONE_RULES[kind], theirs, network.backbone_prefix)
+
+
+def head_rules(state: Iterable[str], network: Network) -> list[Rule]:
+    """Rules for neck, decode head and auxiliary head; none for a head of another package."""
+    if not network.stages:
+        return []
+    # In a cascade the first head's logits are what the second one reads.
+    is_cascade = has_all(state, r"decode_head\.1\.")
+    theirs, coarse = (r"decode_head\.1\.", r"decode_head\.0\.") if is_cascade else (r"decode_head\.", None)
+    rules: list[Rule] = []
+    for stage in network.stages:
+        rules += prefixed(NECK_RULES.get(stage, []), r"neck\.", HEAD)
+        rules += prefixed(HEAD_RULES.get(stage, []), theirs, HEAD)
+    rules += prefixed(AUXILIARY_RULES, coarse or r"auxiliary_head\.", f"{HEAD}auxiliary.")
+    return rules
+
+
+def _recognises(names: Iterable[str], network: Network) -> bool:
+    names = list(names)
+    prefix = r"(?:backbone\.)?"
+    return (
+        has_all(names, r"decode_head\.")
+        or has_all(names, rf"{prefix}stem\.1\.running_mean", rf"{prefix}layer1\.0\.conv1\.")
+        or has_all(names, rf"{prefix}layers\.0\.0\.projection\.")
+        or has_all(names, rf"{prefix}stages\.0\.blocks\.0\.attn\.w_msa\.")
+        or has_all(names, r"backbone\.(?:layer1|stages|downsample_layers)\.", r"head\.")
+    )
+
+
+SOURCE = Source("mmsegmentation", _recognises, rename, lambda state, cfg: IMAGENET)

@@ -1,0 +1,169 @@
+"""Writes the fixtures with mmsegmentation: ``python tests/weights/make_fixtures.py [NAME ...]``.
+
+It runs in an environment with mmsegmentation 1.2.2 (see ``mmseg_reference.py``). Each file has the config of
+a thin network, its state, an input, and what mmsegmentation makes of it.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from fixture_configs import BACKBONES, HEADS, HEADS_IN_NETWORKS, NETWORKS
+from mmseg_reference import build, import_mmsegmentation, logits_of
+from torch import Tensor, nn
+
+FOLDER = Path(__file__).parent / "fixtures"
+LARGEST = 300 * 1024
+
+#: Standard deviation of parameters that would otherwise be next to nothing, or make next to no difference.
+SPREAD = {
+    r".*conv_seg\.\w+|se_layer\.weight|.*\.fc\.0\.weight": 0.5,
+    r".*(theta|phi|nl_block\.g)\.conv\.\w+|.*(query|key)_conv\.\w+|pam\.(query|key)_project\.\w+": 0.5,
+    r".*in_proj_bias|.*out_proj\.bias": 0.2,
+}
+#: Where those of heads alone are called as in a whole network.
+HEAD_PREFIXED = ("fcn_head", "pspnet_head", "deeplabv3_head", "nonlocal_resnet", "ccnet", "danet")
+
+
+def spread(model: nn.Module) -> nn.Module:
+    """Draws parameters anew so that each matters in the output."""
+    for name, parameter in model.named_parameters():
+        for pattern, std in SPREAD.items():
+            if re.fullmatch(pattern, name):
+                nn.init.normal_(parameter, std=std)
+        if name.endswith("gamma.scale"):
+            nn.init.constant_(parameter, 0.7)
+        elif name.endswith("in_proj_weight"):
+            nn.init.normal_(parameter, std=1.5 * parameter.shape[1] ** -0.5)
+    return model
+
+
+def spread_backbone(model: nn.Module) -> nn.Module:
+    """Draws weights so that features matter beside the norms' shifts, and do not grow from block to block."""
+    is_transformer = not any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
+    for name, parameter in model.named_parameters():
+        if is_transformer and parameter.dim() > 1:
+            nn.init.normal_(parameter, std=1.0 if "table" in name else 0.3)
+        elif is_transformer and "norm" not in name:
+            nn.init.normal_(parameter, std=0.1)
+        elif parameter.dim() == 4:
+            nn.init.kaiming_normal_(parameter)
+            with torch.no_grad():
+                parameter.mul_(0.2 if "conv3" in name else 1)
+    return model
+
+
+def compact(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The floating point tensors as views of one: a file of many small tensors is mostly headers."""
+    floats = {name: value for name, value in state.items() if value.is_floating_point()}
+    joined = torch.cat([value.flatten() for value in floats.values()])
+    pieces = joined.split([value.numel() for value in floats.values()])
+    return {
+        name: piece.view(value.shape) for (name, value), piece in zip(floats.items(), pieces, strict=True)
+    }
+
+
+def make_backbone(name: str) -> dict[str, Any]:
+    """A backbone and its features."""
+    config, size = BACKBONES[name]
+    model = spread_backbone(build(config))
+    image = torch.randn(1, 3, *size)
+    features = [feature.clone().contiguous() for feature in model(image)]
+    state = {f"backbone.{key}": value for key, value in model.state_dict().items()}
+    indices = [key for key in state if key.endswith("relative_position_index")][:1]
+    state = {**compact(state), **{key: state[key].clone() for key in indices}}
+    return {"config": config, "state": state, "image": image, "features": features}
+
+
+def make_head(name: str) -> dict[str, Any]:
+    """A head, or a neck, and what it makes of random features."""
+    config, shapes = HEADS[name]
+    model = spread(build(config))
+    features = [torch.randn(1, *shape) for shape in shapes]
+    out = model(features)
+    result: dict[str, Any] = {"config": config, "features": features, "state": dict(model.state_dict())}
+    if name in HEAD_PREFIXED:
+        result["config"] = {"decode_head": config}
+        result["state"] = {f"decode_head.{key}": value for key, value in result["state"].items()}
+    if name == "jpu":
+        result["output"] = out[-1].clone()
+    elif name == "danet":
+        result["logits"], position, channel = out
+        result["side_logits"] = {"position": position, "channel": channel}
+    else:
+        result["logits"] = out
+    return result
+
+
+def make_head_in_network(name: str) -> dict[str, Any]:
+    """The heads of a network, and what they make of random features."""
+    config, shapes = HEADS_IN_NETWORKS[name]
+    model = spread(build(config))
+    features = [2 * torch.randn(1, *shape).relu() for shape in shapes]
+    state = {key: v.clone() for key, v in model.state_dict().items() if not key.startswith("backbone.")}
+    result = {"config": config, "state": state, "features": features}
+    if name == "ocr_resnet":
+        result["coarse"] = model.decode_head[0](features)
+        result["logits"] = model.decode_head[1](features, result["coarse"])
+    else:
+        result["logits"], result["presence"] = model.decode_head(features)
+    return result
+
+
+def make_network(name: str) -> dict[str, Any]:
+    """A whole network, its features and logits; ``more_`` of a second image where there are two."""
+    config, sizes = NETWORKS[name]
+    model = spread(build(config))
+    if config["backbone"]["type"].startswith("ResNet"):
+        spread_backbone(model.backbone)
+    images = [torch.randn(1, 3, *size) for size in sizes]
+    classifier, scale = model.decode_head.conv_seg, logits_of(model, images[0]).std()
+    classifier.weight /= scale
+    classifier.bias /= scale
+    features = [[feature.clone() for feature in model.extract_feat(image)] for image in images]
+    result = {
+        "config": config,
+        "state": compact(model.state_dict()),
+        "image": images[0],
+        "features": features[0],
+        "logits": logits_of(model, images[0]),
+    }
+    if len(images) > 1:
+        result |= {"more_images": images[1], "more_features": features[1]}
+    return result
+
+
+MAKERS = {
+    **dict.fromkeys(BACKBONES, make_backbone),
+    **dict.fromkeys(HEADS, make_head),
+    **dict.fromkeys(HEADS_IN_NETWORKS, make_head_in_network),
+    **dict.fromkeys(NETWORKS, make_network),
+}
+
+
+@torch.no_grad()
+def main() -> None:
+    """Writes the named fixtures, or all."""
+    unknown = set(sys.argv[1:]) - set(MAKERS)
+    if unknown:
+        sys.exit(f"unknown: {sorted(unknown)}; known are {sorted(MAKERS)}")
+    import_mmsegmentation()
+    FOLDER.mkdir(exist_ok=True)
+    for name in sys.argv[1:] or MAKERS:
+        content = MAKERS[name](name)
+        path = FOLDER / f"{name}.pt"
+        torch.save(content, path)
+        torch.load(path, weights_only=True)
+        main_output = content.get("logits", content.get("output", content["features"][-1]))
+        size = path.stat().st_size
+        print(f"{name}: {size} bytes, deviation of the output {main_output.std():.3f}")
+        if size > LARGEST:
+            sys.exit(f"{path} is larger than {LARGEST} bytes")
+
+
+if __name__ == "__main__":
+    main()

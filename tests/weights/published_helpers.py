@@ -1,0 +1,95 @@
+"""Thin networks for checkpoints of other packages."""
+
+from pathlib import Path
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.modeling import build_model
+from torch import nn
+
+import regseg_d2.modeling  # noqa: F401  registers networks
+from regseg_d2.config_files import load_config
+from regseg_d2.engine.checkpoint import SafeCheckpointer
+from regseg_d2.weights.tool import convert_file
+
+FIXTURES = Path(__file__).parent / "fixtures"
+HEAD = "MODEL.SEM_SEG_HEAD."
+COMMON = {"MODEL.DEVICE": "cpu", f"{HEAD}NUM_CLASSES": 7, f"{HEAD}NORM": "BN", f"{HEAD}IN_FEATURES": ["res5"]}
+RESNET = {
+    **COMMON,
+    "MODEL.RESNETS.CONTRACT_DILATION": True,
+    "MODEL.RESNETS.RES5_MULTI_GRID": [1, 1, 1],
+    "MODEL.RESNETS.STEM_OUT_CHANNELS": 8,
+    "MODEL.RESNETS.RES2_OUT_CHANNELS": 8,
+    "MODEL.RESNETS.WIDTH_PER_GROUP": 2,
+    f"{HEAD}AUX.IN_FEATURE": "res4",
+    f"{HEAD}AUX.CHANNELS": 4,
+}
+# The network of the fixture fcn_resnet50_thin.
+MMSEG_FCN = {
+    **RESNET,
+    f"{HEAD}CONTEXT": "FCN",
+    f"{HEAD}FCN_NUM_CONVS": 2,
+    f"{HEAD}CONCAT_INPUT": True,
+    f"{HEAD}CONTEXT_CHANNELS": 8,
+    f"{HEAD}CONVS_DIM": 8,
+}
+
+
+def options(keys):
+    return [str(item) for pair in keys.items() for item in pair]
+
+
+def make_cfg(keys) -> CfgNode:
+    return load_config("", options(keys))
+
+
+def randomize(model: nn.Module, seed: int = 0) -> nn.Module:
+    """Norms and convolutions that matter, in evaluation mode."""
+    torch.manual_seed(seed)
+    for module in model.modules():
+        if getattr(module, "running_mean", None) is not None:
+            module.running_mean.normal_(0, 0.1)
+            module.running_var.uniform_(0.5, 1.5)
+            if isinstance(module.weight, nn.Parameter):
+                nn.init.uniform_(module.weight, 0.5, 1.5)
+                nn.init.normal_(module.bias, 0, 0.1)
+        elif isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight)
+            with torch.no_grad():
+                module.weight.mul_(0.5)
+            if module.bias is not None:
+                nn.init.normal_(module.bias, 0, 0.1)
+    return model.eval()
+
+
+def load_directly(keys, path, strict=False) -> nn.Module:
+    """A model whose MODEL.WEIGHTS is the file."""
+    cfg = make_cfg(keys)
+    torch.manual_seed(1)
+    model = build_model(cfg).eval()
+    checkpointer = SafeCheckpointer(model, cfg=cfg)
+    if strict:
+        checkpointer.load_for_evaluation(str(path))
+    else:
+        checkpointer.resume_or_load(str(path), resume=False)
+    return model
+
+
+def load_converted(keys, path, source, tmp_path, strict=False) -> tuple[nn.Module, str]:
+    """A model whose MODEL.WEIGHTS is the converted file, and what the tool printed."""
+    text = convert_file(str(path), str(tmp_path / "converted.pth"), source=source, opts=options(keys))
+    return load_directly(keys, tmp_path / "converted.pth", strict), text
+
+
+def assert_same_weights(a: nn.Module, b: nn.Module) -> None:
+    theirs = b.state_dict()
+    assert a.state_dict().keys() == theirs.keys()
+    for name, value in a.state_dict().items():
+        assert torch.equal(value, theirs[name]), name
+
+
+@torch.no_grad()
+def logits_of(model: nn.Module, image: torch.Tensor) -> torch.Tensor:
+    """Logits at feature size."""
+    return model.sem_seg_head.layers(model.backbone(image))[0]

@@ -1,0 +1,66 @@
+#!/usr/bin/env python3
+"""Converts a checkpoint of another package: ``convert_weights.py --from mmseg IN OUT --config-file FILE``.
+
+OUT is what MODEL.WEIGHTS of that config loads. (MODEL.WEIGHTS takes IN as it is, too.)
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+
+from regseg_d2.errors import UserError
+from regseg_d2.weights.published import MIN_BACKBONE_SHARE, SOURCES
+from regseg_d2.weights.tool import convert_file
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Returns the arguments of the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("input", metavar="IN", help=".pth, .pt, .bin, .safetensors or .pkl file")
+    parser.add_argument("output", metavar="OUT", help=".pth file to write")
+    parser.add_argument(
+        "--from", dest="source", required=True, choices=list(SOURCES), help="where IN is from"
+    )
+    parser.add_argument("--config-file", default="", metavar="FILE", help="config of the network")
+    parser.add_argument(
+        "--min-backbone-share",
+        type=float,
+        default=MIN_BACKBONE_SHARE,
+        metavar="X",
+        help="fail if less of the backbone's tensors is found (default: %(default)s)",
+    )
+    parser.add_argument("--list", action="store_true", help="print each tensor that is used")
+    parser.add_argument(
+        "--trust-pickle", action="store_true", help="read files that can run code (their code runs!)"
+    )
+    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="changes to the config")
+    return parser.parse_intermixed_args()
+
+
+def main() -> None:
+    """Converts the file and prints what became of it."""
+    args = parse_arguments()
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    try:
+        text = convert_file(
+            args.input,
+            args.output,
+            source=args.source,
+            config_file=args.config_file,
+            opts=args.opts,
+            min_backbone_share=args.min_backbone_share,
+            list_used=args.list,
+            trust_pickle=args.trust_pickle,
+        )
+    except UserError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        sys.exit(2)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
