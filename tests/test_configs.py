@@ -1,44 +1,57 @@
-"""Every config under configs/ loads, builds and takes a step; how many were found is asserted."""
+"""Every config under configs/ builds at full size and takes a thin step; how many there are is asserted."""
 
+import functools
 import re
 from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
-from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 
 import regseg_d2.modeling  # noqa: F401  registers networks
+from regseg_d2.analysis.model_zoo import read_zoo
 from regseg_d2.config_files import flatten_config, load_config
 from regseg_d2.regularizers.places import split_name
 from tests.helpers import small_batch
+from tests.thinning import CROP, thin_config
 
-CONFIGS = Path(__file__).parent.parent / "configs"
+ROOT = Path(__file__).parent.parent
+CONFIGS = ROOT / "configs"
 LEAVES = sorted(path for path in CONFIGS.rglob("*.yaml") if "_base_" not in path.parts)
 BASES = sorted(path for path in CONFIGS.rglob("*.yaml") if "_base_" in path.parts)
 ABLATIONS = [path for path in LEAVES if "ablations" in path.parts]
+# Folders of the papers' main tables.
+TABLES = ("ade20k", "cityscapes", "coco_stuff_10k", "pascal_context")
 # Folders whose methods are compared with the baseline beside them.
-COMPARED = ("camvid", "camvid_half", "cooccurrence")
+COMPARED = ("camvid", "camvid_half", "cooccurrence", *TABLES)
+# For users whose background is a class: the papers' tables have 59.
+UNUSED_BASES = {"_base_/datasets/pascal_context_60.yaml"}
 
 NUM_LEAVES = {
-    "ablations/car": 20,
+    "ablations/car": 12,
     "ablations/contrast_seg": 9,
-    "ablations/mdrl": 23,
-    "ablations/pne": 26,
-    "ablations/rch": 7,
-    "ablations/region_contrast": 9,
+    "ablations/mdrl": 17,
+    "ablations/pne": 24,
+    "ablations/rch": 5,
+    "ablations/region_contrast": 5,
+    "ade20k": 14,
     "camvid": 8,
     "camvid_half": 8,
+    "cityscapes": 38,
+    "coco_stuff_10k": 38,
     "cooccurrence": 2,
-    "quick": 6,
+    "pascal_context": 32,
+    "quick": 9,
 }
 NUM_BASES = {
-    "_base_/datasets": 4,
-    "_base_/models": 10,
+    "_base_/datasets": 7,
+    "_base_/models": 47,
     "_base_/regularizers": 7,
-    "_base_/schedules": 10,
+    "_base_/schedules": 18,
 }
+HEAD = "MODEL.SEM_SEG_HEAD."
+_steps = {}
 
 
 def shown(path):
@@ -49,28 +62,28 @@ def count_by_folder(paths):
     return dict(Counter(shown(path.parent) for path in paths))
 
 
-def make_thin(cfg):
-    """Makes a config's network small where its width is a key; the structure stays the config's own."""
-    cfg.MODEL.DEVICE = "cpu"
-    cfg.MODEL.TIMM.PRETRAINED = cfg.MODEL.WEIGHTS = ""
-    cfg.MODEL.RESNETS.DEPTH = 50
-    cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 16
-    cfg.MODEL.RESNETS.WIDTH_PER_GROUP = 4
-    cfg.MODEL.RESNETS.STEM_OUT_CHANNELS = 16
-    cfg.INPUT.CROP.SIZE = [64, 64]
-    _make_section_thin(cfg.MODEL.SEM_SEG_HEAD)
-    _make_section_thin(cfg.MODEL.REGULARIZERS)
-    return cfg
+@functools.cache
+def _loaded(path):
+    return load_config(str(path))
 
 
-def _make_section_thin(section):
-    largest = {"CHANNELS": 16, "CONVS_DIM": 16, "BANK_SIZE": 8, "MEMORY_SIZE": 8}
-    for key, value in section.items():
-        if isinstance(value, CfgNode):
-            _make_section_thin(value)
-        for ending, limit in largest.items():
-            if key.endswith(ending) and type(value) is int:
-                section[key] = min(value, limit)
+def load(path):
+    return _loaded(path).clone()
+
+
+def take_step(cfg):
+    """Names of the losses and of the regularizers' own of a thin network; one step for equal networks."""
+    key = cfg.MODEL.dump()
+    if key not in _steps:
+        torch.manual_seed(0)
+        model = build_model(cfg)
+        losses = model(small_batch(size=(CROP, CROP)))
+        sum(losses.values()).backward()
+        gradients = {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
+        wrong = [name for name, g in gradients.items() if g is None or not torch.isfinite(g).all()]
+        own = {loss for regularizer in model.regularizers.values() for loss in regularizer.loss_keys}
+        _steps[key] = set(losses), own, sorted(model.regularizers), wrong
+    return _steps[key]
 
 
 def test_all_files_were_found():
@@ -79,67 +92,127 @@ def test_all_files_were_found():
 
 
 @pytest.mark.parametrize("path", LEAVES, ids=shown)
-def test_config_builds_and_takes_a_step(path):
-    cfg = make_thin(load_config(str(path)))
-    torch.manual_seed(0)
-    model = build_model(cfg)
-    assert sorted(model.regularizers) == sorted(cfg.MODEL.REGULARIZERS.NAMES)
-    losses = model(small_batch())
-    own = {key for regularizer in model.regularizers.values() for key in regularizer.loss_keys}
-    assert own <= set(losses)
+def test_config_takes_a_step_where_it_is_thin(path):
+    cfg = thin_config(load(path))
+    losses, own, regularizers, wrong = take_step(cfg)
+    assert regularizers == sorted(cfg.MODEL.REGULARIZERS.NAMES)
+    assert own <= losses
     assert bool(own) == bool(cfg.MODEL.REGULARIZERS.NAMES)
-    sum(losses.values()).backward()
-    gradients = [p.grad for p in model.parameters() if p.requires_grad]
-    assert all(g is not None and torch.isfinite(g).all() for g in gradients)
+    assert wrong == []
+
+
+def first_of_each_network():
+    """The first leaf with each list of bases below models/: networks of full size are slow to build."""
+    found = {}
+    for path in LEAVES:
+        found.setdefault(tuple(re.findall(r"_base_/(models/\w+)", path.read_text(encoding="utf-8"))), path)
+    return list(found.values())
+
+
+def build_without_memory(path):
+    """Builds a config as it is, but on the meta device: shapes, and no values."""
+    cfg = load(path)
+    cfg.MODEL.DEVICE = "meta"
+    cfg.MODEL.TIMM.PRETRAINED = ""
+    with torch.device("meta"):
+        model = build_model(cfg)
+    assert sorted(model.regularizers) == sorted(cfg.MODEL.REGULARIZERS.NAMES)
+    return model
+
+
+FAST = first_of_each_network()
+
+
+@pytest.mark.parametrize("path", FAST, ids=shown)
+def test_network_builds_at_full_size(path):
+    assert sum(p.numel() for p in build_without_memory(path).parameters()) > 1e6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", [path for path in LEAVES if path not in FAST], ids=shown)
+def test_config_builds_at_full_size(path):
+    build_without_memory(path)
 
 
 @pytest.mark.parametrize("path", LEAVES, ids=shown)
 def test_output_goes_to_a_folder_of_its_own(path):
-    assert f"output/{shown(path).removesuffix('.yaml')}" == load_config(str(path)).OUTPUT_DIR
+    assert f"output/{shown(path).removesuffix('.yaml')}" == load(path).OUTPUT_DIR
 
 
 @pytest.mark.parametrize("path", ABLATIONS, ids=shown)
 def test_an_ablation_says_which_row_it_is(path):
-    assert re.match(r"# .*\b(Tables?|Section) [\d.]+", path.read_text().splitlines()[0])
+    assert re.match(r"# .*\b(Tables?|Section) [\d.]+", path.read_text(encoding="utf-8").splitlines()[0])
 
 
 @pytest.mark.parametrize("path", BASES, ids=shown)
 def test_base_has_known_keys_and_is_used(path):
-    load_config(str(path))
-    assert any(f"{path.parent.name}/{path.name}" in leaf.read_text() for leaf in LEAVES)
+    load(path)
+    users = [other for other in LEAVES + BASES if other != path]
+    pattern = re.compile(rf"^ *(?:_BASE_: |- )(?:\S*/)?{re.escape(path.name)}$", re.M)
+    used = any(pattern.search(user.read_text(encoding="utf-8")) for user in users)
+    assert used != (shown(path) in UNUSED_BASES)
+
+
+def zoo_rows():
+    return [(table, row) for table in read_zoo(ROOT / "docs" / "model_zoo.yaml").tables for row in table.rows]
+
+
+def test_a_leaf_of_the_tables_says_paper_table_and_figure_first():
+    checked = set()
+    for table, row in zoo_rows():
+        first = (CONFIGS / f"{row.config}.yaml").read_text(encoding="utf-8").splitlines()[0]
+        if row.paper and row.config not in checked:  # the same network may be a row of a second table
+            paper, number = table.title.split(", ")[:2]
+            assert first.startswith(f"# {paper}, {number}, row "), row.config
+            assert f"(paper: {row.paper} mIoU" in first, row.config
+        elif not row.paper and row.config.split("/")[0] in TABLES:
+            assert re.search(r"section [\d.]+|appendix", first), row.config
+        checked.add(row.config)
+    assert {shown(path) for path in LEAVES if path.parent.name in TABLES} <= {f"{c}.yaml" for c in checked}
 
 
 def compared_pairs():
-    """Each config of a comparison with another beside it whose name its own begins with: its baseline."""
-    compared = [path for path in LEAVES if path.parent.name in COMPARED]
-    return [
-        (path, baseline)
-        for path in compared
-        for baseline in compared
-        if path.parent == baseline.parent
-        and path.stem.startswith(f"{baseline.stem}_")
-        # "x_car_pne" begins with "x_car" too; its baseline is "x".
-        and not any(baseline.stem.startswith(f"{other.stem}_") for other in compared)
-    ]
+    """Each config with regularizers in its name, its baseline beside it, and what the name says of them.
+
+    The baseline of ``x_car`` is ``x_car_baseline``, or ``x`` where there is none of that name.
+    """
+    pairs = []
+    for folder in COMPARED:
+        stems = {path.stem: path for path in LEAVES if path.parent.name == folder}
+        for stem, path in stems.items():
+            method = re.search(r"(?:_(?:car|pne|rch|mdrl|region_contrast|contrast_seg))+$", stem)
+            if method:
+                network = stem.removesuffix(method[0])
+                pairs.append((path, stems.get(f"{stem}_baseline", stems.get(network)), method[0]))
+    return pairs
 
 
-@pytest.mark.parametrize(("path", "baseline"), compared_pairs(), ids=shown)
-def test_method_and_baseline_share_their_schedule(path, baseline):
-    ours, theirs = (load_config(str(each)) for each in (path, baseline))
+@pytest.mark.parametrize(("path", "baseline", "said"), compared_pairs(), ids=str)
+def test_method_and_baseline_share_their_schedule(path, baseline, said):
+    assert baseline is not None
+    ours, theirs = load(path), load(baseline)
     assert theirs.MODEL.REGULARIZERS.NAMES == []
     # The regularizers are those that the file's name says: "car_pne", "region_contrast".
-    said = path.stem.removeprefix(f"{baseline.stem}_").replace("_", "")
+    said = said.replace("_", "")
     for name in ours.MODEL.REGULARIZERS.NAMES:
         assert split_name(name)[0].lower() in said
         said = said.replace(split_name(name)[0].lower(), "")
     assert said == ""
     ours, theirs = flatten_config(ours), flatten_config(theirs)
     different = {key for key in ours if theirs.get(key) != ours[key]}
-    allowed = re.compile(
-        r"OUTPUT_DIR|MODEL\.REGULARIZERS\..*|MODEL\.SEM_SEG_HEAD\.(PROJECTION\w*|AUGMENT|MDRL\..*)"
-    )
+    # MDRL's stage has a place of its own for what CCNet joins to its output (CONCAT_INPUT).
+    stages = r"PROJECTION\w*|AUGMENT|MDRL\..*" + (r"|CONCAT_INPUT" if ours.get(f"{HEAD}AUGMENT") else "")
+    allowed = re.compile(rf"OUTPUT_DIR|MODEL\.REGULARIZERS\..*|MODEL\.SEM_SEG_HEAD\.({stages})")
     assert {key for key in different if not allowed.fullmatch(key)} == set()
     assert {"OUTPUT_DIR", "MODEL.REGULARIZERS.NAMES"} <= different
+
+
+def test_every_leaf_of_the_tables_is_a_method_or_a_baseline():
+    pairs = {path for pair in compared_pairs() for path in pair[:2]}
+    alone = {shown(path) for path in LEAVES if path.parent.name in TABLES and path not in pairs}
+    own_schedules = {f"{row.config}.yaml" for _, row in zoo_rows() if not row.paper}
+    quoted = {f"{row.config}.yaml" for _, row in zoo_rows() if row.quoted}
+    assert alone <= own_schedules | quoted
 
 
 def test_every_method_is_compared_on_camvid():
@@ -149,6 +222,6 @@ def test_every_method_is_compared_on_camvid():
         split_name(name)[0]
         for path in LEAVES
         if path.parent.name == "camvid"
-        for name in load_config(str(path)).MODEL.REGULARIZERS.NAMES
+        for name in load(path).MODEL.REGULARIZERS.NAMES
     }
     assert compared == {name for name, _ in REGULARIZER}
