@@ -111,7 +111,7 @@ def _sweep(
                 _sweep_band(
                     by_place, piece, column_pieces, labels[some], weights, losses[some], place_gradient
                 )
-            if gradient is not None:
+            if gradient is not None and place_gradient is not None:
                 gradient[some] = place_gradient.permute(0, 3, 1, 2)
     return losses, gradient
 
@@ -151,11 +151,11 @@ def _sweep_band(
         exponentials = tile.exp_()
         sums = exponentials.sum(1, keepdim=True)
         losses[pixels] = (sums.log() - true_logits).view_as(losses[pixels])
-        if band_gradient is not None:
+        if band_gradient is not None and weights is not None:
             tile_weights = weights[pixels].flatten(0, 1).unsqueeze(1)
             slopes = exponentials.mul_(tile_weights / sums).scatter_add_(1, tile_labels, -tile_weights)
             band_gradient[columns.inputs].addmm_(columns.matrix.T, slopes.flatten(0, 1).T)
-    if gradient is not None:
+    if gradient is not None and band_gradient is not None:
         row_gradient = band_gradient.view(in_width, images, -1, classes).permute(1, 2, 0, 3).flatten(2)
         gradient[:, piece.inputs].flatten(2).add_(piece.matrix.T @ row_gradient)
 
