@@ -37,7 +37,7 @@ NUM_LEAVES = {
     "ablations/region_contrast": 5,
     "ade20k": 14,
     "camvid": 8,
-    "camvid_half": 8,
+    "camvid_half": 10,
     "cityscapes": 38,
     "coco_stuff_10k": 38,
     "cooccurrence": 2,
@@ -46,7 +46,7 @@ NUM_LEAVES = {
 }
 NUM_BASES = {
     "_base_/datasets": 7,
-    "_base_/models": 47,
+    "_base_/models": 49,
     "_base_/regularizers": 7,
     "_base_/schedules": 18,
 }

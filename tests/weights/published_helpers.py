@@ -35,6 +35,21 @@ MMSEG_FCN = {
     f"{HEAD}CONVS_DIM": 8,
 }
 
+IMAGE = torch.randn(1, 3, 49, 65, generator=torch.Generator().manual_seed(3))
+TIMM = {**COMMON, "MODEL.BACKBONE.NAME": "build_timm_backbone", "MODEL.TIMM.OUTPUT_STRIDE": 32}
+PLAIN_FCN = {f"{HEAD}CONTEXT": "FCN", f"{HEAD}CONTEXT_CHANNELS": 8, f"{HEAD}PROJECTION": ""}
+NONE = {f"{HEAD}AUX.IN_FEATURE": ""}
+#: The network of ThinResNet.
+TORCHVISION = {
+    **RESNET,
+    "MODEL.RESNETS.STEM_TYPE": "basic",
+    "MODEL.RESNETS.STEM_OUT_CHANNELS": 64,
+    "MODEL.RESNETS.RES2_OUT_CHANNELS": 32,
+    "MODEL.RESNETS.WIDTH_PER_GROUP": 8,
+    f"{HEAD}AUX.CHANNELS": 32,
+    f"{HEAD}AUX.KERNEL_SIZE": 3,
+}
+
 
 def options(keys):
     return [str(item) for pair in keys.items() for item in pair]
@@ -87,6 +102,18 @@ def assert_same_weights(a: nn.Module, b: nn.Module) -> None:
     assert a.state_dict().keys() == theirs.keys()
     for name, value in a.state_dict().items():
         assert torch.equal(value, theirs[name]), name
+
+
+def save(content, path):
+    torch.save(content, path)
+    return path
+
+
+def check_both_ways(keys, path, source, tmp_path, strict=True):
+    """Converts, loads directly, compares; the model and what the tool printed."""
+    model, text = load_converted(keys, path, source, tmp_path, strict)
+    assert_same_weights(model, load_directly(keys, path, strict))
+    return model, text
 
 
 @torch.no_grad()
