@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from regseg_d2.ops.contrast_seg import Mining, draw_hardest
-from regseg_d2.ops.known_gradients import with_row_gradients
+from regseg_d2.ops.known_gradients import with_gradient
 from regseg_d2.ops.stored_contrast import (
     Contrast,
     Memory,
@@ -35,7 +35,7 @@ def contrast_with_memories(
 ) -> Contrast:
     """Contrasts anchors with stored samples of all classes; gradients flow to the anchors alone.
 
-    The gradient is taken at once, see :func:`with_row_gradients`.
+    The gradient is taken at once, see :func:`with_gradient`.
 
     Args:
         anchors: ``(A, C)`` unit vectors.
@@ -48,7 +48,7 @@ def contrast_with_memories(
         return contrast_with_stored(anchors, classes, memories, temperature)
     with torch.no_grad():
         contrast, gradients = _contrast_with_hardest(anchors, classes, memories, temperature, mining)
-    return contrast._replace(losses=with_row_gradients(anchors, contrast.losses, gradients))
+    return contrast._replace(losses=with_gradient(anchors, contrast.losses, gradients))
 
 
 def _contrast_with_hardest(

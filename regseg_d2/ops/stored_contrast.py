@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from regseg_d2.ops.known_gradients import with_row_gradients
+from regseg_d2.ops.known_gradients import with_gradient
 from regseg_d2.ops.sampling import compact
 
 # Rows of a memory that are worked off at a time: on the CPU as many as its cache holds, elsewhere as
@@ -66,7 +66,7 @@ def contrast_with_stored(
 ) -> Contrast:
     """Contrasts anchors with all stored samples, piece by piece; gradients flow to the anchors alone.
 
-    The gradient is taken at once, see :func:`with_row_gradients`; the memories may be overwritten before the
+    The gradient is taken at once, see :func:`with_gradient`; the memories may be overwritten before the
     backward pass.
 
     Args:
@@ -83,7 +83,7 @@ def contrast_with_stored(
         positives = positives & (slots != own_slots.unsqueeze(1))
     with torch.no_grad():
         contrast, gradients = _contrast(anchors, classes, memories, positives, temperature)
-    return contrast._replace(losses=with_row_gradients(anchors, contrast.losses, gradients))
+    return contrast._replace(losses=with_gradient(anchors, contrast.losses, gradients))
 
 
 def _contrast(
