@@ -1,5 +1,7 @@
 """Parameter groups, clipping and schedules, by their numbers."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -80,10 +82,38 @@ def test_optimizers(name, kind):
     cfg = make_cfg(OPTIMIZER=name, BETAS=[0.8, 0.99], MOMENTUM=0.7)
     optimizer = build_optimizer(cfg, Net())
     assert type(optimizer) is kind
+    assert optimizer.defaults["fused"]
     if name == "SGD":
         assert optimizer.defaults["momentum"] == 0.7
     else:
         assert optimizer.defaults["betas"] == (0.8, 0.99)
+
+
+@pytest.mark.parametrize("name", ["SGD", "Adam", "AdamW"])
+def test_updates_go_on_when_a_checkpoint_has_another_memory_format(name):
+    def make(memory_format):
+        torch.manual_seed(0)
+        net = Net()
+        net.backbone[0] = nn.Conv2d(3, 4, 3)
+        net = net.to(memory_format=memory_format)
+        return net, build_optimizer(make_cfg(OPTIMIZER=name), net)
+
+    def step(net, optimizer, seed):
+        images = torch.randn(2, 3, 9, 9, generator=torch.Generator().manual_seed(seed))
+        optimizer.zero_grad()
+        net.backbone[0](images).square().sum().backward()
+        optimizer.step()
+
+    written, written_optimizer = make(torch.contiguous_format)
+    resumed, resumed_optimizer = make(torch.channels_last)
+    step(written, written_optimizer, seed=1)
+    resumed.load_state_dict(written.state_dict())
+    resumed_optimizer.load_state_dict(copy.deepcopy(written_optimizer.state_dict()))
+    for seed in (2, 3):
+        step(written, written_optimizer, seed)
+        step(resumed, resumed_optimizer, seed)
+    assert not resumed.backbone[0].weight.is_contiguous()
+    torch.testing.assert_close(resumed.backbone[0].weight, written.backbone[0].weight)
 
 
 def test_errors_name_what_is_expected():
