@@ -4,15 +4,21 @@
 Example:
     tools/benchmark.py regularizers --rounds 9
     tools/benchmark.py loss
+    tools/benchmark.py networks --mmsegmentation FOLDER
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
+from pathlib import Path
 
 import torch
 
-from regseg_d2.analysis import benchmark_pixel_loss, benchmark_regularizers
+from regseg_d2.analysis import benchmark_networks, benchmark_pixel_loss, benchmark_regularizers
+from regseg_d2.errors import UserError
+
+MODELS = Path(__file__).resolve().parents[1] / "configs" / "_base_" / "models"
 
 
 def main() -> None:
@@ -29,11 +35,36 @@ def main() -> None:
         command.add_argument(
             "--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu"
         )
+    networks = commands.add_parser("networks", help="training steps beside mmsegmentation's, on a CPU")
+    networks.add_argument(
+        "--mmsegmentation",
+        default="",
+        metavar="FOLDER",
+        help="where pip install --target put mmsegmentation; without it, this environment has it",
+    )
+    networks.add_argument(
+        "--networks", nargs="+", default=list(benchmark_networks.NAMES), metavar="NAME", help="which of them"
+    )
+    networks.add_argument(
+        "--curve", type=int, default=0, metavar="STEPS", help="also train so many steps and show the losses"
+    )
+    networks.add_argument("--rounds", type=int, default=5, help="timed rounds (default: %(default)s)")
     args = parser.parse_args()
     if args.rounds < 1:
         parser.error(f"--rounds is {args.rounds}; expected 1 or more")
+    try:
+        run(args)
+    except UserError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Runs the benchmark that the arguments name."""
     if args.command == "loss":
         benchmark_pixel_loss.run(args.rounds, args.device)
+    elif args.command == "networks":
+        benchmark_networks.run(args.mmsegmentation, MODELS, args.networks, args.rounds, args.curve)
     else:
         benchmark_regularizers.run(args.rounds, args.device, args.only_losses)
 

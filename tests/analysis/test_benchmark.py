@@ -1,12 +1,20 @@
 """The benchmark's parts that do not need a stop watch."""
 
+import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
-from regseg_d2.analysis import benchmark_losses, benchmark_pixel_loss, measuring
+from regseg_d2.analysis import benchmark_losses, benchmark_networks, benchmark_pixel_loss, measuring
 from regseg_d2.analysis import benchmark_steps as benchmark
+from regseg_d2.analysis.mmsegmentation import PAIRS
+from regseg_d2.engine.step import amp_dtype
+from regseg_d2.errors import ConfigError, UserError
+
+MODELS = Path(__file__).parents[2] / "configs" / "_base_" / "models"
 
 
 def test_medians_of_interleaved_rounds(monkeypatch):
@@ -73,3 +81,60 @@ def test_pixel_losses_that_are_compared_are_the_same_function(kind):
         results.append((value, torch.autograd.grad(value, logits)[0]))
     torch.testing.assert_close(results[0][0], results[1][0])
     torch.testing.assert_close(results[0][1], results[1][1], rtol=1e-4, atol=1e-9)
+
+
+def test_ways_to_run_a_network_differ_in_what_they_are_named_for(tmp_path):
+    for name in benchmark_networks.NAMES:
+        path = PAIRS[name].write_config(MODELS, tmp_path)
+        network = benchmark_networks.Network(name, nn.Identity(), path, tmp_path / "weights.pth")
+        configs = {way: network.config(way) for way in benchmark_networks.WAYS}
+        settings = {way: (cfg.MODEL.CHANNELS_LAST, amp_dtype(cfg)) for way, cfg in configs.items()}
+        assert settings == {
+            "float32": (False, None),
+            "float32, channels-last": (True, None),
+            "bf16": (False, torch.bfloat16),
+            "bf16, channels-last": (True, torch.bfloat16),
+        }
+        expected = "AdamW" if "swin" in name else "SGD"
+        assert {cfg.SOLVER.OPTIMIZER for cfg in configs.values()} == {expected}
+
+
+def test_images_of_the_networks_tell_their_classes():
+    batch = benchmark_networks.make_batch(256)
+    means = []
+    for sample in batch:
+        assert sample["sem_seg"].max() < benchmark_networks.NUM_CLASSES
+        label = sample["sem_seg"][0, 0]
+        means.append((int(label), sample["image"][:, sample["sem_seg"] == label].float().mean(1)))
+    again = benchmark_networks.make_batch(256)
+    assert all(torch.equal(a["image"], b["image"]) for a, b in zip(batch, again, strict=True))
+    other = benchmark_networks.make_batch(256, seed=1)
+    assert not torch.equal(batch[0]["image"], other[0]["image"])
+    for label, mean in means:
+        for sample in other:
+            if (sample["sem_seg"] == label).any():
+                found = sample["image"][:, sample["sem_seg"] == label].float().mean(1)
+                torch.testing.assert_close(found, mean, rtol=0, atol=4.0)
+
+
+def test_dropout_is_off_for_a_while():
+    net = nn.Sequential(nn.Dropout(0.4), nn.Sequential(nn.Dropout2d(0.1)))
+    with benchmark_networks.without_dropout(net):
+        assert torch.equal(net.train()(torch.ones(1, 2, 8, 8)), torch.ones(1, 2, 8, 8))
+    assert (net[0].p, net[1][0].p) == (0.4, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ((["fcn_r51"], 1, 0), ConfigError, r"--networks has \['fcn_r51'\]; expected some of fcn_r50"),
+        ((["fcn_r50"], 1, 15), ConfigError, "--curve is 15; expected a multiple of 10"),
+        ((["fcn_r50"], 1, 0), UserError, "cannot be imported .*pip install .*mmsegmentation==1.2.2"),
+    ],
+)
+def test_errors_of_the_networks(arguments, error, message, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "mmcv", None)  # not there, wherever the tests run
+    monkeypatch.setitem(sys.modules, "mmcv._ext", None)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    with pytest.raises(error, match=message):
+        benchmark_networks.run(str(tmp_path), MODELS, *arguments)

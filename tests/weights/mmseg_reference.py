@@ -12,58 +12,17 @@ from __future__ import annotations
 
 import argparse
 import copy
-import importlib.machinery
 import json
 import sys
-import types
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-#: Network -> its config below mmsegmentation's ``configs/_base_/models``.
-NETWORKS = {
-    "fcn_r50": "fcn_r50-d8.py",
-    "pspnet_r50": "pspnet_r50-d8.py",
-    "deeplabv3_r50": "deeplabv3_r50-d8.py",
-    "nonlocal_r50": "nonlocal_r50-d8.py",
-    "ccnet_r50": "ccnet_r50-d8.py",
-    "danet_r50": "danet_r50-d8.py",
-    "encnet_r50": "encnet_r50-d8.py",
-    "ocrnet_r50": "ocrnet_r50-d8.py",
-    "ocrnet_hr18": "ocrnet_hr18.py",
-    "fcn_hr18": "fcn_hr18.py",
-    "upernet_swin_t": "upernet_swin.py",
-    "segformer_b0": "segformer_mit-b0.py",
-}
-
-
-def import_mmsegmentation() -> types.ModuleType:
-    """Imports mmseg with a stand-in for mmcv's compiled operations, and registers its modules."""
-    extension = types.ModuleType("mmcv._ext")
-    extension.__spec__ = importlib.machinery.ModuleSpec("mmcv._ext", loader=None)
-    extension.__getattr__ = _operation
-    sys.modules["mmcv._ext"] = extension
-    import mmcv
-
-    # mmsegmentation 1.2.2 asks for a version below the newest.
-    mmcv.__version__ = "2.1.0"
-    import mmseg
-    from mmseg.utils import register_all_modules
-
-    register_all_modules(init_default_scope=True)
-    return mmseg
-
-
-def _operation(name: str) -> Any:
-    if name.startswith("__"):
-        raise AttributeError(name)
-
-    def refuse(*arguments: Any, **options: Any) -> None:
-        raise NotImplementedError(f"{name} is one of mmcv's compiled operations")
-
-    return refuse
+# That environment lacks this package, of which this one module is enough.
+sys.path.insert(0, str(Path(__file__).parents[2]))
+from regseg_d2.analysis.mmsegmentation import PAIRS, import_mmsegmentation, network_config  # noqa: E402
 
 
 def build(config: dict[str, Any], seed: int = 0) -> torch.nn.Module:
@@ -81,25 +40,6 @@ def build(config: dict[str, Any], seed: int = 0) -> torch.nn.Module:
             torch.nn.init.normal_(module.bias, 0, 0.1)
     model.eval()  # some of mmsegmentation's backbones return nothing here
     return model
-
-
-def network_config(name: str) -> dict[str, Any]:
-    """mmsegmentation's config of a network, with plain batch norm and nothing to download."""
-    import mmseg
-    from mmengine.config import Config
-
-    folder = Path(mmseg.__file__).parent / ".mim" / "configs" / "_base_" / "models"
-    config = Config.fromfile(folder / NETWORKS[name]).model.to_dict()
-    config["pretrained"] = None
-    return _with_plain_batch_norm(config)
-
-
-def _with_plain_batch_norm(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _with_plain_batch_norm(inner) for key, inner in value.items()}
-    if isinstance(value, (list, tuple)):
-        return type(value)(_with_plain_batch_norm(inner) for inner in value)
-    return "BN" if value == "SyncBN" else value
 
 
 def spread_weights(model: torch.nn.Module) -> None:
@@ -168,7 +108,7 @@ def count_parameters(name: str) -> dict[str, int]:
 def main() -> None:
     """Writes a checkpoint and its logits, or prints numbers of parameters."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("name", nargs="?", choices=list(NETWORKS))
+    parser.add_argument("name", nargs="?", choices=list(PAIRS))
     parser.add_argument("checkpoint", nargs="?")
     parser.add_argument("logits", nargs="?")
     parser.add_argument("--size", type=int, nargs=2, default=(97, 129))
@@ -177,7 +117,7 @@ def main() -> None:
     import_mmsegmentation()
     torch.set_num_threads(1)
     if args.count:
-        print(json.dumps({name: count_parameters(name) for name in NETWORKS}, indent=2))
+        print(json.dumps({name: count_parameters(name) for name in PAIRS}, indent=2))
         return
     if not args.logits:
         parser.error("NAME CHECKPOINT LOGITS are needed")

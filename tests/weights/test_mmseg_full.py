@@ -11,6 +11,7 @@ import pytest
 import torch
 from detectron2.modeling import build_model
 
+from regseg_d2.analysis.mmsegmentation import PAIRS
 from regseg_d2.config_files import load_config
 from regseg_d2.engine.trained_model import load_trained_model
 from regseg_d2.weights.tool import convert_file
@@ -20,56 +21,38 @@ INTERPRETER = "REGSEG_MMSEG_PYTHON"
 SIZE = (97, 129)
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "_base_" / "models"
-HEAD = "MODEL.SEM_SEG_HEAD."
-AUXILIARY = {f"{HEAD}AUX.IN_FEATURE": "res4", f"{HEAD}AUX.CHANNELS": 256}
 RESNET_AUXILIARY = 2364691
 
-#: Files of the config, keys that make it mmsegmentation's network, and the parameters of that: backbone with
-#: head, and auxiliary head.
-NETWORKS = {
-    "fcn_r50": (
-        ("fcn_resnet50_os8", "mmseg_conventions"),
-        # A third block, on the input as well.
-        {**AUXILIARY, f"{HEAD}FCN_NUM_CONVS": 2, f"{HEAD}CONCAT_INPUT": True},
-        47133043,
-        RESNET_AUXILIARY,
-    ),
-    "pspnet_r50": (("pspnet_resnet50_os8", "mmseg_conventions"), AUXILIARY, 46610803, RESNET_AUXILIARY),
-    "deeplabv3_r50": (("deeplabv3_resnet50_os8", "mmseg_conventions"), AUXILIARY, 65748339, RESNET_AUXILIARY),
-    "nonlocal_r50": (("nonlocal_resnet50_os8", "mmseg_conventions"), AUXILIARY, 47659123, RESNET_AUXILIARY),
-    "ccnet_r50": (("ccnet_resnet50_os8", "mmseg_conventions"), AUXILIARY, 47461364, RESNET_AUXILIARY),
-    "danet_r50": (("danet_resnet50_os8", "mmseg_conventions"), AUXILIARY, 47481883, RESNET_AUXILIARY),
-    "encnet_r50": (("encnet_resnet50_os8", "mmseg_conventions"), AUXILIARY, 33527270, RESNET_AUXILIARY),
+#: Parameters of mmsegmentation's networks: backbone with head, and auxiliary head.
+PARAMETERS = {
+    "fcn_r50": (47133043, RESNET_AUXILIARY),
+    "pspnet_r50": (46610803, RESNET_AUXILIARY),
+    "deeplabv3_r50": (65748339, RESNET_AUXILIARY),
+    "nonlocal_r50": (47659123, RESNET_AUXILIARY),
+    "ccnet_r50": (47461364, RESNET_AUXILIARY),
+    "danet_r50": (47481883, RESNET_AUXILIARY),
+    "encnet_r50": (33527270, RESNET_AUXILIARY),
     # The head of the coarse predictions is a part of OCRNet.
-    "ocrnet_r50": (("ocrnet_resnet50_os8", "mmseg_conventions"), {}, 36524166, 0),
-    "ocrnet_hr18": (("ocrnet_hrnet_w18",), {}, 12080036, 0),
-    "fcn_hr18": (("fcn_hrnet_w18",), {}, 9640849, 0),
-    "upernet_swin_t": (("upernet_swin_tiny",), AUXILIARY, 58950861, 890131),
-    "segformer_b0": (("segformer_mit_b0",), {}, 3720051, 0),
+    "ocrnet_r50": (36524166, 0),
+    "ocrnet_hr18": (12080036, 0),
+    "fcn_hr18": (9640849, 0),
+    "upernet_swin_t": (58950861, 890131),
+    "segformer_b0": (3720051, 0),
 }
 
 
 def write_config(name, folder):
-    """The config of a network, in a file."""
-    files, keys, *_ = NETWORKS[name]
-    bases = ", ".join(str(CONFIGS / f"{file}.yaml") for file in files)
-    path = folder / "config.yaml"
-    path.write_text(f"_BASE_: [{bases}]\n")
-    common = {"MODEL.DEVICE": "cpu", f"{HEAD}NUM_CLASSES": 19, f"{HEAD}NORM": "BN"}
-    return str(path), options({**common, **keys})
-
-
-def options(keys):
-    return [str(item) for pair in keys.items() for item in pair]
+    """The config of a network, in a file, and keys beside it."""
+    return str(PAIRS[name].write_config(CONFIGS, folder)), PAIRS[name].options()
 
 
 def count(module):
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", PAIRS)
 def test_parameters(name, tmp_path):
-    *_, network, auxiliary = NETWORKS[name]
+    network, auxiliary = PARAMETERS[name]
     path, keys = write_config(name, tmp_path)
     cfg = load_config(path, [*keys, "MODEL.DEVICE", "meta"])
     with torch.device("meta"):
@@ -90,7 +73,7 @@ def interpreter():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", PAIRS)
 def test_logits(name, interpreter, tmp_path):
     theirs, logits, ours = tmp_path / "theirs.pth", tmp_path / "logits.pt", tmp_path / "ours.pth"
     size = [str(side) for side in SIZE]
