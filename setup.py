@@ -34,6 +34,7 @@ setup(
     description="Training-time regularizers for semantic segmentation on Detectron2",
     license="Apache-2.0",
     packages=find_packages(include=["regseg_d2", "regseg_d2.*"]),
+    package_data={"regseg_d2.data.datasets": ["definitions/*.yaml"]},
     python_requires=">=3.10,<3.13",
     install_requires=[
         # Lower bounds are the interfaces' that are used; constraints.txt has the versions that are tested.
@@ -41,10 +42,13 @@ setup(
         "torch>=2.4",
         "torchvision>=0.19",
         "numpy>=2.0",
-        "opencv-python",
+        "opencv-python>=4.11",  # from here on warpAffine is exact
         "Pillow>=10.0",
         "PyYAML>=6.0",
+        "pyspng-seunglab>=1.1",  # PNG decoder
         "rich",
+        "scipy>=1.11",  # MATLAB files of benchmark data sets; sparse sums of pixels
+        "simplejpeg>=1.8",  # JPEG decoder
         "timm>=1.0",
         *DETECTRON2_NEEDS,
     ],

@@ -11,7 +11,7 @@ import ast
 import difflib
 import os
 import re
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,13 @@ from detectron2.config import CfgNode
 from regseg_d2.config import get_regseg_cfg
 from regseg_d2.errors import ConfigError
 from regseg_d2.suggestions import did_you_mean
+from regseg_d2.yaml_files import read_yaml
 
 BASE_KEY = "_BASE_"
 COMMAND_LINE = "command line"
+# Keys that list files. A name is looked for beside the file that has the key, then in the working folder,
+# and is absolute from then on: a config that is saved elsewhere names the same files.
+FILE_LISTS = ("DATASETS.DECLARED",)
 # A method once more at another place; see regularizers/places.py.
 _PLACE_KEY = re.compile(r"MODEL\.REGULARIZERS\.(?P<method>\w+)@(?P<place>[\w-]+)\.(?P<name>\w+)$")
 _METHOD_KEY = r"MODEL.REGULARIZERS.\g<method>.\g<name>"
@@ -57,6 +61,7 @@ def load_config_with_origins(
     origins: dict[str, str] = {}
     if config_file:
         for key, value, origin in _read_chain(Path(os.path.expanduser(config_file)), chain=()):
+            value = _found_files(value, Path(origin).parent) if key in FILE_LISTS else value
             _set_value(cfg, key, value, origin=origin, known=known)
             origins[key] = origin
     for key, text in _pairs(list(opts or ())):
@@ -64,6 +69,7 @@ def load_config_with_origins(
         # A mapping sets the keys of a section, as in a file.
         leaves = list(_leaves(value, prefix=f"{key}.")) if isinstance(value, Mapping) else []
         for leaf, leaf_value in leaves or [(key, value)]:
+            leaf_value = _found_files(leaf_value, Path()) if leaf in FILE_LISTS else leaf_value
             _set_value(cfg, leaf, leaf_value, origin=COMMAND_LINE, known=known)
             origins[leaf] = COMMAND_LINE
     return cfg, origins
@@ -112,25 +118,6 @@ def print_config(cfg: CfgNode, origins: Mapping[str, str]) -> None:
 # ---------------------------------------------------------------------------------------------- files
 
 
-class _StrictLoader(yaml.SafeLoader):
-    """Safe YAML in which a key that is written twice is an error instead of a silent overwrite."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            if key_node.tag == "tag:yaml.org,2002:merge":
-                continue
-            key = self.construct_object(key_node, deep=True)
-            if not isinstance(key, Hashable):
-                break  # the parent class reports it
-            if key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key '{key}' is written twice", key_node.start_mark
-                )
-            seen.add(key)
-        return super().construct_mapping(node, deep=deep)
-
-
 def _read_chain(path: Path, chain: tuple[Path, ...]) -> Iterator[tuple[str, Any, str]]:
     """Yields ``(dotted key, value, file)`` of the bases in order, then of the file itself."""
     resolved = path.resolve()
@@ -149,30 +136,7 @@ def _read_chain(path: Path, chain: tuple[Path, ...]) -> Iterator[tuple[str, Any,
 def _read_yaml(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ConfigError(_missing_file_message(path))
-    try:
-        text = path.read_text(encoding="utf-8")
-        content = yaml.load(text, Loader=_StrictLoader)  # a SafeLoader: builds plain data only
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: not a text file in UTF-8 ({error}).") from error
-    except yaml.constructor.ConstructorError as error:
-        raise ConfigError(
-            f"{path}: {error.problem} ({_place(error)}). Only plain YAML is read: numbers, texts, lists "
-            "and mappings, without python tags; write the value itself."
-        ) from error
-    except yaml.YAMLError as error:
-        raise ConfigError(
-            f"{path}: not valid YAML, {getattr(error, 'problem', error)} ({_place(error)})."
-        ) from error
-    if content is None:
-        return {}
-    if not isinstance(content, dict):
-        raise ConfigError(f"{path}: expected 'KEY: value' lines, found a {type(content).__name__}.")
-    return content
-
-
-def _place(error: yaml.YAMLError) -> str:
-    mark = getattr(error, "problem_mark", None)
-    return f"line {mark.line + 1}, column {mark.column + 1}" if mark else "place unknown"
+    return read_yaml(path)
 
 
 def _missing_file_message(path: Path) -> str:
@@ -193,6 +157,20 @@ def _base_files(bases: Any, path: Path) -> list[Path]:
     if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
         raise ConfigError(f"{path}: {BASE_KEY} is {bases!r}; expected a file name or a list of file names.")
     return [path.parent / os.path.expanduser(base) for base in bases]
+
+
+def _found_files(names: Any, folder: Path) -> Any:
+    """Makes the names of files absolute; what is no list of names is left to the check of its type."""
+    if isinstance(names, str):
+        names = _literal(names)
+    if not isinstance(names, (list, tuple)):
+        return names
+    return [_found_file(name, folder) if isinstance(name, str) else name for name in names]
+
+
+def _found_file(name: str, folder: Path) -> str:
+    beside, here = (Path(os.path.abspath(base / os.path.expanduser(name))) for base in (folder, Path()))
+    return str(here if here.is_file() and not beside.is_file() else beside)
 
 
 # ----------------------------------------------------------------------------------------------- keys

@@ -25,8 +25,8 @@ ABLATIONS = [path for path in LEAVES if "ablations" in path.parts]
 TABLES = ("ade20k", "cityscapes", "coco_stuff_10k", "pascal_context")
 # Folders whose methods are compared with the baseline beside them.
 COMPARED = ("camvid", "camvid_half", "cooccurrence", *TABLES)
-# For users whose background is a class: the papers' tables have 59.
-UNUSED_BASES = {"_base_/datasets/pascal_context_60.yaml"}
+# For users: the papers' tables have Pascal Context without background, and COCO-Stuff 10K.
+UNUSED_BASES = {"_base_/datasets/pascal_context_60.yaml", "_base_/datasets/coco_stuff_164k.yaml"}
 
 NUM_LEAVES = {
     "ablations/car": 12,
@@ -45,7 +45,7 @@ NUM_LEAVES = {
     "quick": 9,
 }
 NUM_BASES = {
-    "_base_/datasets": 7,
+    "_base_/datasets": 8,
     "_base_/models": 49,
     "_base_/regularizers": 7,
     "_base_/schedules": 18,

@@ -11,6 +11,7 @@ from detectron2.modeling import build_model
 from tabulate import tabulate
 from torch import Tensor, nn
 
+from regseg_d2.data.datasets.declared import register_declared
 from regseg_d2.data.loader import build_train_loader
 from regseg_d2.engine.checkpoint import SafeCheckpointer
 from regseg_d2.engine.devices import with_available_device
@@ -94,6 +95,7 @@ def run(cfg: CfgNode, num_batches: int) -> str:
     if not cfg.MODEL.WEIGHTS:
         raise ConfigError("MODEL.WEIGHTS is ''; give the checkpoint of a run: MODEL.WEIGHTS FILE")
     checkpointer.load(cfg.MODEL.WEIGHTS, checkpointables=[], strict=True)
+    register_declared(cfg.DATASETS.DECLARED)
     batches = _first_batches(iter(build_train_loader(cfg, seed=max(cfg.SEED, 0))), num_batches)
     return format_shares(measure_gradient_shares(model, batches))
 

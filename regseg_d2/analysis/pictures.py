@@ -11,6 +11,7 @@ import torch
 from detectron2.data import MetadataCatalog
 
 from regseg_d2.config_files import load_config
+from regseg_d2.data.datasets.declared import register_declared
 from regseg_d2.data.images import read_image
 from regseg_d2.data.labels import label_reader_for
 from regseg_d2.data.loader import build_test_loader
@@ -35,6 +36,7 @@ def predict(folder: Path, dataset_name: str) -> dict[str, np.ndarray]:
     cfg = with_available_device(
         load_config(str(folder / "config.yaml"), ["MODEL.WEIGHTS", str(folder / FINAL_WEIGHTS)])
     )
+    register_declared(cfg.DATASETS.DECLARED)
     model = load_trained_model(cfg).model
     predictions = {}
     with torch.no_grad():

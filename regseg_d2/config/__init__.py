@@ -10,6 +10,7 @@ from __future__ import annotations
 from detectron2.config import CfgNode, get_cfg
 from detectron2.projects.deeplab import add_deeplab_config
 
+from regseg_d2.config.data import add_data_config
 from regseg_d2.config.head import add_head_config
 from regseg_d2.config.model import add_mit_config, add_model_config
 from regseg_d2.config.regularizers import add_regularizer_config
@@ -34,6 +35,7 @@ def add_regseg_config(cfg: CfgNode) -> None:
     add_mit_config(cfg)
     add_head_config(cfg)
     add_regularizer_config(cfg)
+    add_data_config(cfg)
     add_input_config(cfg)
     add_solver_config(cfg)
     add_test_config(cfg)

@@ -39,11 +39,13 @@ def main(args: argparse.Namespace) -> Results:
     import regseg_d2.data
     import regseg_d2.modeling  # noqa: F401
     from regseg_d2.data.checks import check_datasets
+    from regseg_d2.data.datasets.declared import register_declared
 
     cfg = load_config(args.config_file, args.opts)
     cfg.MODEL.TRUST_PICKLE = cfg.MODEL.TRUST_PICKLE or args.trust_pickle
     cfg.freeze()
     set_up(cfg, args)
+    register_declared(cfg.DATASETS.DECLARED)
     check_datasets(cfg)
     if args.eval_only:
         return evaluate_checkpoint(cfg, resume=args.resume)

@@ -7,6 +7,8 @@ from typing import Any
 import cv2
 import numpy as np
 
+from regseg_d2.data.colors import voc_color
+
 VOID_COLOR = (0, 0, 0)
 
 
@@ -20,7 +22,7 @@ def class_colors(metadata: Any, num_classes: int) -> np.ndarray:
     colors = metadata.get("stuff_colors", None)
     if colors is not None and len(colors) >= num_classes:
         return np.asarray(colors[:num_classes], dtype=np.uint8)
-    return np.asarray([_voc_color(i + 1) for i in range(num_classes)], dtype=np.uint8)
+    return np.asarray([voc_color(i + 1) for i in range(num_classes)], dtype=np.uint8)
 
 
 def color_label(label: np.ndarray, colors: np.ndarray) -> np.ndarray:
@@ -58,13 +60,3 @@ def side_by_side(
     if image.shape[:2] != (height, width):
         image = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
     return np.concatenate([image, color_label(label, colors), color_label(prediction, colors)], axis=1)
-
-
-def _voc_color(index: int) -> list[int]:
-    """The colour map of PASCAL VOC: three bits of the index for each bit of a channel."""
-    color = [0, 0, 0]
-    for bit in range(8):
-        for channel in range(3):
-            color[channel] |= ((index >> channel) & 1) << (7 - bit)
-        index >>= 3
-    return color

@@ -8,8 +8,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from regseg_d2.data import preparation
-from regseg_d2.data.preparation import Conversion, check_files, check_number, check_sum, convert_files
+from regseg_d2.data.preparation import (
+    Conversion,
+    check_files,
+    check_number,
+    check_sum,
+    conversion,
+    convert_files,
+)
 from regseg_d2.errors import DatasetError
 
 
@@ -57,7 +63,7 @@ def test_a_full_disk_leaves_nothing_half_written(tmp_path, monkeypatch):
     def full(*arguments, **options):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(preparation.Image.Image, "save", full)
+    monkeypatch.setattr(conversion.Image.Image, "save", full)
     with pytest.raises(DatasetError, match="disk is full: .*0.png could not be written"):
         convert_files(conversions(tmp_path, 7), value_of, title="labels", workers=0)
     assert list((tmp_path / "labels").iterdir()) == []
@@ -71,8 +77,8 @@ def test_checks_name_what_is_missing(tmp_path):
     check_number(3, None, "images", tmp_path, "")
     with pytest.raises(DatasetError, match=r"has 3 images; expected 4\. Copy them\."):
         check_number(3, 4, "images", tmp_path, "Copy them.")
-    check_sum(tmp_path / "a.png", hashlib.md5(b"a").hexdigest(), "")
+    check_sum(tmp_path / "a.png", f"md5:{hashlib.md5(b'a').hexdigest()}", "")
     with pytest.raises(DatasetError, match="has the sha256 .* expected 00: it is damaged"):
-        check_sum(tmp_path / "a.png", "00", "Again.", algorithm="sha256")
+        check_sum(tmp_path / "a.png", "sha256:00", "Again.")
     with pytest.raises(DatasetError, match="c.png does not exist"):
-        check_sum(tmp_path / "c.png", "00", "Again.")
+        check_sum(tmp_path / "c.png", "md5:00", "Again.")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from regseg_d2.data.datasets.splits import ListLine, Part, files_by_stem, read_list
 from regseg_d2.data.labels import LabelReader
 from regseg_d2.errors import DatasetError
 
@@ -21,6 +23,11 @@ def datasets_root() -> Path:
     return Path(os.environ.get("DETECTRON2_DATASETS", "datasets")).expanduser()
 
 
+def registered_spec(name: str) -> DatasetSpec | None:
+    """Returns the declaration behind a name of the catalogs; None for a data set declared elsewhere."""
+    return _SPECS.get(name)
+
+
 @dataclass(frozen=True)
 class DatasetSpec:
     """One split of a data set in two folders, one of images and one of label files.
@@ -28,7 +35,8 @@ class DatasetSpec:
     An image and a label belong together if their paths below the folders are equal once the suffix is
     cut off. A suffix is the whole end of the name: ``_leftImg8bit.png`` pairs with
     ``_gtFine_labelTrainIds.png``. Case does not matter in suffixes; sub-folders are searched; hidden
-    files are passed over.
+    files are passed over. The split has all files of the folders, or those that a list names, or a part
+    that is drawn by a hash of the stems.
 
     Args:
         name: name in the catalogs, for ``DATASETS.TRAIN`` and ``DATASETS.TEST``.
@@ -43,6 +51,10 @@ class DatasetSpec:
         ignore_value: class index of pixels that count nowhere.
         base: gives the folder that relative roots start from; called when the data set is loaded.
         how_to_get: what to do if a folder is missing, for the error message.
+        list_file: text file, absolute or below ``base()``, with a stem in each line, or with the paths of
+            an image and its label below ``base()`` (:func:`~regseg_d2.data.datasets.splits.read_list`).
+            The folders may then hold files that the list does not name.
+        part: takes this part of the stems only.
 
     Raises:
         DatasetError: the declaration contradicts itself.
@@ -60,6 +72,8 @@ class DatasetSpec:
     ignore_value: int = 255
     base: Callable[[], Path] = datasets_root
     how_to_get: str = ""
+    list_file: str = ""
+    part: Part | None = None
 
     def __post_init__(self) -> None:
         """Checks the declaration, label map and colour table included."""
@@ -106,63 +120,165 @@ class DatasetSpec:
         )
 
     def load(self) -> list[dict]:
-        """Pairs the files of the two folders.
+        """Pairs images and labels.
 
         Returns:
-            One record ``{"file_name", "sem_seg_file_name", "image_id", "dataset_name"}`` a pair,
-            sorted by ``image_id``, the path below the folder without the suffix.
+            One record ``{"file_name", "sem_seg_file_name", "image_id", "dataset_name"}`` a pair, in the
+            order of the list, or sorted by ``image_id``. That is the stem: the path below the folder
+            without the suffix.
 
         Raises:
-            DatasetError: a folder is missing or holds no file of the kind, an image or label has no
-                partner, or two files have the same stem.
+            DatasetError: a folder, the list, or a file that it names is missing, a folder holds no file of
+                the kind, an image or label has no partner, two files have the same stem, or the part is
+                empty.
         """
-        base = self.base()
-        images = self._files(base / self.image_root, self.image_suffixes, "image")
-        labels = self._files(base / self.label_root, self.label_suffixes, "label")
-        self._check_partners(images, labels, "image", "label", base / self.label_root)
-        self._check_partners(labels, images, "label", "image", base / self.image_root)
+        pairs = self._listed_pairs() if self.list_file else self._folder_pairs()
+        total = len(pairs)
+        if self.part is not None:
+            pairs = {stem: pair for stem, pair in pairs.items() if self.part.has(stem)}
+        if not pairs:
+            raise DatasetError(
+                f'Data set "{self.name}" is empty: none of {total} images falls into its part of '
+                f"{self.part.stop - self.part.start:.3g}. Take another seed, or lists instead of fractions."
+            )
+        same = next((image for image, label in pairs.values() if image == label), None)
+        if same is not None:
+            raise DatasetError(
+                f'Data set "{self.name}": {same} is an image and its own label. Name different folders, or '
+                "suffixes that tell images and labels apart."
+            )
         return [
             {
-                "file_name": str(images[stem]),
-                "sem_seg_file_name": str(labels[stem]),
+                "file_name": str(image),
+                "sem_seg_file_name": str(label),
                 "image_id": stem,
                 "dataset_name": self.name,
             }
-            for stem in sorted(images)
+            for stem, (image, label) in pairs.items()
         ]
 
-    def _files(self, root: Path, suffixes: tuple[str, ...], kind: str) -> dict[str, Path]:
-        """Files below ``root`` with one of the suffixes, by stem."""
+    def _folder_pairs(self) -> dict[str, tuple[Path, Path]]:
+        """All files of the folders, which must all have partners."""
+        base = self.base()
+        images = self._files("image")
+        labels = self._files("label")
+        self._check_partners(images, labels, "image", "label", base / self.label_root)
+        self._check_partners(labels, images, "label", "image", base / self.image_root)
+        return {stem: (images[stem], labels[stem]) for stem in sorted(images)}
+
+    def _listed_pairs(self) -> dict[str, tuple[Path, Path]]:
+        """The files that the list names."""
+        base = self.base()
+        path = base / self.list_file
+        if not path.is_file():
+            raise DatasetError(
+                f'Data set "{self.name}": its list {path.absolute()} does not exist.'
+                + self._root_hint(self.list_file)
+                + self._cure()
+            )
+        lines = read_list(path)
+        if lines[0].label is None:
+            return self._pairs_of_stems(path, lines)
+        pairs: dict[str, tuple[Path, Path]] = {}
+        for line in lines:
+            image, label = base / line.image, base / line.label
+            for kind, file in (("image", image), ("label", label)):
+                if not file.is_file():
+                    raise DatasetError(
+                        f'Data set "{self.name}": {path}, line {line.number} names the {kind} {file}, which '
+                        "does not exist. Paths in a list are absolute or below "
+                        f"{base.absolute()}; correct the line or add the file."
+                    )
+            stem = self._stem_of_path(line.image, base)
+            if stem in pairs:
+                raise DatasetError(
+                    f'Data set "{self.name}": {path}, line {line.number}: {image} and {pairs[stem][0]} have '
+                    f'the same stem "{stem}". Rename one of them.'
+                )
+            pairs[stem] = (image, label)
+        return pairs
+
+    def _pairs_of_stems(self, path: Path, lines: list[ListLine]) -> dict[str, tuple[Path, Path]]:
+        stems = [self._without_suffix(line.image, self.image_suffixes) for line in lines]
+        twice = [stem for stem, count in Counter(stems).items() if count > 1]
+        if twice:
+            raise DatasetError(
+                f'Data set "{self.name}": {path} names "{twice[0]}" twice, with and without a suffix. Remove '
+                "one of the lines."
+            )
+        images = self._files("image", wanted=set(stems))
+        labels = self._files("label", wanted=set(stems))
+        for kind, files, root in (("image", images, self.image_root), ("label", labels, self.label_root)):
+            missing = [
+                (line.number, stem) for line, stem in zip(lines, stems, strict=True) if stem not in files
+            ]
+            if missing:
+                shown = ", ".join(f'line {number} "{stem}"' for number, stem in missing[:_SHOWN])
+                more = f" and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
+                suffixes = ", ".join(self.image_suffixes if kind == "image" else self.label_suffixes)
+                raise DatasetError(
+                    f'Data set "{self.name}": {len(missing)} of {len(lines)} names in {path} have no {kind} '
+                    f"file that ends in {suffixes} below {self.base() / root}: {shown}{more}. Correct the "
+                    "list, or add the files." + self._cure()
+                )
+        return {stem: (images[stem], labels[stem]) for stem in stems}
+
+    @staticmethod
+    def _without_suffix(name: str, suffixes: tuple[str, ...]) -> str:
+        """Cuts a suffix off, for lists of file names."""
+        fitting = [suffix for suffix in suffixes if name.lower().endswith(suffix.lower())]
+        return name[: len(name) - max(map(len, fitting))] if fitting else name
+
+    def _stem_of_path(self, image: str, base: Path) -> str:
+        """Stem of an image that a list names by its path; predictions are saved under it."""
+        path = PurePosixPath(image)
+        if path.is_relative_to(base.as_posix()):
+            path = path.relative_to(base.as_posix())
+        inner = "/".join(part for part in path.parts if part not in (path.anchor, ".."))
+        stem = self._without_suffix(inner, self.image_suffixes)
+        return stem if stem != inner else str(PurePosixPath(inner).with_suffix(""))
+
+    def _files(self, kind: str, wanted: set[str] | None = None) -> dict[str, Path]:
+        """Images or labels by stem; of those that are wanted, if only some are."""
+        roots = {"image": self.base() / self.image_root, "label": self.base() / self.label_root}
+        suffixes = {"image": self.image_suffixes, "label": self.label_suffixes}
+        partner = "label" if kind == "image" else "image"
+        root = roots[kind]
         if not root.is_dir():
             raise DatasetError(self._missing_root(root, kind))
-        # The longest suffix that fits is cut off, so that "_label.png" goes before ".png".
-        ordered = sorted((suffix.lower() for suffix in suffixes), key=len, reverse=True)
-        files: dict[str, Path] = {}
-        for path in sorted(root.rglob("*")):
-            suffix = next((suffix for suffix in ordered if path.name.lower().endswith(suffix)), None)
-            if suffix is None or path.name.startswith(".") or not path.is_file():
-                continue
-            stem = path.relative_to(root).as_posix()[: -len(suffix)]
-            if stem in files:
-                raise DatasetError(
-                    f'Data set "{self.name}": two {kind} files have the stem "{stem}": {files[stem]} and '
-                    f"{path}. Keep one of them."
-                )
-            files[stem] = path
+        files = files_by_stem(root, suffixes[kind], suffixes[partner] if root == roots[partner] else ())
+        if wanted is not None:
+            return {stem: self._only(paths, stem, kind) for stem, paths in files.items() if stem in wanted}
         if not files:
             raise DatasetError(
-                f'Data set "{self.name}" is empty: no {kind} file that ends in {", ".join(suffixes)} below '
-                f"{root}." + self._cure()
+                f'Data set "{self.name}" is empty: no {kind} file that ends in {", ".join(suffixes[kind])} '
+                f"below {root}." + self._cure()
             )
-        return files
+        return {stem: self._only(paths, stem, kind) for stem, paths in files.items()}
+
+    def _only(self, paths: list[Path], stem: str, kind: str) -> Path:
+        if len(paths) > 1:
+            raise DatasetError(
+                f'Data set "{self.name}": two {kind} files have the stem "{stem}": {paths[0]} and '
+                f"{paths[1]}. Keep one of them."
+            )
+        return paths[0]
 
     def _missing_root(self, root: Path, kind: str) -> str:
+        declared = self.image_root if kind == "image" else self.label_root
+        return (
+            f'Data set "{self.name}": the folder of its {kind}s, {root.absolute()}, does not exist.'
+            + self._root_hint(declared)
+            + self._cure()
+        )
+
+    def _root_hint(self, declared: str) -> str:
+        """Says what a relative path starts from, where that is the folder of all data sets."""
+        if self.base is not datasets_root or Path(declared).is_absolute():
+            return ""
         variable = os.environ.get("DETECTRON2_DATASETS")
         state = "is not set" if variable is None else f"is {variable}"
-        return (
-            f'Data set "{self.name}": the folder of its {kind}s, {root.absolute()}, does not exist. '
-            f"($DETECTRON2_DATASETS, the folder of all data sets, {state}.)" + self._cure()
-        )
+        return f" ($DETECTRON2_DATASETS, the folder of all data sets, {state}.)"
 
     def _cure(self) -> str:
         return f" {self.how_to_get}" if self.how_to_get else " See docs/datasets.md for the layout."

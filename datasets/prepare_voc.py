@@ -1,0 +1,26 @@
+"""Checks a copy of Pascal VOC 2012 and makes the train_aug split of it and SBD.
+
+    DETECTRON2_DATASETS=/path/to/datasets python datasets/prepare_voc.py
+
+SBD's ``.mat`` files become ``VOCdevkit/VOC2012/SegmentationClassAug/*.png``; the list is
+``ImageSets/Segmentation/trainaug.txt``. Every image and label is read once;
+``VOCdevkit/VOC2012/splits.json`` lists the images of each split and counts the labelled pixels of each class.
+Can be stopped and started again.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from regseg_d2.data.preparation import preparation_parser, run_preparation
+from regseg_d2.data.preparation.voc import ARCHIVES, prepare_voc
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command line; returns the exit status."""
+    options = preparation_parser(__doc__, ARCHIVES).parse_args(arguments)
+    return run_preparation(lambda: prepare_voc(**vars(options)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
