@@ -69,7 +69,10 @@ def add_solver_config(cfg: CfgNode) -> None:
     # A step whose losses or gradients are not finite is skipped and counted; after this many in a row
     # the run stops.
     cfg.SOLVER.MAX_NAN_STEPS = 10
-    # Periodic checkpoints to keep besides the best and the last.
+    # Its batch is written to OUTPUT_DIR/nan_batches, so many times at most (for each process); 0 never.
+    cfg.SOLVER.MAX_NAN_DUMPS = 5
+    # Periodic checkpoints to keep besides the best and the last: 2 or more, so that there is one to fall
+    # back to where the newest is damaged; 0 keeps all.
     cfg.SOLVER.CHECKPOINT_MAX_TO_KEEP = 2
 
 
@@ -81,5 +84,23 @@ def add_test_config(cfg: CfgNode) -> None:
     cfg.TEST.PATIENCE = 0
     # Test images shown in TensorBoard, with prediction and label, at each evaluation.
     cfg.TEST.NUM_IMAGES_SHOWN = 4
-    # Also write the predictions as COCO-style JSON (large).
-    cfg.TEST.WRITE_JSON_PREDICTIONS = False
+    # Files of predictions to write, any of png (class indices), cityscapes and ade20k (what these servers
+    # take), json (COCO's run-length format, large).
+    cfg.TEST.PREDICTIONS = []
+    # "whole" image, or "slide": overlapping windows, whose logits are averaged.
+    cfg.TEST.MODE = "whole"
+    cfg.TEST.SLIDE = CfgNode()
+    # Height and width of a window in pixels; smaller where the image is smaller.
+    cfg.TEST.SLIDE.CROP_SIZE = [512, 512]
+    # Rows and columns from a window to the next, at most CROP_SIZE.
+    cfg.TEST.SLIDE.STRIDE = [341, 341]
+    # Windows in one forward pass: more is faster on a GPU and takes more memory.
+    cfg.TEST.SLIDE.TILE_BATCH = 1
+    # With TEST.AUG.ENABLED: the image is resized by each factor and, with TEST.AUG.FLIP, also mirrored;
+    # probabilities are averaged. TEST.AUG.MIN_SIZES is Detectron2's for instances and not used.
+    cfg.TEST.AUG.SCALES = [0.5, 0.75, 1.0, 1.25, 1.5, 1.75]
+    # "stride" pads images to the stride of the backbone, as training does; "none" does not and stretches
+    # the logits over the image, as mmsegmentation does: for networks that take any size.
+    cfg.TEST.PADDING = "stride"
+    # Where logits become full size and labels: "" (where the model is), "cpu" or "cuda".
+    cfg.TEST.LOGITS_DEVICE = ""

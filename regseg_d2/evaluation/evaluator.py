@@ -7,7 +7,7 @@ import json
 import logging
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,14 @@ from torch import Tensor
 
 from regseg_d2.engine.files import write_text
 from regseg_d2.errors import ConfigError, DatasetError
+from regseg_d2.evaluation.confusion import confusion_counts
+from regseg_d2.evaluation.inference.argmax import argmax_classes
+from regseg_d2.evaluation.inference.protocol import InferenceProtocol
 from regseg_d2.evaluation.metrics import SegmentationMetrics, compute_metrics, find_oddities
+from regseg_d2.evaluation.prediction_files import PredictionFiles, prediction_format
 from regseg_d2.evaluation.visualize import class_colors, side_by_side
 
 logger = logging.getLogger(__name__)
-
-PROTOCOL = "whole image, one scale, no flip"
 
 
 class StreamingSemSegEvaluator(SemSegEvaluator):
@@ -48,7 +50,8 @@ class StreamingSemSegEvaluator(SemSegEvaluator):
         distributed: bool = True,
         label_reader: Callable[[str], np.ndarray] | None = None,
         provenance: Mapping[str, Any] | None = None,
-        write_predictions: bool = False,
+        protocol: InferenceProtocol | None = None,
+        predictions: Sequence[str] = (),
         num_images_shown: int = 0,
         image_format: str = "RGB",
     ) -> None:
@@ -60,9 +63,16 @@ class StreamingSemSegEvaluator(SemSegEvaluator):
             distributed: add the counts of all processes.
             label_reader: path to label (H, W); None takes the one that training uses.
             provenance: what the JSON shall say about the model; equal for equal models.
-            write_predictions: also write ``<dataset_name>_predictions.json`` in COCO's format (large).
+            protocol: how the predictions are made, for the JSON; None is the default one.
+            predictions: what to write of each image below ``<output_dir>/evaluation/``: "png",
+                "cityscapes", "ade20k", PNGs in a folder of that name below ``<dataset_name>/`` (see
+                :mod:`~regseg_d2.evaluation.prediction_files`); "json", ``<dataset_name>_predictions.json``
+                in COCO's format (large, and kept in memory).
             num_images_shown: first images of the main process to keep in ``panels``.
             image_format: channel order of the input images, RGB or BGR, for ``panels``.
+
+        Raises:
+            ConfigError: there is no such kind of predictions, or it does not fit the data set's classes.
         """
         if label_reader is None:
             from regseg_d2.data.labels import label_reader_for
@@ -71,7 +81,13 @@ class StreamingSemSegEvaluator(SemSegEvaluator):
         super().__init__(dataset_name, distributed, output_dir, sem_seg_loading_fn=label_reader)
         self._compute_boundary_iou = False
         self._provenance = dict(provenance or {})
-        self._write_predictions = write_predictions
+        self._protocol = protocol or InferenceProtocol()
+        self._writes_json = "json" in predictions
+        formats = [prediction_format(name, self._class_names) for name in predictions if name != "json"]
+        self._files = [
+            PredictionFiles(Path(output_dir, "evaluation", dataset_name, fmt.name), fmt, self._num_classes)
+            for fmt in (formats if output_dir else [])
+        ]
         self._num_images_shown = num_images_shown if comm.is_main_process() else 0
         self._image_format = image_format
         self._colors = class_colors(MetadataCatalog.get(dataset_name), self._num_classes)
@@ -85,63 +101,66 @@ class StreamingSemSegEvaluator(SemSegEvaluator):
         self._predictions: list[dict[str, Any]] = []
         self.panels: list[np.ndarray] = []
 
-    def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Tensor]]) -> None:
+    def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
         """Counts the pixels of a batch.
 
         Args:
             inputs: dicts with "file_name".
-            outputs: dicts with "sem_seg", the logits (K, H, W) at the size of the label.
+            outputs: dicts with "sem_seg_labels" ``(H, W)`` and "num_classes", or with "sem_seg", scores
+                ``(K, H, W)``; at the size of the label.
 
         Raises:
             DatasetError: a label has another size than its image, or an unknown class.
             ConfigError: the model and the data set have different numbers of classes.
         """
         for sample, output in zip(inputs, outputs, strict=True):
-            logits = output["sem_seg"]
-            if logits.shape[0] != self._num_classes:
-                raise ConfigError(
-                    f"The model puts out {logits.shape[0]} classes and '{self._dataset_name}' has "
-                    f"{self._num_classes}: set MODEL.SEM_SEG_HEAD.NUM_CLASSES {self._num_classes}."
-                )
-            predicted = logits.argmax(dim=0)
+            predicted = self._labels_of(output)
             label_file = self.input_file_to_gt_file[sample["file_name"]]
             label = self.sem_seg_loading_fn(label_file)
-            self._check_label(label, tuple(predicted.shape), label_file)
-            self._count(predicted, torch.from_numpy(np.ascontiguousarray(label)).to(predicted.device))
+            self._count(predicted, label, label_file)
             self._num_images += 1
-            if self._write_predictions:
-                # cpu().numpy() is int64, as Detectron2's encoder expects.
-                self._predictions.extend(
-                    self.encode_json_sem_seg(predicted.cpu().numpy(), sample["file_name"])
-                )
+            self._write(predicted, sample)
             if len(self.panels) < self._num_images_shown:
                 image = sample["image"].permute(1, 2, 0).cpu().numpy()
                 image = image if self._image_format == "RGB" else image[..., ::-1]
                 self.panels.append(side_by_side(image, label, predicted.cpu().numpy(), self._colors))
 
-    def _check_label(self, label: np.ndarray, size: tuple[int, ...], label_file: str) -> None:
-        if label.shape != size:
+    def _labels_of(self, output: dict[str, Any]) -> Tensor:
+        scores = output.get("sem_seg")
+        classes = output["num_classes"] if scores is None else scores.shape[0]
+        if classes != self._num_classes:
+            raise ConfigError(
+                f"The model puts out {classes} classes and '{self._dataset_name}' has {self._num_classes}: "
+                f"set MODEL.SEM_SEG_HEAD.NUM_CLASSES {self._num_classes}."
+            )
+        return output["sem_seg_labels"] if scores is None else argmax_classes(scores)
+
+    def _count(self, predicted: Tensor, label: np.ndarray, label_file: str) -> None:
+        if label.shape != tuple(predicted.shape):
             raise DatasetError(
                 f"'{label_file}' has {label.shape[0]} x {label.shape[1]} pixels (height x width), and the "
-                f"prediction for its image {size[0]} x {size[1]}: label and image must have the same size."
+                f"prediction for its image {predicted.shape[0]} x {predicted.shape[1]}: label and image must "
+                "have the same size."
             )
-        unknown = (label != self._ignore_label) & ((label < 0) | (label >= self._num_classes))
-        if unknown.any():
+        classes, ignore = self._num_classes, self._ignore_label
+        true = torch.from_numpy(np.ascontiguousarray(label)).to(predicted.device)
+        counts = confusion_counts(predicted, true, classes, ignore)
+        if counts is None:
+            unknown = label[(label != ignore) & ((label < 0) | (label >= classes))]
             raise DatasetError(
-                f"'{label_file}' has the class {int(label[unknown][0])} ({int(unknown.sum())} pixels in all "
-                "are "
-                f"outside 0 to {self._num_classes - 1} and not {self._ignore_label}): correct the label_map."
+                f"'{label_file}' has the class {int(unknown[0])} ({unknown.size} pixels in all are outside "
+                f"0 to {classes - 1} and not {ignore}): correct the label_map."
             )
+        self._confusion = counts if self._confusion is None else self._confusion + counts
 
-    def _count(self, predicted: Tensor, label: Tensor) -> None:
-        classes = self._num_classes
-        if self._confusion is None:
-            self._confusion = torch.zeros(classes, classes, dtype=torch.int64, device=predicted.device)
-        # Void pixels are counted in a row of their own, which is cut off.
-        column = torch.where(label == self._ignore_label, classes, label.long())
-        index = predicted.long() * (classes + 1) + column
-        counts = torch.bincount(index.flatten(), minlength=classes * (classes + 1))
-        self._confusion += counts.view(classes, classes + 1)[:, :classes]
+    def _write(self, predicted: Tensor, sample: dict[str, Any]) -> None:
+        if not self._files and not self._writes_json:
+            return
+        label = predicted.cpu().numpy()
+        for files in self._files:
+            files.write(label, sample["file_name"], str(sample.get("image_id", "")))
+        if self._writes_json:
+            self._predictions.extend(self.encode_json_sem_seg(label.astype(np.int64), sample["file_name"]))
 
     def evaluate(self) -> OrderedDict[str, dict[str, float]]:
         """Adds up the counts of all processes, prints a table and writes the JSON.
@@ -153,7 +172,13 @@ class StreamingSemSegEvaluator(SemSegEvaluator):
         metrics = compute_metrics(confusion)
         oddities = find_oddities(metrics, self._class_names)
         if comm.is_main_process():
-            logger.info("%s, %d images:\n%s", self._dataset_name, num_images, self._table(metrics))
+            logger.info(
+                "%s, %d images, %s:\n%s",
+                self._dataset_name,
+                num_images,
+                self._protocol.summary(),
+                self._table(metrics),
+            )
             for oddity in oddities:
                 logger.warning("%s: %s", self._dataset_name, oddity)
             if self._output_dir:
@@ -161,7 +186,7 @@ class StreamingSemSegEvaluator(SemSegEvaluator):
                 report = self._report(metrics, num_images, oddities)
                 text = json.dumps(report, indent=2, sort_keys=True, allow_nan=False)
                 write_text(folder / f"{self._dataset_name}.json", text + "\n")
-                if self._write_predictions:
+                if self._writes_json:
                     write_text(
                         folder / f"{self._dataset_name}_predictions.json", json.dumps(self._predictions)
                     )
@@ -177,7 +202,7 @@ class StreamingSemSegEvaluator(SemSegEvaluator):
             if dist.get_backend() == "nccl":
                 counts = counts.cuda()
             dist.all_reduce(counts)
-            if self._write_predictions:
+            if self._writes_json:
                 self._predictions = list(itertools.chain(*comm.all_gather(self._predictions)))
         *_, num_images = counts.tolist()
         return counts[:-1].view(classes, classes).cpu().numpy(), num_images
@@ -209,7 +234,8 @@ class StreamingSemSegEvaluator(SemSegEvaluator):
         """Returns what the JSON holds. Nothing in it depends on when or where it was written."""
         return {
             "dataset": self._dataset_name,
-            "protocol": PROTOCOL,
+            "protocol": self._protocol.summary(),
+            "inference": self._protocol.describe(),
             "num_images": num_images,
             "ignore_label": self._ignore_label,
             "metrics": {

@@ -8,8 +8,10 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY, SemanticSegmentor
+from detectron2.structures import ImageList
 from torch import Tensor, nn
 
+from regseg_d2.modeling.feature_logits import feature_logits, gives_feature_logits
 from regseg_d2.modeling.norms import resolve_auto_norm
 
 # From the modules: the package's __init__ imports methods, which build layers with this package.
@@ -68,6 +70,30 @@ class RegularizationMixin:
         for regularizer in self.regularizers.values():
             losses.update(regularizer(inputs))
         return losses
+
+    @property
+    def gives_feature_logits(self) -> bool:
+        """Whether :meth:`feature_logits` can be called; not with a head whose steps are unknown."""
+        return gives_feature_logits(self.sem_seg_head)
+
+    def feature_logits(self, images: Tensor, *, pad: bool = True) -> Tensor:
+        """Runs backbone and head without the head's last step, which stretches the logits over the image.
+
+        Args:
+            images: ``(N, 3, H, W)``, as in the inputs of :meth:`forward`.
+            pad: pad to the backbone's stride, as :meth:`forward` does.
+
+        Returns:
+            Logits ``(N, K, h, w)``; the padded images are ``sem_seg_head.common_stride`` times as large.
+        """
+        normalized = (images.to(self.device) - self.pixel_mean) / self.pixel_std
+        if pad:
+            constraints = self.backbone.padding_constraints
+            divisor = self.backbone.size_divisibility
+            normalized = ImageList.from_tensors(
+                list(normalized), divisor, padding_constraints=constraints
+            ).tensor
+        return feature_logits(self.sem_seg_head, self.backbone(normalized))
 
 
 @META_ARCH_REGISTRY.register()

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from PIL import Image
 
 from regseg_d2.errors import ConfigError, DatasetError
 from regseg_d2.evaluation.evaluator import StreamingSemSegEvaluator
@@ -68,7 +69,8 @@ def test_json_holds_the_scores_and_is_the_same_bytes_every_time(dataset, tmp_pat
     assert report["metrics"]["mIoU"] == results["sem_seg"]["mIoU"]
     assert report["model"] == provenance
     assert (report["num_images"], report["dataset"], report["ignore_label"]) == (3, "evaluator_test", 255)
-    assert report["protocol"].startswith("whole image")
+    assert report["protocol"] == "whole image, one scale, no flip"
+    assert report["inference"]["padding"] == "stride"
     assert [item["name"] for item in report["classes"]] == CLASSES
     assert report["classes"][3]["IoU"] is None
     assert report["classes"][3]["pixels"] == 0
@@ -98,13 +100,39 @@ def test_nothing_of_an_image_is_kept(dataset, tmp_path):
 def test_predictions_on_request(dataset, tmp_path):
     from pycocotools import mask
 
-    run(dataset, tmp_path, write_predictions=True)
+    run(dataset, tmp_path, predictions=["json"])
     entries = json.loads((tmp_path / "evaluation" / "evaluator_test_predictions.json").read_text())
     first = [entry for entry in entries if entry["file_name"] == "0.png"]
     drawn = np.full((5, 7), -1)
     for entry in first:
         drawn[mask.decode(entry["segmentation"]).astype(bool)] = entry["category_id"]
     assert np.array_equal(drawn, dataset[2][0]["sem_seg"].argmax(0).numpy())
+
+
+def test_labels_count_as_the_scores_that_they_come_from(dataset, tmp_path):
+    from_scores, _ = run(dataset, tmp_path)
+    name, records, outputs, _ = dataset
+    evaluator = StreamingSemSegEvaluator(name, label_reader=np.load)
+    for record, output in zip(records, outputs, strict=True):
+        labels = output["sem_seg"].argmax(0).to(torch.uint8)
+        evaluator.process([record], [{"sem_seg_labels": labels, "num_classes": 4}])
+    assert torch.equal(evaluator._confusion, from_scores._confusion)
+    with pytest.raises(ConfigError, match="puts out 5 classes and 'evaluator_test' has 4: set MODEL"):
+        evaluator.process(records[:1], [{"sem_seg_labels": labels, "num_classes": 5}])
+
+
+def test_index_files_are_written_for_every_image(dataset, tmp_path):
+    run(dataset, tmp_path, predictions=["png"])
+    folder = tmp_path / "evaluation" / "evaluator_test" / "png"
+    assert sorted(path.name for path in folder.iterdir()) == ["0.png", "1.png", "2.png"]
+    for i, output in enumerate(dataset[2]):
+        written = np.asarray(Image.open(folder / f"{i}.png"))
+        assert np.array_equal(written, output["sem_seg"].argmax(0).numpy())
+
+
+def test_unknown_kind_of_predictions(dataset, tmp_path):
+    with pytest.raises(ConfigError, match='has "gif"; expected some of png, cityscapes, ade20k, json'):
+        StreamingSemSegEvaluator(dataset[0], str(tmp_path), label_reader=np.load, predictions=["gif"])
 
 
 def test_panels_of_the_first_images(dataset, tmp_path):
@@ -131,11 +159,13 @@ def test_label_of_another_size_names_the_file(dataset, tmp_path):
         evaluator.process(records[:1], [{"sem_seg": torch.zeros(4, 4, 7)}])
 
 
-def test_class_outside_the_list_names_the_file(dataset):
+@pytest.mark.parametrize("value", [4, 254, 256, 70000, -1])
+def test_class_outside_the_list_names_the_file(dataset, value):
     name, records, *_ = dataset
-    np.save(records[0]["sem_seg_file_name"], np.full((5, 7), 4, dtype=np.int32))
+    np.save(records[0]["sem_seg_file_name"], np.full((5, 7), value, dtype=np.int32))
     evaluator = StreamingSemSegEvaluator(name, label_reader=np.load)
-    with pytest.raises(DatasetError, match=r"0.npy' has the class 4 \(35 pixels.*outside 0 to 3 and not 255"):
+    message = rf"0.npy' has the class {value} \(35 pixels.*outside 0 to 3 and not 255"
+    with pytest.raises(DatasetError, match=message):
         evaluator.process(records[:1], [{"sem_seg": torch.zeros(4, 5, 7)}])
 
 
@@ -168,7 +198,9 @@ def evaluate_share(folder, rank_of_image):
     records = [{"file_name": f"{i}", "sem_seg_file_name": f"{folder}/{i}.npy"} for i in range(3)]
     DatasetCatalog.register(name, lambda: records)
     MetadataCatalog.get(name).set(stuff_classes=CLASSES, ignore_label=255)
-    evaluator = StreamingSemSegEvaluator(name, f"{folder}/out", label_reader=np.load)
+    evaluator = StreamingSemSegEvaluator(
+        name, f"{folder}/out", label_reader=np.load, predictions=["png", "json"]
+    )
     for i, rank in enumerate(rank_of_image):
         if rank == comm.get_rank():
             logits = torch.from_numpy(np.load(f"{folder}/logits{i}.npy"))
@@ -189,3 +221,7 @@ def test_two_processes_count_together_and_both_know_the_result(dataset, tmp_path
         assert scores["mIoU"] == expected["sem_seg"]["mIoU"]
     report = json.loads((tmp_path / "out" / "evaluation" / "evaluator_share.json").read_text())
     assert report["num_images"] == 3
+    files = tmp_path / "out" / "evaluation"
+    assert len(list((files / "evaluator_share" / "png").glob("*.png"))) == 3
+    entries = json.loads((files / "evaluator_share_predictions.json").read_text())
+    assert {entry["file_name"] for entry in entries} == {"0", "1", "2"}

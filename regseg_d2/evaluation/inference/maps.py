@@ -1,0 +1,316 @@
+"""Scores of an image at full size, made a few classes at a time.
+
+``K x H x W`` scores of a large image are gigabytes, of which labels need one number a pixel. Scores are
+interpolated, averaged and normalised class by class, so all of it can be done for a few classes, then for
+the next ones. Every class goes through the very operations that it would go through together with all
+others: the results are equal bit for bit.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# Bytes of the maps that are made at a time. Small enough that the allocator hands out the same memory
+# again instead of fetching fresh pages from the system.
+CHUNK_BYTES = 32 << 20
+# torch picks its kernel by the layout and the number of channels, and its kernels round differently. The one
+# for channels-last tensors and for small images (height + width at most this) takes channels in groups of
+# at most 16 (AVX-512) and those that are left one by one, ...
+_SMALL_IMAGE = 128
+_CHANNEL_GROUP = 16
+# ... and is not taken for fewer channels than this, except for three.
+_FEWEST_CHANNELS = 4
+
+
+class ScoreMaps(ABC):
+    """Scores ``(K, H, W)`` that are not held, but made for the classes that are asked for."""
+
+    @property
+    @abstractmethod
+    def num_classes(self) -> int:
+        """K."""
+
+    @property
+    @abstractmethod
+    def size(self) -> tuple[int, int]:
+        """``(H, W)``."""
+
+    @property
+    @abstractmethod
+    def device(self) -> torch.device:
+        """Where the scores are made."""
+
+    @property
+    @abstractmethod
+    def pixels(self) -> int:
+        """Most pixels of a class at a time, those of steps between included."""
+
+    @property
+    @abstractmethod
+    def grouped(self) -> bool:
+        """Whether channels are treated in groups, which chunks must not cut."""
+
+    @abstractmethod
+    def __call__(self, classes: slice) -> Tensor:
+        """Returns the scores of a range of classes, ``(classes, H, W)``; not to be written to."""
+
+    def chunks(self) -> Iterator[slice]:
+        """Yields ranges that cover all classes, each of about ``CHUNK_BYTES`` of scores.
+
+        They are cut so that each channel is computed as it would be among all of them.
+        """
+        length = max(1, CHUNK_BYTES // (4 * self.pixels))
+        if self.grouped:
+            length = max(length // _CHANNEL_GROUP, 1) * _CHANNEL_GROUP
+        elif length == _FEWEST_CHANNELS - 1:
+            length -= 1
+        start = 0
+        while start < self.num_classes:
+            stop = start + length
+            if self.num_classes - stop < _FEWEST_CHANNELS:
+                stop = self.num_classes
+            yield slice(start, stop)
+            start = stop
+
+    def all_classes(self) -> Tensor:
+        """Returns the scores of all classes, ``(K, H, W)``."""
+        scores = torch.empty(self.num_classes, *self.size, device=self.device)
+        for classes in self.chunks():
+            scores[classes] = self(classes)
+        return scores
+
+
+@dataclass(frozen=True)
+class UpsampledLogits(ScoreMaps):
+    """Logits of a network, stretched over its input.
+
+    Attributes:
+        logits: ``(1, K, h, w)``; its memory format decides on torch's kernel.
+        image_size: ``(H, W)`` of the input without padding.
+        scale: the input, padding included, is this many times as large, and the padding is cut off; None
+            stretches over ``image_size``.
+    """
+
+    logits: Tensor
+    image_size: tuple[int, int]
+    scale: int | None = None
+
+    @property
+    def num_classes(self) -> int:
+        """K."""
+        return self.logits.shape[1]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """``(H, W)``."""
+        return self.image_size
+
+    @property
+    def device(self) -> torch.device:
+        """Where the logits are."""
+        return self.logits.device
+
+    @property
+    def pixels(self) -> int:
+        """Those of the padded input."""
+        height, width = self._padded_size()
+        return max(height * width, 1)
+
+    @property
+    def grouped(self) -> bool:
+        """See the base."""
+        return self._is_channels_last() or sum(self._padded_size()) <= _SMALL_IMAGE
+
+    def __call__(self, classes: slice) -> Tensor:
+        """Does what Detectron2's heads and its ``sem_seg_postprocess`` do, for a range of classes."""
+        part = self.logits[:, classes]
+        if self._is_channels_last():
+            part = part.contiguous(memory_format=torch.channels_last)
+        if self.scale is not None:
+            part = F.interpolate(part, scale_factor=self.scale, mode="bilinear", align_corners=False)
+        elif part.shape[-2:] != self.image_size:
+            part = F.interpolate(part, size=self.image_size, mode="bilinear", align_corners=False)
+        return part[0, :, : self.image_size[0], : self.image_size[1]]
+
+    def _padded_size(self) -> tuple[int, int]:
+        if self.scale is None:
+            return self.image_size
+        return self.scale * self.logits.shape[2], self.scale * self.logits.shape[3]
+
+    def _is_channels_last(self) -> bool:
+        is_channels_last = self.logits.is_contiguous(memory_format=torch.channels_last)
+        return is_channels_last and self.num_classes >= _FEWEST_CHANNELS
+
+
+@dataclass(frozen=True)
+class ResizedMaps(ScoreMaps):
+    """Other maps at another size, bilinear.
+
+    Attributes:
+        maps: the other maps.
+        new_size: ``(H, W)``.
+    """
+
+    maps: ScoreMaps
+    new_size: tuple[int, int]
+
+    @property
+    def num_classes(self) -> int:
+        """K."""
+        return self.maps.num_classes
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """``(H, W)``."""
+        return self.new_size
+
+    @property
+    def device(self) -> torch.device:
+        """Where the scores are made."""
+        return self.maps.device
+
+    @property
+    def pixels(self) -> int:
+        """Those before or after, whichever are more."""
+        return max(self.maps.pixels, self.new_size[0] * self.new_size[1])
+
+    @property
+    def grouped(self) -> bool:
+        """See the base."""
+        return self.maps.grouped or sum(self.new_size) <= _SMALL_IMAGE
+
+    def __call__(self, classes: slice) -> Tensor:
+        """Resizes a range of classes."""
+        part = self.maps(classes)
+        if tuple(part.shape[-2:]) == self.new_size:
+            return part
+        return F.interpolate(part.unsqueeze(0), size=self.new_size, mode="bilinear", align_corners=False)[0]
+
+
+@dataclass(frozen=True)
+class AveragedTiles(ScoreMaps):
+    """The mean of the maps of overlapping windows.
+
+    Attributes:
+        tiles: maps of the windows.
+        corners: top row and left column of each window.
+        image_size: ``(H, W)``; every pixel lies in a window.
+    """
+
+    tiles: Sequence[ScoreMaps]
+    corners: Sequence[tuple[int, int]]
+    image_size: tuple[int, int]
+
+    @property
+    def num_classes(self) -> int:
+        """K."""
+        return self.tiles[0].num_classes
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """``(H, W)``."""
+        return self.image_size
+
+    @property
+    def device(self) -> torch.device:
+        """Where the scores are made."""
+        return self.tiles[0].device
+
+    @property
+    def pixels(self) -> int:
+        """Those of the image or of a padded window, whichever are more."""
+        return max(self.image_size[0] * self.image_size[1], self.tiles[0].pixels)
+
+    @property
+    def grouped(self) -> bool:
+        """See the base."""
+        return self.tiles[0].grouped
+
+    def __call__(self, classes: slice) -> Tensor:
+        """Adds up the windows in their order and divides by how many cover each pixel."""
+        total: Tensor | None = None
+        coverage = torch.zeros(self.image_size, device=self.device)
+        for (top, left), tile in zip(self.corners, self.tiles, strict=True):
+            part = tile(classes)
+            if total is None:
+                total = part.new_zeros(len(part), *self.image_size)
+            rows, columns = slice(top, top + part.shape[1]), slice(left, left + part.shape[2])
+            total[:, rows, columns] += part
+            coverage[rows, columns] += 1
+        return total.div_(coverage)
+
+
+class MeanProbabilities(ScoreMaps):
+    """The mean of the probabilities of several views of an image, each with its mirror image.
+
+    A view and its mirror image are added before others are, so that the mean of a mirrored image is the
+    mirrored mean, bit for bit.
+
+    Args:
+        views: for each scale the maps of the image and, with flips, those of the mirrored image; all of one
+            size.
+    """
+
+    def __init__(self, views: Sequence[tuple[ScoreMaps, ScoreMaps | None]]) -> None:
+        self._views = views
+        self._normalizers = [
+            tuple(None if maps is None else log_sum_exp(maps) for maps in pair) for pair in views
+        ]
+
+    @property
+    def num_classes(self) -> int:
+        """K."""
+        return self._views[0][0].num_classes
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """``(H, W)``."""
+        return self._views[0][0].size
+
+    @property
+    def device(self) -> torch.device:
+        """Where the scores are made."""
+        return self._views[0][0].device
+
+    @property
+    def pixels(self) -> int:
+        """Those of the view that needs most."""
+        return max(maps.pixels for pair in self._views for maps in pair if maps is not None)
+
+    @property
+    def grouped(self) -> bool:
+        """See the base."""
+        return any(maps.grouped for pair in self._views for maps in pair if maps is not None)
+
+    def __call__(self, classes: slice) -> Tensor:
+        """Averages the softmax of all views."""
+        total: Tensor | None = None
+        count = 0
+        for (plain, mirrored), (normalizer, mirrored_normalizer) in zip(
+            self._views, self._normalizers, strict=True
+        ):
+            part = (plain(classes) - normalizer).exp_()
+            count += 1
+            if mirrored is not None:
+                part += (mirrored(classes) - mirrored_normalizer).exp_().flip(-1)
+                count += 1
+            total = part if total is None else total.add_(part)
+        return total.div_(count)
+
+
+def log_sum_exp(maps: ScoreMaps) -> Tensor:
+    """Logarithm of the sum of the exponentials of all classes, ``(H, W)``: the softmax's normaliser."""
+    top = torch.full(maps.size, torch.finfo(torch.float32).min, device=maps.device)
+    total = torch.zeros(maps.size, device=maps.device)
+    for classes in maps.chunks():
+        part = maps(classes)
+        new_top = torch.maximum(top, part.amax(dim=0))
+        total.mul_((top - new_top).exp_()).add_((part - new_top).exp_().sum(dim=0))
+        top = new_top
+    return top + total.log()

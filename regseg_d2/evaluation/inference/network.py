@@ -1,0 +1,67 @@
+"""The network as inference sees it: from images to logits that can be stretched over them."""
+
+from __future__ import annotations
+
+import logging
+
+from torch import Tensor, nn
+
+from regseg_d2.errors import ConfigError
+from regseg_d2.evaluation.inference.maps import ScoreMaps, UpsampledLogits
+from regseg_d2.evaluation.inference.protocol import InferenceProtocol
+
+logger = logging.getLogger(__name__)
+
+
+class Network:
+    """Runs a meta-architecture on images of one size.
+
+    Those of this package give their logits at feature size. Any other one of Detectron2 gives them at the
+    size of the image, all classes at once, which takes as much memory as it always did.
+
+    Args:
+        model: the model, in evaluation mode whenever it is called.
+        protocol: of which padding and the device of the logits count.
+
+    Raises:
+        ConfigError: the model cannot do without padding.
+    """
+
+    def __init__(self, model: nn.Module, protocol: InferenceProtocol) -> None:
+        self.model = model
+        self._pads = protocol.padding == "stride"
+        self._device = protocol.logits_device
+        head = getattr(model, "sem_seg_head", None)
+        self._is_lean = getattr(model, "gives_feature_logits", False)
+        if self._is_lean:
+            return
+        network = f"{type(model).__name__} with {type(head).__name__}"
+        if not self._pads:
+            raise ConfigError(
+                f'TEST.PADDING is "none", and {network} gives no logits at feature size: set it to "stride".'
+            )
+        logger.warning(
+            "%s gives its logits at full size only: memory for classes x height x width is needed, whatever "
+            "is asked for.",
+            network,
+        )
+
+    def __call__(self, images: Tensor) -> list[ScoreMaps]:
+        """Runs the network.
+
+        Args:
+            images: ``(N, 3, H, W)``, as the mapper gives them.
+
+        Returns:
+            The logits of each image, ``(K, H, W)``.
+        """
+        size = (images.shape[-2], images.shape[-1])
+        if not self._is_lean:
+            outputs = self.model([{"image": image, "height": size[0], "width": size[1]} for image in images])
+            return [UpsampledLogits(self._moved(output["sem_seg"].unsqueeze(0)), size) for output in outputs]
+        logits = self._moved(self.model.feature_logits(images, pad=self._pads))
+        scale = self.model.sem_seg_head.common_stride if self._pads else None
+        return [UpsampledLogits(logits[i : i + 1], size, scale) for i in range(len(logits))]
+
+    def _moved(self, logits: Tensor) -> Tensor:
+        return logits.float().to(self._device or logits.device)
