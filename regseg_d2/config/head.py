@@ -45,6 +45,11 @@ def add_head_config(cfg: CfgNode) -> None:
     head.LOSS_TYPE = "cross_entropy"
     # One weight a class, in class order; empty is no weighting.
     head.CLASS_WEIGHTS = []
+    # Weights from the frequencies of the classes instead: enet, median_frequency, inverse or
+    # effective_number (docs/imbalance.md); "" is CLASS_WEIGHTS. The frequencies: DATASETS.FREQUENCIES.
+    head.CLASS_WEIGHTING = ""
+    # effective_number: beta, 0 or more (no weighting) and less than 1 (one over the number of images).
+    head.CLASS_WEIGHTING_BETA = 0.999
     # OHEM keeps the pixels whose true class has a probability below this ...
     head.OHEM_THRESHOLD = 0.7
     # ... and at least this many pixels of a process's batch.

@@ -8,9 +8,10 @@ import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
+from regseg_d2.data.bad_files import skips_bad_files
 from regseg_d2.data.labels import LabelReader, label_reader_for
-from regseg_d2.data.loader import check_equal_classes, load_records
 from regseg_d2.data.mapper import read_pair
+from regseg_d2.data.records import check_equal_classes, load_records
 from regseg_d2.errors import ConfigError, DatasetError
 
 logger = logging.getLogger(__name__)
@@ -20,7 +21,8 @@ def check_datasets(cfg: CfgNode) -> None:
     """Checks the data sets of a run: lists of classes, ignore values and the first samples.
 
     Every data set in ``DATASETS.TRAIN`` and ``DATASETS.TEST`` is loaded; of each the first
-    ``DATASETS.CHECK_SAMPLES`` samples are read.
+    ``DATASETS.CHECK_SAMPLES`` samples are read. Of training data, some may be unusable if
+    ``DATALOADER.BAD_FILES`` is "skip".
 
     Args:
         cfg: the run's config.
@@ -38,7 +40,8 @@ def check_datasets(cfg: CfgNode) -> None:
     for name in names:
         check_head(cfg, name)
     for name in names:
-        check_samples(name, records[name][: cfg.DATASETS.CHECK_SAMPLES])
+        skip_bad = skips_bad_files(cfg) and name in cfg.DATASETS.TRAIN and name not in cfg.DATASETS.TEST
+        check_samples(name, records[name][: cfg.DATASETS.CHECK_SAMPLES], skip_bad=skip_bad)
 
 
 def check_head(cfg: CfgNode, dataset_name: str) -> None:
@@ -67,12 +70,13 @@ def check_head(cfg: CfgNode, dataset_name: str) -> None:
         )
 
 
-def check_samples(dataset_name: str, records: list[dict]) -> None:
+def check_samples(dataset_name: str, records: list[dict], *, skip_bad: bool = False) -> None:
     """Reads records' images and labels and looks for what training would stumble over.
 
     Args:
         dataset_name: name in the catalog.
         records: the records to read; none is allowed.
+        skip_bad: warn about samples that cannot be used, as long as one can.
 
     Raises:
         DatasetError: a file cannot be read, image and label differ in size, a label holds a value that
@@ -83,11 +87,22 @@ def check_samples(dataset_name: str, records: list[dict]) -> None:
     reader = label_reader_for(dataset_name)
     pixels = np.zeros(reader.num_classes, dtype=np.int64)
     ignored = 0
+    bad: list[DatasetError] = []
     for record in records:
-        _, label = read_pair(record, reader)
+        try:
+            _, label = read_pair(record, reader)
+        except DatasetError as error:
+            if not skip_bad:
+                raise
+            bad.append(error)
+            continue
         valid = label[label != reader.ignore_value]
         pixels += np.bincount(valid, minlength=reader.num_classes)
         ignored += label.size - valid.size
+    if len(bad) == len(records):
+        raise bad[0]
+    for error in bad:
+        logger.warning("%s: a sample that will be skipped (DATALOADER.BAD_FILES): %s", dataset_name, error)
     _check_binary_mask(dataset_name, reader, pixels, ignored)
     if not pixels.any():
         raise DatasetError(

@@ -1,4 +1,7 @@
-"""Reading image files: one function that decodes, turns by EXIF and names the file in its errors."""
+"""Reading image files: one function that decodes, turns by EXIF and names the file in its errors.
+
+The common kinds of files go through ``decoders.py``, all others through Pillow; the pixels are the same.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
+from regseg_d2.data.decoders import decode_rgb
 from regseg_d2.errors import ConfigError, DatasetError
 
 # Modes that Pillow converts to RGB without losing more than an alpha channel. The 16- and 32-bit
@@ -18,6 +22,24 @@ _EIGHT_BIT_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "Y
 
 # What Pillow raises on a file that is cut off or is not an image.
 _DECODING_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
+
+
+def read_bytes(path: str | Path, kind: str) -> bytes:
+    """Reads a whole file.
+
+    Args:
+        path: the file.
+        kind: "image" or "label", for the message.
+
+    Raises:
+        DatasetError: the file is missing or cannot be read.
+    """
+    try:
+        return Path(path).read_bytes()
+    except FileNotFoundError as error:
+        raise DatasetError(_missing(path, kind)) from error
+    except (OSError, ValueError) as error:
+        raise DatasetError(_unreadable(path, kind, error)) from error
 
 
 @contextmanager
@@ -37,10 +59,7 @@ def decoded_file(path: str | Path, kind: str) -> Iterator[Image.Image]:
     try:
         image = Image.open(path)
     except FileNotFoundError as error:
-        raise DatasetError(
-            f"The {kind} file {path} does not exist. Check the data set's folder, "
-            "or remove the sample that names the file."
-        ) from error
+        raise DatasetError(_missing(path, kind)) from error
     except _DECODING_ERRORS as error:
         raise DatasetError(_unreadable(path, kind, error)) from error
     with image:
@@ -49,6 +68,13 @@ def decoded_file(path: str | Path, kind: str) -> Iterator[Image.Image]:
         except _DECODING_ERRORS as error:
             raise DatasetError(_unreadable(path, kind, error)) from error
         yield image
+
+
+def _missing(path: str | Path, kind: str) -> str:
+    return (
+        f"The {kind} file {path} does not exist. Check the data set's folder, "
+        "or remove the sample that names the file."
+    )
 
 
 def _unreadable(path: str | Path, kind: str, error: BaseException) -> str:
@@ -76,11 +102,17 @@ def read_image(path: str | Path, format: str = "RGB") -> np.ndarray:
     """
     if format not in ("RGB", "BGR"):
         raise ConfigError(f'INPUT.FORMAT is "{format}"; expected "RGB" or "BGR".')
+    pixels = decode_rgb(read_bytes(path, "image"))
+    if pixels is None:
+        pixels = _decode_with_pillow(path)
+    return np.ascontiguousarray(pixels[:, :, ::-1]) if format == "BGR" else pixels
+
+
+def _decode_with_pillow(path: str | Path) -> np.ndarray:
     with decoded_file(path, "image") as image:
         if image.mode not in _EIGHT_BIT_MODES:
             raise DatasetError(
                 f'The image file {path} has mode "{image.mode}"; expected 8 bits a channel '
                 "(grey, palette, RGB, RGBA or CMYK). Convert it to an 8-bit image first."
             )
-        pixels = np.array(ImageOps.exif_transpose(image).convert("RGB"))
-    return np.ascontiguousarray(pixels[:, :, ::-1]) if format == "BGR" else pixels
+        return np.array(ImageOps.exif_transpose(image).convert("RGB"))

@@ -17,11 +17,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+import cv2
 import numpy as np
 from detectron2.data import MetadataCatalog
 from PIL import Image, ImageOps
 
-from regseg_d2.data.images import decoded_file
+from regseg_d2.data.decoders import decode_indices
+from regseg_d2.data.images import decoded_file, read_bytes
 from regseg_d2.errors import DatasetError
 
 _INDEX_MODES = ("1", "L", "P", "I;16", "I;16B", "I;16L", "I")
@@ -60,6 +62,9 @@ class LabelReader:
         self.num_classes = num_classes
         self._values, self._targets = self._known_values()
         self._table = self._lookup_table()
+        # Without a map and a number of classes nothing is unknown, and _mapped has nothing to look up.
+        bounded = self.label_map is not None or num_classes is not None
+        self._bytes = _ByteTable.of(self._values, self._targets) if bounded else None
         self._colors, self._color_values = _sorted_colors(self.color_table)
 
     def __call__(self, path: str | Path) -> np.ndarray:
@@ -75,7 +80,28 @@ class LabelReader:
             DatasetError: the file is missing, cut off, of an unsuitable kind, or holds a value or
                 colour that the data set does not account for.
         """
-        return self._mapped(self.file_values(path), path)
+        return self.compact(path).astype(np.int32, copy=False)
+
+    def compact(self, path: str | Path) -> np.ndarray:
+        """Reads one label file like a call, into one byte a pixel where the file and the classes allow.
+
+        Args:
+            path: the label file.
+
+        Returns:
+            Array ``(H, W)`` of uint8 or int32: class indices and the ignore value. Convert it before doing
+            arithmetic with it.
+
+        Raises:
+            DatasetError: as for calling the reader.
+        """
+        raw = self.file_values(path)
+        if raw.dtype == np.uint8 and self._bytes is not None:
+            if self._bytes.has_unknown(raw):
+                unknown = self._bytes.is_unknown[raw]
+                raise DatasetError(self._unmapped_message(raw, unknown, path))
+            return self._bytes.map(raw)
+        return self._mapped(raw, path)
 
     def file_values(self, path: str | Path) -> np.ndarray:
         """Reads one label file without applying ``label_map``.
@@ -89,6 +115,10 @@ class LabelReader:
         Raises:
             DatasetError: as for calling the reader, values outside the map excepted.
         """
+        if self.color_table is None:
+            values = decode_indices(read_bytes(path, "label"))
+            if values is not None:
+                return values
         with decoded_file(path, "label") as image:
             if image.format == "JPEG":
                 raise DatasetError(
@@ -201,6 +231,42 @@ class LabelReader:
                 "file (smoothed edges mix colours: resize labels with nearest neighbour only)."
             )
         return self._color_values[place]
+
+
+class _ByteTable:
+    """Looks up 8-bit file values whose classes fit into 8 bits, in passes over single bytes.
+
+    Args:
+        targets: class of each of the 256 file values (256,), in uint8.
+        is_unknown: file values that are not accounted for (256,).
+    """
+
+    def __init__(self, targets: np.ndarray, is_unknown: np.ndarray) -> None:
+        self.targets = targets
+        self.is_unknown = is_unknown
+        self._is_identity = bool(np.array_equal(targets[~is_unknown], np.flatnonzero(~is_unknown)))
+        # First and last value of each stretch of unknown ones.
+        borders = np.flatnonzero(np.diff(np.concatenate([[False], is_unknown, [False]]).astype(np.int8)))
+        self._unknown_ranges = [(int(a), int(b) - 1) for a, b in borders.reshape(-1, 2)]
+
+    @classmethod
+    def of(cls, values: np.ndarray, targets: np.ndarray) -> _ByteTable | None:
+        """The table of the known file values and their classes; None if a class needs more bits."""
+        if len(targets) and not 0 <= targets.min() <= targets.max() <= 255:
+            return None
+        table, is_unknown = np.zeros(256, dtype=np.uint8), np.ones(256, dtype=bool)
+        inside = (values >= 0) & (values < 256)
+        table[values[inside]] = targets[inside]
+        is_unknown[values[inside]] = False
+        return cls(table, is_unknown)
+
+    def has_unknown(self, raw: np.ndarray) -> bool:
+        """Whether a file value is not accounted for; looks at every pixel."""
+        return any(cv2.countNonZero(cv2.inRange(raw, a, b)) for a, b in self._unknown_ranges)
+
+    def map(self, raw: np.ndarray) -> np.ndarray:
+        """The class of each pixel."""
+        return raw if self._is_identity else cv2.LUT(raw, self.targets)
 
 
 def _index_values(image: Image.Image, path: str | Path) -> np.ndarray:

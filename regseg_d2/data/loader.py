@@ -2,101 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 
 import cv2
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, DatasetFromList, MetadataCatalog
+from detectron2.data import DatasetFromList
 from detectron2.data.build import trivial_batch_collator
 from detectron2.data.samplers import InferenceSampler
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset
 
+from regseg_d2.data.bad_files import ReplacingSamples, skips_bad_files
+from regseg_d2.data.class_sampling import build_sample_order
 from regseg_d2.data.mapper import TestMapper, TrainMapper
+from regseg_d2.data.records import load_records, load_training_records
 from regseg_d2.data.sampler import ResumableTrainingSampler
-from regseg_d2.errors import ConfigError, DatasetError, UserError
-from regseg_d2.suggestions import did_you_mean
-
-
-def load_records(dataset_name: str) -> list[dict]:
-    """Loads the records of one registered data set.
-
-    Args:
-        dataset_name: name in the catalog.
-
-    Returns:
-        The records, each with its ``dataset_name`` and ``image_id``.
-
-    Raises:
-        ConfigError: no data set has this name; the nearest names are listed.
-        DatasetError: the data set cannot be loaded or holds nothing.
-    """
-    if dataset_name not in DatasetCatalog:
-        raise ConfigError(
-            f'No data set is named "{dataset_name}"{did_you_mean(dataset_name, DatasetCatalog.list())}. '
-            "DATASETS.TRAIN and DATASETS.TEST take registered names; docs/datasets.md lists those that are "
-            "built in and says how to register one."
-        )
-    records = DatasetCatalog.get(dataset_name)
-    if not records:
-        raise DatasetError(f'The data set "{dataset_name}" is empty; its loader returned no record.')
-    if "sem_seg_file_name" not in records[0]:
-        raise DatasetError(
-            f'The records of the data set "{dataset_name}" have no sem_seg_file_name, so it is not one for '
-            "semantic segmentation with label files."
-        )
-    return [
-        {**record, "dataset_name": dataset_name, "image_id": str(record.get("image_id", record["file_name"]))}
-        for record in records
-    ]
-
-
-def load_training_records(dataset_names: Sequence[str]) -> list[dict]:
-    """Loads several data sets one after the other and compares their classes.
-
-    Args:
-        dataset_names: names in the catalog.
-
-    Returns:
-        The records of all of them.
-
-    Raises:
-        ConfigError: there is no name, or a name is unknown.
-        DatasetError: the class lists differ, or a data set cannot be loaded.
-    """
-    if not dataset_names:
-        raise ConfigError("DATASETS.TRAIN names no data set; expected at least one.")
-    records = [record for name in dataset_names for record in load_records(name)]
-    check_equal_classes(dataset_names)
-    return records
-
-
-def check_equal_classes(dataset_names: Sequence[str]) -> None:
-    """Compares the class lists of registered data sets.
-
-    Args:
-        dataset_names: names in the catalog.
-
-    Raises:
-        DatasetError: two lists differ; the first difference is named.
-    """
-    if not dataset_names:
-        return
-    first_name, *others = dataset_names
-    first = list(MetadataCatalog.get(first_name).get("stuff_classes", []))
-    for name in others:
-        classes = list(MetadataCatalog.get(name).get("stuff_classes", []))
-        if classes != first:
-            place = next(
-                (i for i, (a, b) in enumerate(zip(first, classes, strict=False)) if a != b),
-                min(len(first), len(classes)),
-            )
-            raise DatasetError(
-                f'The class lists of "{first_name}" ({len(first)} classes) and "{name}" ({len(classes)} '
-                f"classes) differ, first at index {place}: {first[place : place + 1]} and "
-                f"{classes[place : place + 1]}. Data sets of one run need the same classes in the same order."
-            )
+from regseg_d2.data.transforms import WantedClass
+from regseg_d2.engine.interruption import obey_the_parent_alone
+from regseg_d2.errors import ConfigError, UserError
 
 
 def forward_batch_size(cfg: CfgNode, world_size: int) -> int:
@@ -130,12 +54,23 @@ class _MappedSamples(Dataset):
     """Records behind a mapper. A user's error is returned, for :class:`SampleLoader` to raise.
 
     Raised here, torch would bury its message under the traceback of a worker process.
+
+    Args:
+        records: the records.
+        mapper: makes a sample of a record and, in training, the sample's number and the class it is for.
+        wanted_class: tells which class a sample number is for, if any.
     """
 
-    def __init__(self, records: list[dict], mapper: Callable[..., dict]) -> None:
+    def __init__(
+        self,
+        records: list[dict],
+        mapper: Callable[..., dict],
+        wanted_class: Callable[[int], WantedClass | None] = lambda number: None,
+    ) -> None:
         # One buffer of bytes instead of many objects: forked workers then share its memory.
         self.records = DatasetFromList(records, copy=False, serialize=True)
         self.mapper = mapper
+        self.wanted_class = wanted_class
 
     def __len__(self) -> int:
         return len(self.records)
@@ -145,7 +80,7 @@ class _MappedSamples(Dataset):
         try:
             if number is None:
                 return self.mapper(self.records[index])
-            return self.mapper(self.records[index], number)
+            return self.mapper(self.records[index], number, self.wanted_class(number))
         except UserError as error:
             return error
 
@@ -182,6 +117,18 @@ def _start_worker(worker: int) -> None:
     """One thread a worker: the workers are the parallelism, and OpenCV's pool does not survive a fork."""
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
+    obey_the_parent_alone()
+
+
+def _prefetch(cfg: CfgNode) -> int | None:
+    """Batches that each worker has ready; torch wants None where there is no worker."""
+    if cfg.DATALOADER.PREFETCH < 1:
+        raise ConfigError(f"DATALOADER.PREFETCH is {cfg.DATALOADER.PREFETCH}; expected 1 or more.")
+    return cfg.DATALOADER.PREFETCH if cfg.DATALOADER.NUM_WORKERS > 0 else None
+
+
+def _uses_gpu(cfg: CfgNode) -> bool:
+    return cfg.MODEL.DEVICE.startswith("cuda") and torch.cuda.is_available()
 
 
 def build_train_loader(cfg: CfgNode, *, seed: int, start_iter: int = 0) -> SampleLoader:
@@ -206,23 +153,31 @@ def build_train_loader(cfg: CfgNode, *, seed: int, start_iter: int = 0) -> Sampl
     world_size = comm.get_world_size()
     per_process = forward_batch_size(cfg, world_size)
     records = load_training_records(cfg.DATASETS.TRAIN)
+    order = build_sample_order(cfg, len(records), seed=seed)
     sampler = ResumableTrainingSampler(
         len(records),
         seed=seed,
+        order=order,
         rank=comm.get_rank(),
         world_size=world_size,
         batch_size_per_process=per_process,
         start=start_iter * cfg.SOLVER.IMS_PER_BATCH,
     )
     workers = cfg.DATALOADER.NUM_WORKERS
+    samples: Dataset = _MappedSamples(records, TrainMapper(cfg, seed=seed), order.wanted_class)
+    if skips_bad_files(cfg):
+        samples = ReplacingSamples(samples, seed=seed, max_bad_files=cfg.DATALOADER.MAX_BAD_FILES)
     return SampleLoader(
         DataLoader(
-            _MappedSamples(records, TrainMapper(cfg, seed=seed)),
+            samples,
             batch_sampler=sampler,
             num_workers=workers,
             collate_fn=trivial_batch_collator,
             worker_init_fn=_start_worker,
             persistent_workers=workers > 0,
+            prefetch_factor=_prefetch(cfg),
+            # Pinned memory goes to a GPU faster; without one it is only a copy more.
+            pin_memory=_uses_gpu(cfg),
             # Its own generator: torch would draw the workers' seeds from the global one.
             generator=torch.Generator().manual_seed(seed),
         )
@@ -253,6 +208,9 @@ def build_test_loader(cfg: CfgNode, dataset_name: str) -> SampleLoader:
             num_workers=cfg.DATALOADER.NUM_WORKERS,
             collate_fn=trivial_batch_collator,
             worker_init_fn=_start_worker,
+            # Not persistent: the workers end with the evaluation, and with them what they hold.
+            prefetch_factor=_prefetch(cfg),
+            pin_memory=_uses_gpu(cfg),
             generator=torch.Generator().manual_seed(0),
         )
     )

@@ -11,15 +11,15 @@ from detectron2.data import transforms as T  # noqa: N812 (the name that Detectr
 
 from regseg_d2.data.images import read_image
 from regseg_d2.data.labels import LabelReader, label_reader_for
+from regseg_d2.data.resampling import nearest_indices, resize_crop, resize_image, scaled_size, take_nearest
 from regseg_d2.data.sampler import sample_generator
 from regseg_d2.data.transforms import (
     ColorJitter,
     RandomCrop,
     RandomScale,
-    nearest_indices,
-    pad_to,
-    resize_image,
-    scaled_size,
+    WantedClass,
+    to_planes,
+    to_target,
 )
 from regseg_d2.errors import ConfigError, DatasetError
 
@@ -39,6 +39,11 @@ def read_pair(record: dict, reader: LabelReader) -> tuple[np.ndarray, np.ndarray
     """
     image = read_image(record["file_name"])
     label = reader(record["sem_seg_file_name"])
+    _check_sizes(record, image, label)
+    return image, label
+
+
+def _check_sizes(record: dict, image: np.ndarray, label: np.ndarray) -> None:
     if image.shape[:2] != label.shape:
         raise DatasetError(
             f"The image {record['file_name']} has {image.shape[0]} x {image.shape[1]} pixels (height x "
@@ -46,11 +51,6 @@ def read_pair(record: dict, reader: LabelReader) -> tuple[np.ndarray, np.ndarray
             "They must be equal (after both are turned as their EXIF orientation says); export the label "
             "again at the image's size."
         )
-    return image, label
-
-
-def _to_tensor(image: np.ndarray) -> torch.Tensor:
-    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
 
 
 class TrainMapper:
@@ -125,12 +125,13 @@ class TrainMapper:
             "image_format": cfg.INPUT.FORMAT,
         }
 
-    def __call__(self, record: dict, sample_number: int) -> dict:
+    def __call__(self, record: dict, sample_number: int, wanted: WantedClass | None = None) -> dict:
         """Makes one training sample.
 
         Args:
             record: with ``file_name``, ``sem_seg_file_name``, ``image_id`` and ``dataset_name``.
             sample_number: number of the sample in the run.
+            wanted: a class that the crop should show.
 
         Returns:
             ``image`` uint8 tensor ``(3, H, W)``, ``sem_seg`` int64 tensor ``(H, W)``, the image's own
@@ -140,27 +141,26 @@ class TrainMapper:
             DatasetError: a file cannot be used, or image and label differ in size.
         """
         rng = sample_generator(self.seed, sample_number)
-        image, label = read_pair(record, self.label_readers[record["dataset_name"]])
+        image = read_image(record["file_name"])
+        label = self.label_readers[record["dataset_name"]].compact(record["sem_seg_file_name"])
+        _check_sizes(record, image, label)
         height, width = label.shape
 
+        # Nearest neighbour makes the label of a crop exact, and it is made first: whether the crop is
+        # kept depends on it. Of the image only the crop that is kept is resized.
         size = scaled_size(height, width, self.scale.draw(rng))
         rows, columns = nearest_indices(height, size[0]), nearest_indices(width, size[1])
-        window = (
-            (slice(None), slice(None)) if self.crop is None else self.crop.draw(rng, label, rows, columns)
-        )
-        # The label is resized inside the crop only: nearest neighbour makes that exact.
-        label = label[rows[window[0], None], columns[window[1]]]
-        image = self.jitter.apply(resize_image(image, size)[window], rng)
-        if self.image_format == "BGR":
-            image = image[:, :, ::-1]
-        if self.crop is not None:
-            image = pad_to(image, self.crop.size, self.pad_value)
-            label = pad_to(label, self.crop.size, self.ignore_value)
-        if self.flip and rng.random() < 0.5:
-            image, label = image[:, ::-1], label[:, ::-1]
+        if self.crop is None:
+            window, label = (slice(0, size[0]), slice(0, size[1])), take_nearest(label, rows, columns)
+        else:
+            window, label = self.crop.draw(rng, label, rows, columns, wanted)
+        image = self.jitter.apply(resize_crop(image, size, window), rng)
+        mirrored = self.flip and bool(rng.random() < 0.5)
+        padded = None if self.crop is None else self.crop.size
+        planes = to_planes(image, padded, self.pad_value, mirrored=mirrored, bgr=self.image_format == "BGR")
         return {
-            "image": _to_tensor(image),
-            "sem_seg": torch.from_numpy(label.astype(np.int64)),
+            "image": torch.from_numpy(planes),
+            "sem_seg": torch.from_numpy(to_target(label, padded, self.ignore_value, mirrored=mirrored)),
             "file_name": record["file_name"],
             "sem_seg_file_name": record["sem_seg_file_name"],
             "image_id": record["image_id"],
@@ -226,7 +226,7 @@ class TestMapper:
             size = T.ResizeShortestEdge.get_output_shape(height, width, self.min_size, self.max_size)
             image = resize_image(image, size)
         return {
-            "image": _to_tensor(image),
+            "image": torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))),
             "file_name": record["file_name"],
             "sem_seg_file_name": record["sem_seg_file_name"],
             "image_id": record["image_id"],

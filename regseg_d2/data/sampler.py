@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Protocol
 
 import numpy as np
 from torch.utils.data import Sampler
 
+from regseg_d2.data.transforms import WantedClass
 from regseg_d2.errors import ConfigError
 
-# First words of the seeds of the two kinds of randomness, so that they never share a stream.
+# First words of the seeds of the kinds of randomness, so that they never share a stream.
 PERMUTATION_STREAM = 0
 AUGMENTATION_STREAM = 1
+CLASS_STREAM = 2
 
 
 def epoch_permutation(size: int, seed: int, epoch: int) -> np.ndarray:
@@ -41,17 +44,51 @@ def sample_generator(seed: int, sample_number: int) -> np.random.Generator:
     return np.random.default_rng((AUGMENTATION_STREAM, seed, sample_number))
 
 
+class SampleOrder(Protocol):
+    """Which records an epoch holds, in which order, and which class each is for."""
+
+    def epoch(self, epoch: int) -> np.ndarray:
+        """Record indices of an epoch, as many as there are records."""
+        ...
+
+    def wanted_class(self, sample_number: int) -> WantedClass | None:
+        """The class that the crop of a sample should show, if any."""
+        ...
+
+
+class RandomOrder:
+    """Every record once an epoch.
+
+    Args:
+        size: number of records.
+        seed: seed of the run.
+    """
+
+    def __init__(self, size: int, seed: int) -> None:
+        self.size = size
+        self.seed = seed
+
+    def epoch(self, epoch: int) -> np.ndarray:
+        """Returns a permutation of the record indices."""
+        return epoch_permutation(self.size, self.seed, epoch)
+
+    def wanted_class(self, sample_number: int) -> None:
+        """No sample is for one class."""
+        return None
+
+
 class ResumableTrainingSampler(Sampler[list[tuple[int, int]]]):
     """Batches of ``(sample number, record index)`` for one process, without end.
 
-    The samples of a run are numbered 0, 1, 2, ... over all processes. Sample ``n`` is record
-    ``permutation[n % size]`` of epoch ``n // size``. Process ``r`` of ``W`` takes the numbers with
+    The samples of a run are numbered 0, 1, 2, ... over all processes. Sample ``n`` is number ``n % size`` in
+    the order of epoch ``n // size``. Process ``r`` of ``W`` takes the numbers with
     ``n % W == r``, so the samples of a step are the same for every number of processes and for every
     place at which a run was resumed.
 
     Args:
         size: number of records.
         seed: seed of the run, 0 or more, the same in all processes.
+        order: what an epoch holds; by default every record once.
         rank: number of this process.
         world_size: number of processes.
         batch_size_per_process: samples in a batch.
@@ -66,6 +103,7 @@ class ResumableTrainingSampler(Sampler[list[tuple[int, int]]]):
         size: int,
         *,
         seed: int,
+        order: SampleOrder | None = None,
         rank: int = 0,
         world_size: int = 1,
         batch_size_per_process: int = 1,
@@ -84,7 +122,7 @@ class ResumableTrainingSampler(Sampler[list[tuple[int, int]]]):
                 f"Cannot start at sample {start} with {world_size} processes; expected a multiple."
             )
         self.size = size
-        self.seed = seed
+        self.order = RandomOrder(size, seed) if order is None else order
         self.rank = rank
         self.world_size = world_size
         self.batch_size_per_process = batch_size_per_process
@@ -92,14 +130,14 @@ class ResumableTrainingSampler(Sampler[list[tuple[int, int]]]):
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         """Yields batches from ``start`` on, without end."""
-        epoch, permutation = -1, np.zeros(0, dtype=np.int64)
+        epoch, records = -1, np.zeros(0, dtype=np.int64)
         number = self.start + self.rank
         while True:
             batch = []
             for _ in range(self.batch_size_per_process):
                 if number // self.size != epoch:
                     epoch = number // self.size
-                    permutation = epoch_permutation(self.size, self.seed, epoch)
-                batch.append((number, int(permutation[number % self.size])))
+                    records = self.order.epoch(epoch)
+                batch.append((number, int(records[number % self.size])))
                 number += self.world_size
             yield batch

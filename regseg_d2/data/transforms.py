@@ -7,57 +7,15 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from regseg_d2.data.resampling import Window, take_nearest
 from regseg_d2.errors import ConfigError
 
 # Weights of red, green and blue in luminance (ITU-R BT.601).
-_LUMINANCE = np.array([0.299, 0.587, 0.114], dtype=np.float32)
-
-
-def scaled_size(height: int, width: int, scale: float) -> tuple[int, int]:
-    """Size after scaling, each side rounded and at least 1."""
-    return max(int(height * scale + 0.5), 1), max(int(width * scale + 0.5), 1)
-
-
-def resize_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Resizes an image: bilinear where it grows, by area (no aliasing) where it shrinks.
-
-    Args:
-        image: array ``(H, W, 3)`` of uint8.
-        size: new height and width.
-
-    Returns:
-        Array ``(*size, 3)`` of uint8.
-    """
-    if image.shape[:2] == tuple(size):
-        return image
-    shrinks = size[0] < image.shape[0] or size[1] < image.shape[1]
-    method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-    return cv2.resize(image, (size[1], size[0]), interpolation=method)
-
-
-def nearest_indices(old: int, new: int) -> np.ndarray:
-    """Source index of each position of a side resized by nearest neighbour.
-
-    Pixel centres are at half positions, as in :func:`resize_image`, so that labels stay under their
-    pixels. (OpenCV's ``INTER_NEAREST`` counts from pixel corners, which moves labels by up to half a
-    pixel of the coarser grid.)
-
-    Args:
-        old: length of the side before.
-        new: length of the side after.
-
-    Returns:
-        Array ``(new,)`` of indices below ``old``.
-    """
-    # floor((i + 1/2) * old / new) in whole numbers, hence exact.
-    return (2 * np.arange(new) + 1) * old // (2 * new)
-
-
-def resize_label(label: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Resizes a label array ``(H, W)`` to ``size`` by nearest neighbour."""
-    rows = nearest_indices(label.shape[0], size[0])
-    columns = nearest_indices(label.shape[1], size[1])
-    return label[rows[:, None], columns]
+_LUMINANCE = np.array([0.299, 0.587, 0.114])
+# Up to so many pixels OpenCV's histograms, which are float32, count exactly.
+_EXACT_COUNTS = 1 << 24
+# Pixels whose hue is turned at a time.
+_HUE_PIXELS = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -97,6 +55,19 @@ class RandomScale:
 
 
 @dataclass(frozen=True)
+class WantedClass:
+    """A class that a sample was drawn for.
+
+    Attributes:
+        index: the class.
+        min_pixels: pixels of it that the crop should show.
+    """
+
+    index: int
+    min_pixels: int
+
+
+@dataclass(frozen=True)
 class RandomCrop:
     """Draws the corner of a crop in which no class takes too large a share.
 
@@ -131,31 +102,54 @@ class RandomCrop:
             )
 
     def draw(
-        self, rng: np.random.Generator, label: np.ndarray, rows: np.ndarray, columns: np.ndarray
-    ) -> tuple[slice, slice]:
+        self,
+        rng: np.random.Generator,
+        label: np.ndarray,
+        rows: np.ndarray,
+        columns: np.ndarray,
+        wanted: WantedClass | None = None,
+    ) -> tuple[Window, np.ndarray]:
         """Draws a crop of the label as it is after resizing.
 
         Args:
             rng: source of the corner.
             label: array ``(H, W)`` before resizing.
-            rows: source row of each row after resizing (:func:`nearest_indices`).
+            rows: source row of each row after resizing (``nearest_indices``).
             columns: source column of each column after resizing.
+            wanted: a class that the crop should show; crops with too little of it are drawn again too.
 
         Returns:
-            Rows and columns of the crop, in the resized image; fewer than ``size`` where it is smaller.
+            Rows and columns of the crop, in the resized image, fewer than ``size`` where that is smaller;
+            and the label there.
         """
         height, width = int(self.size[0]), int(self.size[1])
         for _ in range(self.tries):
             top = int(rng.integers(max(len(rows) - height, 0) + 1))
             left = int(rng.integers(max(len(columns) - width, 0) + 1))
             window = slice(top, min(top + height, len(rows))), slice(left, min(left + width, len(columns)))
-            if self.max_share >= 1 or self._is_mixed(label[rows[window[0], None], columns[window[1]]]):
+            crop = take_nearest(label, rows[window[0]], columns[window[1]])
+            if self._is_suitable(crop, wanted):
                 break
-        return window
+        return window, crop
 
-    def _is_mixed(self, crop: np.ndarray) -> bool:
-        counts = np.bincount(crop[crop != self.ignore_value])
-        return counts.size > 0 and counts.max() <= self.max_share * counts.sum()
+    def _is_suitable(self, crop: np.ndarray, wanted: WantedClass | None) -> bool:
+        if self.max_share >= 1 and wanted is None:
+            return True
+        counts = count_labels(crop, self.ignore_value)
+        is_mixed = counts.any() and counts.max() <= self.max_share * counts.sum()
+        if wanted is None or not (is_mixed or self.max_share >= 1):
+            return bool(is_mixed)
+        return wanted.index < len(counts) and counts[wanted.index] >= wanted.min_pixels
+
+
+def count_labels(label: np.ndarray, ignore_value: int) -> np.ndarray:
+    """Counts the pixels of each class in a label array; ``ignore_value`` is left out."""
+    if label.dtype != np.uint8 or label.size > _EXACT_COUNTS:
+        return np.bincount(label[label != ignore_value])
+    counts = cv2.calcHist([label], [0], None, [256], [0, 256]).ravel().astype(np.int64)
+    if 0 <= ignore_value < len(counts):
+        counts[ignore_value] = 0
+    return counts
 
 
 @dataclass(frozen=True)
@@ -212,28 +206,94 @@ def adjust_colors(
         hue: shift as a share of the circle.
 
     Returns:
-        Array ``(H, W, 3)`` of uint8; values are clipped once, at the end (and before the hue).
+        Array ``(H, W, 3)`` of uint8; values are rounded and clipped before the hue and at the end.
     """
-    # float32 without BLAS: a matrix product may sum in another order on another number of threads.
-    values = image.astype(np.float32) * np.float32(brightness)
-    if contrast != 1:
-        mean = np.float32((values * _LUMINANCE).sum(axis=2).mean(dtype=np.float64))
-        values = mean + (values - mean) * np.float32(contrast)
-    if saturation != 1:
-        luminance = (values * _LUMINANCE).sum(axis=2, keepdims=True)
-        values = luminance + (values - luminance) * np.float32(saturation)
-    if hue != 0:
-        hsv = cv2.cvtColor(values.clip(0, 255), cv2.COLOR_RGB2HSV)
-        hsv[:, :, 0] = (hsv[:, :, 0] + np.float32(360 * hue)) % np.float32(360)
-        values = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
-    return (values + np.float32(0.5)).clip(0, 255).astype(np.uint8)
+    if (brightness, contrast, saturation) != (1, 1, 1):
+        image = cv2.transform(image, _color_matrix(image, brightness, contrast, saturation))
+    return image if hue == 0 else _turn_hue(image, hue)
 
 
-def pad_to(array: np.ndarray, size: tuple[int, int], value: int | np.ndarray) -> np.ndarray:
-    """Pads an array ``(H, W, ...)`` at the bottom and the right to ``size`` with ``value``."""
-    if array.shape[:2] == tuple(size):
-        return array
-    padded = np.empty((*size, *array.shape[2:]), dtype=array.dtype)
-    padded[:] = value
-    padded[: array.shape[0], : array.shape[1]] = array
-    return padded
+def _color_matrix(image: np.ndarray, brightness: float, contrast: float, saturation: float) -> np.ndarray:
+    """The three changes as one matrix ``(3, 4)``: each is linear in a pixel's colour.
+
+    With y the weights of luminance and m the mean luminance after the first change: v -> b v, then
+    v -> c v + (1 - c) m, then v -> s v + (1 - s) (y . v). The weights add up to 1, so that the last change
+    leaves the constant of the second one alone.
+    """
+    mean = brightness * float(_LUMINANCE @ np.array(cv2.mean(image)[:3]))
+    matrix = saturation * np.eye(3) + (1 - saturation) * _LUMINANCE
+    return np.column_stack([brightness * contrast * matrix, np.full(3, (1 - contrast) * mean)])
+
+
+def _turn_hue(image: np.ndarray, hue: float) -> np.ndarray:
+    """Turns the hue, in float32: with 8 bits OpenCV's hue has steps of two degrees."""
+    height, width = image.shape[:2]
+    turned = np.empty_like(image, order="C")
+    # Stretch by stretch, so that the float values never leave the processor's cache.
+    rows = min(max(_HUE_PIXELS // width, 1), height)
+    buffer = np.empty((rows, width, 3), dtype=np.float32)
+    for top in range(0, height, rows):
+        part = image[top : top + rows]
+        values = buffer[: len(part)]
+        values[:] = part
+        cv2.cvtColor(values, cv2.COLOR_RGB2HSV, dst=values)
+        # On the way back OpenCV takes more than 360 degrees, but not less than 0.
+        values[:, :, 0] += np.float32(360 * (hue % 1))
+        cv2.cvtColor(values, cv2.COLOR_HSV2RGB, dst=values)
+        cv2.convertScaleAbs(values, dst=turned[top : top + rows])
+    return turned
+
+
+def to_planes(
+    image: np.ndarray, size: tuple[int, int] | None, pad_value: np.ndarray, *, mirrored: bool, bgr: bool
+) -> np.ndarray:
+    """Puts an image in the order of the network's input, with padding at the bottom and the right.
+
+    Args:
+        image: RGB array ``(h, w, 3)`` of uint8.
+        size: height and width to pad to; None pads nothing.
+        pad_value: pixel ``(3,)`` of the padding, in the order of the result.
+        mirrored: turn the padded image's left to its right.
+        bgr: blue first.
+
+    Returns:
+        Array ``(3, H, W)`` of uint8.
+    """
+    height, width = image.shape[:2]
+    size = size or (height, width)
+    planes = np.empty((3, *size), dtype=np.uint8)
+    if (height, width) != tuple(size):
+        planes[:] = pad_value[:, None, None]
+    channels = cv2.split(cv2.flip(image, 1) if mirrored else image)
+    place = _place(height, width, size, mirrored)
+    for plane, channel in zip(planes, reversed(channels) if bgr else channels, strict=True):
+        plane[place] = channel
+    return planes
+
+
+def to_target(
+    label: np.ndarray, size: tuple[int, int] | None, ignore_value: int, *, mirrored: bool
+) -> np.ndarray:
+    """Pads and mirrors a label as :func:`to_planes` does its image.
+
+    Args:
+        label: array ``(h, w)`` of integers.
+        size: height and width to pad to; None pads nothing.
+        ignore_value: label of the padding.
+        mirrored: turn left to right.
+
+    Returns:
+        Array ``(H, W)`` of int64.
+    """
+    height, width = label.shape
+    size = size or (height, width)
+    target = np.empty(size, dtype=np.int64)
+    if (height, width) != tuple(size):
+        target[:] = ignore_value
+    target[_place(height, width, size, mirrored)] = label[:, ::-1] if mirrored else label
+    return target
+
+
+def _place(height: int, width: int, size: tuple[int, int], mirrored: bool) -> Window:
+    left = size[1] - width if mirrored else 0
+    return slice(height), slice(left, left + width)

@@ -65,6 +65,15 @@ class SegmentationLoss(nn.Module):
         weights = torch.tensor(class_weights, dtype=torch.float32) if len(class_weights) else None
         self.register_buffer("class_weights", weights, persistent=False)
 
+    def set_class_weights(self, class_weights: Sequence[float], device: torch.device) -> None:
+        """Weighs the classes from now on.
+
+        Args:
+            class_weights: one weight a class.
+            device: where the model is.
+        """
+        self.class_weights = torch.tensor(class_weights, dtype=torch.float32, device=device)
+
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Computes the loss.
 

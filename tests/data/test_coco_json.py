@@ -296,5 +296,7 @@ def test_command(tmp_path, capsys):
     assert capsys.readouterr().out.endswith((tmp_path / "kitchen.yaml").read_text())
     assert [len(spec.load()) for spec in read_declaration(tmp_path / "kitchen.yaml")] == [1, 1]
     (tmp_path / "val.json").unlink()
-    assert main(options) == 2
+    with pytest.raises(SystemExit) as end:
+        main(options)
+    assert end.value.code == 2
     assert "val.json does not exist" in capsys.readouterr().err

@@ -1,5 +1,6 @@
 """Loaders: the same batches for every number of workers and processes, and after a resume."""
 
+import gc
 import pickle
 from itertools import islice
 from pathlib import Path
@@ -117,6 +118,31 @@ def test_test_loader_keeps_order(toy):
     batches = list(loader)
     assert [sample["image_id"] for (sample,) in batches] == [f"{i:03d}" for i in range(6)]
     assert [sample["image_id"] for (sample,) in loader] == [f"{i:03d}" for i in range(6)]
+
+
+def test_evaluations_leave_nothing_behind(toy):
+    """No worker, file or memory stays when an evaluation has ended, however often it is repeated."""
+    import psutil
+
+    process, cfg = psutil.Process(), toy_cfg(DATALOADER__NUM_WORKERS=2)
+
+    def measure():
+        for _ in range(2):
+            assert len(list(build_test_loader(cfg, "toy"))) == 6
+        gc.collect()
+        return len(process.children()), process.num_fds(), process.memory_info().rss
+
+    measure()
+    before, after = measure(), measure()
+    assert after[:2] == before[:2]
+    assert after[2] - before[2] < 4e6
+
+
+def test_prefetch_is_checked(toy):
+    cfg = toy_cfg(DATALOADER__NUM_WORKERS=1, DATALOADER__PREFETCH=5)
+    assert build_train_loader(cfg, seed=0).loader.prefetch_factor == 5
+    with pytest.raises(ConfigError, match="DATALOADER.PREFETCH is 0"):
+        build_train_loader(toy_cfg(DATALOADER__PREFETCH=0), seed=0)
 
 
 def test_test_loader_gives_each_process_its_stretch(toy, monkeypatch):
