@@ -4,6 +4,12 @@ The command line tools print them without a traceback. Each message names what i
 or value), what was expected, and what to do.
 """
 
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class UserError(ValueError):
     """Base of every error whose cure lies with the user."""
@@ -19,3 +25,28 @@ class DatasetError(UserError):
 
 class CheckpointError(UserError):
     """A checkpoint that cannot or must not be loaded."""
+
+
+class DiskFullError(UserError):
+    """A file that could not be written for want of space; what was there before it is unharmed."""
+
+
+@contextmanager
+def errors_end_the_program(status: int = 2) -> Iterator[None]:
+    """Around the work of a command line tool: a user's error is printed and ends the program.
+
+    So does a file that cannot be opened or written. Every other error keeps its traceback.
+
+    Args:
+        status: the exit status.
+    """
+    try:
+        yield
+    except UserError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        sys.exit(status)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        print(f"Error: {error.filename}: {error.strerror}", file=sys.stderr)
+        sys.exit(status)

@@ -6,7 +6,6 @@ import hashlib
 import logging
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,7 +15,12 @@ from detectron2.utils import comm
 from fvcore.common.checkpoint import _strip_prefix_if_present
 from torch import nn
 
-from regseg_d2.engine.files import atomic_writer, remove_partial_files, write_text
+from regseg_d2.engine.checkpoint_history import (
+    forget_checkpoints,
+    newest_whole_checkpoint,
+    record_checkpoint,
+)
+from regseg_d2.engine.files import atomic_writer, remove_partial_files
 from regseg_d2.engine.load_report import LoadReport
 from regseg_d2.errors import CheckpointError
 from regseg_d2.regularizers import Regularizer
@@ -39,7 +43,8 @@ class SafeCheckpointer(DetectionCheckpointer):
       not run, unless ``trust_pickle`` is set.
     - Checkpoints of other packages are put under the names of the model, see ``weights/published.py``.
     - Writing goes to a temporary file that is then renamed; ``last_checkpoint`` follows after it, so it
-      never names a file that is not whole.
+      never names a file that was not whole when it was written. Where the file was damaged since, a run
+      is continued from the one before it.
     - What was and was not loaded is reported in one table; where the model must be the same as the
       one that was saved (``--resume``, ``--eval-only``), a difference is an error.
     """
@@ -99,11 +104,11 @@ class SafeCheckpointer(DetectionCheckpointer):
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         """Names the file that ``--resume`` continues from."""
-        write_text(os.path.join(self.save_dir, "last_checkpoint"), last_filename_basename)
+        record_checkpoint(self.save_dir, last_filename_basename)
 
     def untag_last_checkpoint(self) -> None:
         """Forgets which file ``--resume`` would continue from."""
-        Path(self.save_dir, "last_checkpoint").unlink(missing_ok=True)
+        forget_checkpoints(self.save_dir)
 
     # ----------------------------------------------------------------------------------------- loading
 
@@ -191,9 +196,23 @@ class SafeCheckpointer(DetectionCheckpointer):
         Raises:
             CheckpointError: see :meth:`load`; a checkpoint that is continued from must fit exactly.
         """
-        if resume and self.has_checkpoint():
-            return self.load(self.get_checkpoint_file(), strict=True, published=False)
+        newest = self._find_newest() if resume else None
+        if newest is not None:
+            return self.load(newest, strict=True, published=False)
         return self.load(path, checkpointables=[])
+
+    def _find_newest(self) -> str | None:
+        """Returns the checkpoint to continue from, the same on every process, or None for a new run."""
+        found: str | CheckpointError | None = None
+        if comm.is_main_process() and self.has_checkpoint():
+            try:
+                found = str(newest_whole_checkpoint(self.save_dir))
+            except CheckpointError as error:
+                found = error
+        found = comm.all_gather(found)[0]
+        if isinstance(found, CheckpointError):
+            raise found
+        return found
 
     def load_for_evaluation(self, path: str) -> dict[str, Any]:
         """Loads weights of which every key but those of the regularizers must fit.

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
+
+from regseg_d2.errors import DiskFullError
 
 # Ends the name of a file that is being written. One that is left behind belongs to a killed process.
 PARTIAL_SUFFIX = ".partial"
@@ -26,10 +30,18 @@ def atomic_writer(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO[
 
     Yields:
         The open file.
+
+    Raises:
+        DiskFullError: there is no room for the file; the old one is still there.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=PARTIAL_SUFFIX)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=PARTIAL_SUFFIX)
+    except OSError as error:
+        if is_disk_full(error):
+            raise DiskFullError(disk_full_message(path)) from error
+        raise
     try:
         with os.fdopen(handle, mode, encoding=None if "b" in mode else "utf-8") as file:
             yield file
@@ -37,10 +49,38 @@ def atomic_writer(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO[
             os.fsync(file.fileno())
         os.chmod(name, 0o666 & ~_umask())  # mkstemp's files are readable by their owner alone
         os.replace(name, path)
-    except BaseException:
+    except BaseException as error:
         Path(name).unlink(missing_ok=True)
+        if is_disk_full(error):
+            raise DiskFullError(disk_full_message(path)) from error
         raise
     _sync_folder(path.parent)
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether an error, or one that it came from, says that a disk or a quota is full.
+
+    torch wraps what its writer of checkpoints meets in errors of its own.
+    """
+    link: BaseException | None = error
+    while link is not None:
+        if isinstance(link, OSError) and link.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        link = link.__cause__ or link.__context__
+    return False
+
+
+def disk_full_message(path: str | os.PathLike[str] | None) -> str:
+    """What to say about a file, known by its name or not, that found no room."""
+    file, free = "a file of the run", ""
+    if path is not None:
+        file, folder = f"'{path}'", Path(path).absolute().parent
+        if folder.is_dir():
+            free = f" ({shutil.disk_usage(folder).free / 1e6:.1f} MB are free without it)"
+    return (
+        f"The disk, or your quota on it, is full{free}: {file} could not be written. What was there before, "
+        "the last checkpoint too, is unharmed. Free some space; --resume then continues from that checkpoint."
+    )
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:

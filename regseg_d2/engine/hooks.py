@@ -15,6 +15,7 @@ from detectron2.evaluation.testing import flatten_results_dict
 
 from regseg_d2.engine.checkpoint import SafeCheckpointer
 from regseg_d2.engine.files import write_text
+from regseg_d2.engine.interruption import EvaluationInterrupted
 from regseg_d2.errors import ConfigError
 from regseg_d2.suggestions import did_you_mean
 
@@ -47,7 +48,8 @@ class EvaluationHook(hooks.EvalHook):
     """Evaluates every ``period`` steps and at the end; keeps the best checkpoint; stops early.
 
     Every process has the same results, so that all of them decide alike. Best score and patience are
-    in every checkpoint. A score that is NaN is never the best.
+    in every checkpoint. A score that is NaN is never the best. An evaluation that a signal cuts short
+    or keeps from beginning is made up for when the run is resumed.
     """
 
     def __init__(
@@ -67,18 +69,37 @@ class EvaluationHook(hooks.EvalHook):
         self._best_metric = best_metric
         self._patience = patience
         self._last_evaluated = -1
+        self._is_pending = False
         self.best_score: float | None = None
         self.best_iteration: int | None = None
         self.evaluations_without_gain = 0
 
     def before_train(self) -> None:
-        """Stops at once where the run that is resumed had lost its patience."""
+        """Stops at once where the run that is resumed had lost its patience; makes up for an evaluation."""
         self._stop_if_out_of_patience()
+        if self._is_pending:
+            self._do_eval()
+
+    def after_step(self) -> None:
+        """Evaluates where it is time to, unless the run is to end now."""
+        if not self.trainer.interrupted:
+            super().after_step()
+        elif self._period > 0 and self.trainer.completed_steps % self._period == 0:
+            # The last step's evaluation comes after training, however often that is resumed.
+            self._is_pending = self.trainer.completed_steps != self.trainer.max_iter
 
     def after_train(self) -> None:
         """Evaluates at the end of training, unless its last step was evaluated already."""
         if self.trainer.finished and self._last_evaluated != self.trainer.completed_steps:
             self._do_eval()
+
+    def _do_eval(self) -> None:
+        self._is_pending = False
+        try:
+            super()._do_eval()
+        except EvaluationInterrupted:
+            self._is_pending = self.trainer.completed_steps != self.trainer.max_iter
+            self.trainer.interrupted = True
 
     def _evaluate_and_judge(self) -> dict[str, float]:
         results: Results = self.trainer.evaluate()
@@ -121,6 +142,7 @@ class EvaluationHook(hooks.EvalHook):
             "best_score": self.best_score,
             "best_iteration": self.best_iteration,
             "evaluations_without_gain": self.evaluations_without_gain,
+            "is_pending": self._is_pending,
         }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
@@ -128,10 +150,11 @@ class EvaluationHook(hooks.EvalHook):
         self.best_score = state_dict["best_score"]
         self.best_iteration = state_dict["best_iteration"]
         self.evaluations_without_gain = int(state_dict["evaluations_without_gain"])
+        self._is_pending = bool(state_dict.get("is_pending", False))
 
 
 class CheckpointHook(HookBase):
-    """Saves ``model_XXXXXXX.pth`` every ``period`` steps, and ``model_final.pth`` at the end.
+    """Saves ``model_XXXXXXX.pth`` every ``period`` steps and on a signal, ``model_final.pth`` at the end.
 
     The final checkpoint is written before the last evaluation, which may fail, and again after it,
     with the best score. Old periodic checkpoints are found by their names, so that a resumed run
@@ -145,7 +168,15 @@ class CheckpointHook(HookBase):
             checkpointer: writes the files.
             period: steps between checkpoints; 0 writes the final one only.
             max_to_keep: periodic checkpoints to keep; 0 keeps all.
+
+        Raises:
+            ConfigError: one alone shall be kept: then there is none to fall back to where it is damaged.
         """
+        if max_to_keep == 1 or max_to_keep < 0:
+            raise ConfigError(
+                f"SOLVER.CHECKPOINT_MAX_TO_KEEP is {max_to_keep}; expected 2 or more, so that there is one "
+                "to fall back to where the newest is damaged, or 0 to keep all."
+            )
         self._checkpointer = checkpointer
         self._period = period
         self._max_to_keep = max_to_keep
@@ -153,16 +184,19 @@ class CheckpointHook(HookBase):
     def after_step(self) -> None:
         """Saves where it is time to."""
         iteration = self.trainer.iter
-        if self._period > 0 and (iteration + 1) % self._period == 0:
+        is_last = iteration + 1 >= self.trainer.max_iter or self.trainer.stop_reason is not None
+        is_due = self._period > 0 and (iteration + 1) % self._period == 0
+        if is_due or (self.trainer.interrupted and not is_last):
             self._checkpointer.save(f"model_{iteration:07d}", iteration=iteration)
             self._remove_old()
-        if iteration + 1 >= self.trainer.max_iter or self.trainer.stop_reason is not None:
+        if is_last:
             self._checkpointer.save("model_final", iteration=iteration)
 
     def after_train(self) -> None:
         """Saves the final checkpoint again, now with the last evaluation's verdict."""
-        if self.trainer.finished and self.trainer.completed_steps > self.trainer.start_iter:
-            self._checkpointer.save("model_final", iteration=self.trainer.completed_steps - 1)
+        trainer = self.trainer
+        if trainer.finished and not trainer.interrupted and trainer.completed_steps > 0:
+            self._checkpointer.save("model_final", iteration=trainer.completed_steps - 1)
 
     def _remove_old(self) -> None:
         if self._max_to_keep <= 0 or not self._checkpointer.save_to_disk:
@@ -183,7 +217,7 @@ def _iteration_of(path: Path) -> int:
 def truncate_metrics(path: str | Path, start_iter: int) -> None:
     """Removes the lines of ``metrics.json`` that the coming steps will write again.
 
-    Lines from ``start_iter`` on, and a last line that a killed process left unfinished.
+    Lines from ``start_iter`` on, and what a killed process or a full disk left unfinished or unreadable.
 
     Args:
         path: the file, one JSON object a line; it may be missing.
@@ -192,14 +226,19 @@ def truncate_metrics(path: str | Path, start_iter: int) -> None:
     path = Path(path)
     if not path.is_file():
         return
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
     kept = [line for line in lines if _is_before(line, start_iter)]
     if len(kept) != len(lines):
-        logger.info("Removed %d lines of '%s' that are written again.", len(lines) - len(kept), path)
+        logger.info(
+            "Removed %d lines of '%s' that are written again or unfinished.", len(lines) - len(kept), path
+        )
         write_text(path, "".join(kept))
 
 
 def _is_before(line: str, start_iter: int) -> bool:
     if not line.endswith("\n"):
         return False  # unfinished
-    return json.loads(line)["iteration"] < start_iter
+    try:
+        return json.loads(line)["iteration"] < start_iter
+    except (ValueError, TypeError, KeyError):
+        return False  # bytes that a full disk or a power cut left

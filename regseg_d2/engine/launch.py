@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import os
 import re
+import signal
 import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from detectron2.engine import default_argument_parser
-from detectron2.engine.launch import DEFAULT_TIMEOUT
 from detectron2.engine.launch import launch as launch_with_detectron2
 from detectron2.utils import comm
 from torch.distributed.distributed_c10d import _get_default_store
 from torch.multiprocessing.spawn import ProcessExitedException
 
 from regseg_d2.config_files import load_config_with_origins, print_config
+from regseg_d2.engine.failures import LostProcessError, explain_failure
+from regseg_d2.engine.interruption import INTERRUPTED_EXIT_CODE, STOP_SIGNALS, Interrupted, signals_forwarded
 from regseg_d2.errors import ConfigError, UserError
 
 USER_ERROR_EXIT_CODE = 2
@@ -40,6 +44,13 @@ def build_argument_parser() -> argparse.ArgumentParser:
         "--trust-pickle",
         action="store_true",
         help="load checkpoints that hold more than tensors and plain containers: their code runs!",
+    )
+    parser.add_argument(
+        "--dist-timeout",
+        type=float,
+        default=10.0,
+        metavar="MINUTES",
+        help="how long processes wait for one that does not answer before the run ends (default: 10)",
     )
     return parser
 
@@ -125,7 +136,8 @@ def first_host(nodelist: str) -> str:
 def run(main: Callable[[argparse.Namespace], Any], args: argparse.Namespace) -> None:
     """Runs ``main(args)`` in every process, and ends this process with an exit code.
 
-    An error that the user can cure is printed without a traceback, exit code 2.
+    An error that the user can cure is printed without a traceback, exit code 2. A run that a signal
+    ended, with a checkpoint, has exit code 75.
 
     Args:
         main: what each process does; importable by its name.
@@ -138,6 +150,8 @@ def run(main: Callable[[argparse.Namespace], Any], args: argparse.Namespace) -> 
             print_config(cfg, origins)
             return
         group = find_process_group(os.environ, args.num_gpus)
+        if args.dist_timeout <= 0:
+            raise ConfigError(f"--dist-timeout is {args.dist_timeout:g}; expected minutes, more than 0.")
         if group is None:
             _check_arguments(args, cfg.MODEL.DEVICE)
     except UserError as error:
@@ -146,21 +160,39 @@ def run(main: Callable[[argparse.Namespace], Any], args: argparse.Namespace) -> 
     if cfg.MODEL.DEVICE == "cpu":
         # Detectron2 asks torch whether there is a GPU to choose between NCCL and gloo.
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    timeout = timedelta(minutes=args.dist_timeout)
     if group is not None:
-        _join(group)
+        guarded(_join_and_run, argparse.Namespace(main=main, args=args, group=group, timeout=timeout))
+    elif args.num_gpus * args.num_machines == 1:
         guarded(main, args)
-        return
+    else:
+        _start_processes(main, args, timeout)
+
+
+def _start_processes(
+    main: Callable[[argparse.Namespace], Any], args: argparse.Namespace, timeout: timedelta
+) -> None:
     try:
-        launch_with_detectron2(
-            guarded,
-            args.num_gpus,
-            num_machines=args.num_machines,
-            machine_rank=args.machine_rank,
-            dist_url=args.dist_url,
-            args=(main, args),
-        )
+        with signals_forwarded(multiprocessing.active_children):
+            launch_with_detectron2(
+                guarded,
+                args.num_gpus,
+                num_machines=args.num_machines,
+                machine_rank=args.machine_rank,
+                dist_url=args.dist_url,
+                args=(main, args),
+                timeout=timeout,
+            )
     except ProcessExitedException as error:
-        sys.exit(error.exit_code)  # the process has said why
+        if error.exit_code >= 0:
+            sys.exit(error.exit_code)  # the process has said why
+        print(
+            f"\nError: process {error.error_index} was killed by {error.signal_name}; the others were "
+            "stopped. The system kills processes when memory runs out (see dmesg, and the limits of the "
+            "job). --resume continues from the last checkpoint.",
+            file=sys.stderr,
+        )
+        sys.exit(128 - error.exit_code)  # as a shell says it
 
 
 def _check_arguments(args: argparse.Namespace, device: str) -> None:
@@ -176,7 +208,12 @@ def _check_arguments(args: argparse.Namespace, device: str) -> None:
         raise ConfigError(f"--num-gpus is {args.num_gpus}, and torch finds {gpus} on this machine.")
 
 
-def _join(group: ProcessGroup) -> None:
+def _join_and_run(run: argparse.Namespace) -> None:
+    _join(run.group, run.timeout)
+    run.main(run.args)
+
+
+def _join(group: ProcessGroup, timeout: timedelta) -> None:
     """Meets the other processes; NCCL where there are GPUs, else gloo."""
     has_gpu = torch.cuda.is_available()
     if has_gpu:
@@ -186,14 +223,14 @@ def _join(group: ProcessGroup) -> None:
         init_method=group.url,
         world_size=group.world_size,
         rank=group.rank,
-        timeout=DEFAULT_TIMEOUT,
+        timeout=timeout,
     )
     comm.create_local_process_group(group.local_size)
     comm.synchronize()
 
 
 def guarded(main: Callable[[argparse.Namespace], Any], args: argparse.Namespace) -> None:
-    """Runs ``main(args)``; an error that the user can cure ends the process with exit code 2.
+    """Runs ``main(args)``, and ends the process with 2 for an error that the user can cure, 75 on a signal.
 
     Args:
         main: what the process does.
@@ -201,18 +238,36 @@ def guarded(main: Callable[[argparse.Namespace], Any], args: argparse.Namespace)
     """
     try:
         main(args)
-    except UserError as error:
-        _report(error)
+    except Interrupted as interruption:
+        _end_interrupted(interruption)
+    except Exception as error:
+        explained = explain_failure(error)
+        if explained is None:
+            raise
+        _report(explained)
         sys.exit(USER_ERROR_EXIT_CODE)
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def _end_interrupted(interruption: Interrupted) -> None:
+    """Ends the process with the exit status of a run to be resumed, all processes at the same time."""
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)  # it is ending, and the status shall say how
+    if comm.is_main_process():
+        print(f"\n{interruption}", file=sys.stderr, flush=True)
+    comm.synchronize()
+    if dist.is_initialized():
+        dist.destroy_process_group()
+    sys.exit(INTERRUPTED_EXIT_CODE)
 
 
 def _report(error: UserError) -> None:
     """Prints an error once, though most errors are met by every process: the main one speaks.
 
     Another process gives it some seconds, in which its end usually makes the launcher stop the others,
-    and speaks only if the main process did not: then the error is this process's own.
+    and speaks only if the main process did not: then the error is this process's own. That another
+    process was lost is said by all that are left: the main process may be the one.
     """
     if comm.is_main_process():
         print(f"\nError: {error}", file=sys.stderr, flush=True)
@@ -220,6 +275,9 @@ def _report(error: UserError) -> None:
             _get_default_store().set(MAIN_PROCESS_SPOKE, "yes")
         return
     time.sleep(SECONDS_FOR_THE_MAIN_PROCESS)
+    if isinstance(error, LostProcessError):
+        print(f"\nError in process {comm.get_rank()}: {error}", file=sys.stderr, flush=True)
+        return
     try:
         spoke = _get_default_store().check([MAIN_PROCESS_SPOKE])
     except dist.DistError:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +21,9 @@ from regseg_d2.state.undoable import UndoableState
 
 logger = logging.getLogger(__name__)
 
+# Batches of a step that was skipped, the losses of each, and whether a loss of any process is not finite.
+OnNotFinite = Callable[[Sequence[list[dict[str, Any]]], Sequence[Mapping[str, Tensor]], bool], None]
+
 AMP_DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -36,10 +39,12 @@ class StepResult:
         losses: every loss, averaged over the passes of the step and over all processes; they are
             weighted, so that their sum is the loss that was minimised.
         skipped: whether the update was left out because something was not finite.
+        shared: what the processes told each other, added up; see :meth:`TrainingStep.run`.
     """
 
     losses: dict[str, float]
     skipped: bool
+    shared: tuple[float, ...] = ()
 
     @property
     def total_loss(self) -> float:
@@ -87,6 +92,7 @@ class TrainingStep:
         autocast_dtype: torch.dtype | None = None,
         clipper: GradientClipper | None = None,
         max_nan_steps: int = 10,
+        on_not_finite: OnNotFinite | None = None,
     ) -> None:
         """Prepares steps of a model.
 
@@ -97,6 +103,7 @@ class TrainingStep:
             autocast_dtype: type of mixed precision, or None. float16 comes with a loss scaler.
             clipper: changes the gradients before the update; see ``optim.build_gradient_clipper``.
             max_nan_steps: steps in a row that may be skipped.
+            on_not_finite: called with what a skipped step was made of, on every process.
 
         Raises:
             ConfigError: accum_steps is not positive.
@@ -109,6 +116,7 @@ class TrainingStep:
         self.autocast_dtype = autocast_dtype
         self.clipper = clipper
         self.max_nan_steps = max_nan_steps
+        self.on_not_finite = on_not_finite
         self.skipped_steps = 0
         self.skipped_in_a_row = 0
 
@@ -130,6 +138,7 @@ class TrainingStep:
         self,
         batches: Iterator[list[dict[str, Any]]],
         before_pass: Callable[[int], None] | None = None,
+        share: Callable[[], Sequence[float]] | None = None,
     ) -> StepResult:
         """Takes ``accum_steps`` batches and makes one optimizer step of them.
 
@@ -137,22 +146,24 @@ class TrainingStep:
             batches: gives the batches of this process.
             before_pass: called with the number of the pass in the step, between taking a batch and
                 the forward pass.
+            share: called at the end of the passes; gives whole numbers, as many on every process, that
+                are added up over the processes in the transfer that there is anyway.
 
         Raises:
             NonFiniteLossError: this was one skipped step too many.
         """
         self._save_buffers()
         self.optimizer.zero_grad(set_to_none=True)
-        losses: dict[str, Tensor] = {}
+        taken: list[list[dict[str, Any]]] = []
+        losses: list[dict[str, Tensor]] = []
         for micro_step in range(self.accum_steps):
-            batch = next(batches)
+            taken.append(next(batches))
             if before_pass is not None:
                 before_pass(micro_step)
-            for name, loss in self._forward_backward(batch, last=micro_step == self.accum_steps - 1).items():
-                losses[name] = losses[name] + loss if name in losses else loss
+            losses.append(self._forward_backward(taken[-1], last=micro_step == self.accum_steps - 1))
         if self.scaler.is_enabled():
             self.scaler.unscale_(self.optimizer)
-        return self._update(losses)
+        return self._update(taken, losses, share() if share is not None else ())
 
     def _forward_backward(self, batch: list[dict[str, Any]], *, last: bool) -> dict[str, Tensor]:
         """Adds the gradients of one batch; returns its detached losses, each over accum_steps."""
@@ -171,8 +182,10 @@ class TrainingStep:
             return self.model.no_sync()
         return nullcontext()
 
-    def _update(self, losses: dict[str, Tensor]) -> StepResult:
-        loss_finite, gradients_finite, mean_losses = self._reduce(losses)
+    def _update(
+        self, batches: list[list[dict[str, Any]]], losses: list[dict[str, Tensor]], to_share: Sequence[float]
+    ) -> StepResult:
+        loss_finite, gradients_finite, mean_losses, shared = self._reduce(losses, to_share)
         skipped = not (loss_finite and gradients_finite)
         if skipped:
             self._restore_buffers()
@@ -187,26 +200,38 @@ class TrainingStep:
             searching_scale = skipped and loss_finite and self.scaler.get_scale() > 1.0
             self.scaler.update()
         if skipped:
+            if self.on_not_finite is not None and not searching_scale:
+                self.on_not_finite(batches, losses, not loss_finite)
             self._count_skipped(searching_scale=searching_scale, losses=mean_losses)
         else:
             self.skipped_in_a_row = 0
-        return StepResult(mean_losses, skipped)
+        return StepResult(mean_losses, skipped, shared)
 
-    def _reduce(self, losses: dict[str, Tensor]) -> tuple[bool, bool, dict[str, float]]:
-        """Fetches the verdict of all processes and the mean losses in one transfer."""
-        names = sorted(losses)
+    def _reduce(
+        self, losses: list[dict[str, Tensor]], to_share: Sequence[float]
+    ) -> tuple[bool, bool, dict[str, float], tuple[float, ...]]:
+        """Fetches the verdict of all processes, the mean losses and what is shared in one transfer."""
+        names = sorted(losses[0])
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         norm = nn.utils.get_total_norm(gradients) if gradients else torch.zeros((), device=self.device)
-        values = torch.stack([losses[name] for name in names])
+        values, *others = (torch.stack([one[name] for name in names]) for one in losses)
+        for other in others:
+            values = values + other
         total = values.sum()
         verdicts = torch.stack([~total.isfinite(), ~norm.to(total.device).isfinite()]).to(values.dtype)
-        message = torch.cat([verdicts, values])
+        # Filled by kernels: a copy of numbers from the host would wait for the device.
+        if any(to_share):
+            extra = torch.cat([values.new_full((1,), number) for number in to_share])
+        else:
+            extra = values.new_zeros(len(to_share))
+        message = torch.cat([verdicts, values, extra])
         if comm.get_world_size() > 1:
             dist.all_reduce(message)
         bad_loss, bad_gradients, *sums = message.tolist()
+        sums, shared = sums[: len(names)], tuple(sums[len(names) :])
         world_size = comm.get_world_size()
         mean_losses = {name: value / world_size for name, value in zip(names, sums, strict=True)}
-        return bad_loss == 0, bad_gradients == 0, mean_losses
+        return bad_loss == 0, bad_gradients == 0, mean_losses, shared
 
     def _count_skipped(self, *, searching_scale: bool, losses: dict[str, float]) -> None:
         self.skipped_steps += 1

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer, hooks
 from detectron2.engine.train_loop import TrainerBase
-from detectron2.evaluation import inference_on_dataset, verify_results
+from detectron2.evaluation import inference_context, inference_on_dataset, verify_results
 from detectron2.modeling import build_model
 from detectron2.utils import comm
 from detectron2.utils.events import (
@@ -25,17 +26,24 @@ from detectron2.utils.events import (
 )
 from torch import nn
 
+from regseg_d2.data.bad_files import BadFileLedger
 from regseg_d2.engine.checkpoint import SafeCheckpointer
+from regseg_d2.engine.class_weighting import apply_class_weighting
 from regseg_d2.engine.devices import synchronize_buffers, unwrap_model, with_available_device, wrap_model
+from regseg_d2.engine.failures import explain_failure
 from regseg_d2.engine.hooks import CheckpointHook, EvaluationHook, Results, ScheduleHook, truncate_metrics
+from regseg_d2.engine.interruption import Interrupted, StoppableEvaluation, StopSignals
 from regseg_d2.engine.memory_budget import log_memory_budget
+from regseg_d2.engine.nan_batches import NanBatchDumper, describe_step
 from regseg_d2.engine.optim import build_gradient_clipper, build_lr_scheduler, build_optimizer
 from regseg_d2.engine.provenance import describe_model
+from regseg_d2.engine.run_state import load_run_state, run_state
 from regseg_d2.engine.seeding import make_deterministic, resolve_seed, seed_everything, seed_pass
 from regseg_d2.engine.step import TrainingStep, amp_dtype
 from regseg_d2.engine.timing import TimedIterator
-from regseg_d2.errors import CheckpointError, ConfigError, UserError
+from regseg_d2.errors import ConfigError
 from regseg_d2.evaluation.evaluator import StreamingSemSegEvaluator
+from regseg_d2.evaluation.inference import InferenceProtocol, build_predictor
 
 logger = logging.getLogger(__name__)
 
@@ -56,10 +64,13 @@ class Trainer(TrainerBase):
     Attributes:
         cfg: the config that is used: with the seed that was drawn and the device that is there.
         seed: the seed of the run.
+        seed_is_given: whether SEED says which, and not chance.
         completed_steps: steps that are done.
         results: the last evaluation's scores, ``{data set: {task: {metric: score}}}``.
         stop_reason: why training stops before MAX_ITER, or None.
-        finished: whether training came to its end (and not to an error).
+        finished: whether training came to its end (and not to an error or a signal).
+        interrupted: whether a process has got a signal to end, which all of them know of.
+        bad_files: the files that were skipped.
     """
 
     def __init__(self, cfg: CfgNode) -> None:
@@ -76,7 +87,7 @@ class Trainer(TrainerBase):
         # Does nothing unless SOLVER.REFERENCE_WORLD_SIZE is set.
         cfg = with_available_device(DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size()))
         cfg.defrost()
-        self._seed_is_given = cfg.SEED >= 0
+        self.seed_is_given = cfg.SEED >= 0
         cfg.SEED = resolve_seed(cfg.SEED)
         cfg.freeze()
         self.cfg = cfg
@@ -84,13 +95,17 @@ class Trainer(TrainerBase):
         self.results: Results = {}
         self.stop_reason: str | None = None
         self.finished = False
+        self.interrupted = False
         self.completed_steps = 0
+        self.signals = StopSignals()
+        self.bad_files = BadFileLedger(cfg.DATALOADER.MAX_BAD_FILES)
 
         torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
         if cfg.DETERMINISTIC:
             make_deterministic()
         seed_everything(cfg.SEED)
         plain_model = self.build_model(cfg)
+        apply_class_weighting(cfg, plain_model)
         self.optimizer = self.build_optimizer(cfg, plain_model)
         self.scheduler = self.build_lr_scheduler(cfg, self.optimizer)
         self.model = wrap_model(plain_model)
@@ -102,6 +117,11 @@ class Trainer(TrainerBase):
             autocast_dtype=amp_dtype(cfg),
             clipper=build_gradient_clipper(cfg),
             max_nan_steps=cfg.SOLVER.MAX_NAN_STEPS,
+            on_not_finite=NanBatchDumper(
+                Path(cfg.OUTPUT_DIR) / "nan_batches",
+                cfg.SOLVER.MAX_NAN_DUMPS,
+                partial(describe_step, weakref.proxy(self)),
+            ),
         )
         self.checkpointer = SafeCheckpointer(
             self.model,
@@ -164,7 +184,8 @@ class Trainer(TrainerBase):
             dataset_name,
             cfg.OUTPUT_DIR,
             provenance=provenance,
-            write_predictions=cfg.TEST.WRITE_JSON_PREDICTIONS,
+            protocol=InferenceProtocol.from_config(cfg),
+            predictions=cfg.TEST.PREDICTIONS,
             num_images_shown=num_images_shown,
             image_format=cfg.INPUT.FORMAT,
         )
@@ -172,8 +193,7 @@ class Trainer(TrainerBase):
     def build_hooks(self) -> list[Any]:
         """Returns the hooks in their order.
 
-        Evaluation before checkpoints, so that these know the best score; writers at last, so that they
-        write what the others measured.
+        Evaluation before checkpoints, so that these know the best score. Writers come between them.
         """
         cfg = self.cfg
         result: list[Any] = [hooks.IterationTimer(), ScheduleHook(self.optimizer, self.scheduler)]
@@ -229,39 +249,50 @@ class Trainer(TrainerBase):
         self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resume)
 
     def train(self) -> Results:
-        """Trains from the step that was loaded to MAX_ITER, or until a hook asks to stop.
+        """Trains from the step that was loaded to MAX_ITER, or until a hook or a signal asks to stop.
+
+        On SIGTERM and SIGINT (Ctrl-C) all processes end their step, and a checkpoint is written.
 
         Returns:
             The scores of the last evaluation, ``{data set: {task: {metric: score}}}``.
 
         Raises:
             UserError: data, config or losses that training cannot go on with.
+            Interrupted: a signal came; the run can be resumed, and is then the same.
         """
         self.iter = self.start_iter = self.completed_steps
         if comm.is_main_process():
             Path(self.cfg.OUTPUT_DIR).mkdir(parents=True, exist_ok=True)
             truncate_metrics(Path(self.cfg.OUTPUT_DIR) / "metrics.json", self.start_iter)
             self.register_hooks([hooks.PeriodicWriter(self.build_writers(), period=self.cfg.LOG_PERIOD)])
+            # A step that is in a checkpoint has its line in metrics.json, wherever the process is killed.
+            self._hooks.sort(key=lambda hook: isinstance(hook, CheckpointHook))
         loader = self.build_train_loader(self.cfg, seed=self.seed, start_iter=self.start_iter)
-        self._batches = TimedIterator(loader)
+        self._batches = TimedIterator(self.bad_files.watch(loader))
         logger.info("Training from step %d to %d, SEED %d.", self.start_iter, self.max_iter, self.seed)
         log_memory_budget(self.model)
-        with EventStorage(self.start_iter) as self.storage:
+        with self.signals, EventStorage(self.start_iter) as self.storage:
             try:
                 self.before_train()
-                while self.iter < self.max_iter and self.stop_reason is None:
+                while self.iter < self.max_iter and self.stop_reason is None and not self.interrupted:
                     self.before_step()
                     self.run_step()
                     self.after_step()
                     self.iter += 1
-                self.finished = True
-            except UserError:
-                raise
-            except Exception:
-                logger.exception("Training failed at step %d:", self.iter)
-                raise
+                self.finished = not self.interrupted
+            except Exception as error:
+                explained = explain_failure(error)
+                if explained is None:
+                    logger.exception("Training failed at step %d:", self.iter)
+                    raise
+                raise explained from error
             finally:
                 self.after_train()
+            if self.interrupted:
+                # Launchers stop the others once one process has ended, also while it writes.
+                comm.synchronize()
+                done = f"Stopped by a signal after step {self.completed_steps} of {self.max_iter}"
+                raise Interrupted(f"{done}; --resume goes on from its checkpoint in '{self.cfg.OUTPUT_DIR}'.")
         if self.cfg.TEST.EXPECTED_RESULTS and comm.is_main_process():
             verify_results(self.cfg, next(iter(self.results.values())))
         return self.results
@@ -271,9 +302,15 @@ class Trainer(TrainerBase):
         rank = comm.get_rank()
         self._batches.seconds = 0.0
         result = self.training_step.run(
-            self._batches, before_pass=lambda micro_step: seed_pass(self.seed, self.iter, micro_step, rank)
+            self._batches,
+            before_pass=lambda micro_step: seed_pass(self.seed, self.iter, micro_step, rank),
+            share=lambda: (self.signals.received is not None, self.bad_files.num_new),
         )
         self.completed_steps = self.iter + 1
+        num_stopping, num_bad_files = result.shared
+        self.interrupted = num_stopping > 0
+        if num_bad_files:
+            self.bad_files.share()
         if not result.skipped:
             self.storage.put_scalars(total_loss=result.total_loss, **result.losses)
         self.storage.put_scalar("data_time", self._batches.seconds)
@@ -292,29 +329,48 @@ class Trainer(TrainerBase):
 
     def evaluate(self) -> Results:
         """Evaluates the current weights on all of DATASETS.TEST."""
-        self.results = self.test(self.cfg, self.model, completed_steps=self.completed_steps)
+        self.results = self.test(
+            self.cfg,
+            self.model,
+            completed_steps=self.completed_steps,
+            is_stopping=lambda: self.signals.received is not None,
+        )
         return self.results
 
     @classmethod
-    def test(cls, cfg: CfgNode, model: nn.Module, *, completed_steps: int | None = None) -> Results:
-        """Evaluates a model on all of DATASETS.TEST, in float32 and one image at a time.
+    def test(
+        cls,
+        cfg: CfgNode,
+        model: nn.Module,
+        *,
+        completed_steps: int | None = None,
+        is_stopping: Callable[[], bool] = lambda: False,
+    ) -> Results:
+        """Evaluates a model on all of DATASETS.TEST, in float32, one image at a time, as TEST says.
 
         Args:
             cfg: the config.
             model: the model with the weights to evaluate, wrapped or not.
             completed_steps: steps that it was trained for, where that is known.
+            is_stopping: whether this process has got a signal to end.
 
         Returns:
             ``{data set: {"sem_seg": {metric: score}}}``, the same on every process.
+
+        Raises:
+            EvaluationInterrupted: a process was stopping; nothing of the data set was written.
         """
         model = unwrap_model(model)
         synchronize_buffers(model)
         provenance = describe_model(cfg, model, completed_steps)
+        predictor = build_predictor(cfg, model)
         results: Results = {}
         for number, name in enumerate(cfg.DATASETS.TEST):
             shown = cfg.TEST.NUM_IMAGES_SHOWN if number == 0 and has_event_storage() else 0
             evaluator = cls.build_evaluator(cfg, name, provenance, num_images_shown=shown)
-            results[name] = inference_on_dataset(model, cls.build_test_loader(cfg, name), evaluator)
+            stoppable = StoppableEvaluation(evaluator, cls.build_test_loader(cfg, name), is_stopping)
+            with inference_context(model):
+                results[name] = inference_on_dataset(predictor, stoppable.loader, stoppable)
             for i, panel in enumerate(evaluator.panels):
                 get_event_storage().put_image(f"{name}/{i}", panel.transpose(2, 0, 1))
         return results
@@ -323,63 +379,21 @@ class Trainer(TrainerBase):
 
     def state_dict(self) -> dict[str, Any]:
         """Returns all that a resumed run needs besides the model."""
-        return {
-            "completed_steps": self.completed_steps,
-            "seed": self.seed,
-            "optimizer": self.optimizer.state_dict(),
-            "training_step": self.training_step.state_dict(),
-            "hooks": super().state_dict().get("hooks", {}),
-        }
+        return run_state(self, super().state_dict().get("hooks", {}))
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Takes over what :meth:`state_dict` gave.
-
-        Raises:
-            CheckpointError: the optimizer or its groups are other ones.
-            ConfigError: SEED is another one than the run's, or the run is past MAX_ITER.
-        """
-        steps = int(state_dict["completed_steps"])
-        if steps > self.max_iter:
-            raise ConfigError(
-                f"The checkpoint is from step {steps}, and SOLVER.MAX_ITER is {self.max_iter}: raise it, or "
-                "start a "
-                "new run in another OUTPUT_DIR."
-            )
-        self._take_over_seed(int(state_dict["seed"]))
-        try:
-            self.optimizer.load_state_dict(state_dict["optimizer"])
-        except (ValueError, KeyError) as error:
-            raise CheckpointError(
-                f"The checkpoint's optimizer does not fit ({error}): resume with the SOLVER settings of the "
-                "run "
-                "that wrote it."
-            ) from error
-        self.training_step.load_state_dict(state_dict["training_step"])
-        self.completed_steps = self.iter = self.start_iter = steps
+        """Takes over what :meth:`state_dict` gave; see ``run_state.load_run_state`` for its errors."""
+        load_run_state(self, state_dict)
         # After the optimizer: the schedule writes its learning rates into it.
         super().load_state_dict({"iteration": self.iter, "hooks": state_dict["hooks"]})
 
-    def _take_over_seed(self, saved: int) -> None:
-        if self._seed_is_given and self.seed != saved:
-            raise ConfigError(
-                f"SEED is {self.seed} and the run to resume has {saved}: a run keeps its seed. Set SEED "
-                f"{saved}, or "
-                "start a new run in another OUTPUT_DIR."
-            )
-        self.cfg.defrost()
-        self.cfg.SEED = saved
-        self.cfg.freeze()
-
 
 def refuse_unsupported(cfg: CfgNode) -> None:
-    """Raises where Detectron2's config asks for what this trainer does not do.
+    """Raises where the config asks for what this trainer, or its evaluation, does not do.
 
     Raises:
-        ConfigError: such a key is switched on.
+        ConfigError: a key of ``TEST`` has a value that cannot be used.
     """
-    for key, on in {
-        "TEST.PRECISE_BN.ENABLED": cfg.TEST.PRECISE_BN.ENABLED,
-        "TEST.AUG.ENABLED": cfg.TEST.AUG.ENABLED,
-    }.items():
-        if on:
-            raise ConfigError(f"{key} is True, which is not supported: set it to False.")
+    if cfg.TEST.PRECISE_BN.ENABLED:
+        raise ConfigError("TEST.PRECISE_BN.ENABLED is True, which is not supported: set it to False.")
+    InferenceProtocol.from_config(cfg)

@@ -117,7 +117,7 @@ def test_save_then_crash_keeps_the_old_checkpoint_and_tag(tmp_path, monkeypatch)
         with pytest.raises(KeyboardInterrupt):
             checkpointer.save("model_b")
     assert (tmp_path / "model_a.pth").read_bytes() == before
-    assert sorted(os.listdir(tmp_path)) == ["last_checkpoint", "model_a.pth"]
+    assert sorted(os.listdir(tmp_path)) == ["checkpoint_history", "last_checkpoint", "model_a.pth"]
     assert checkpointer.get_checkpoint_file() == str(tmp_path / "model_a.pth")
 
 

@@ -120,9 +120,10 @@ def test_a_new_run_over_an_old_one_is_said_and_never_resumed_as_the_old_one(tmp_
 
 
 def test_detectron2s_keys_that_would_do_nothing_are_errors(tmp_path):
-    for key in ("TEST__PRECISE_BN__ENABLED", "TEST__AUG__ENABLED"):
-        with pytest.raises(ConfigError, match=f"{key.replace('__', '.')} is True, which is not supported"):
-            ToyTrainer(toy_cfg(tmp_path, **{key: True}))
+    with pytest.raises(ConfigError, match=r"TEST.PRECISE_BN.ENABLED is True, which is not supported"):
+        ToyTrainer(toy_cfg(tmp_path, TEST__PRECISE_BN__ENABLED=True))
+    with pytest.raises(ConfigError, match=r"TEST.AUG.MIN_SIZES is \[400\].*set TEST.AUG.SCALES"):
+        ToyTrainer(toy_cfg(tmp_path, TEST__AUG__ENABLED=True, TEST__AUG__MIN_SIZES=(400,)))
 
 
 def test_reference_world_size_scales_the_schedule(tmp_path):

@@ -1,0 +1,87 @@
+"""What the system does to a run, said in words: a full disk, a killed worker, a lost process."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+import torch.distributed as dist
+
+from regseg_d2.engine.files import disk_full_message, is_disk_full
+from regseg_d2.errors import DiskFullError, UserError
+
+# What gloo, NCCL and the store say when another process has ended or does not answer.
+_LOST_PROCESS = re.compile(
+    r"Connection (closed|reset) by peer|Connection refused|Broken pipe|Timed out waiting \d+ ?ms"
+    r"|Application timeout caused pair closure|Socket Timeout|ncclRemoteError|NCCL.*(timeout|aborted)"
+    r"|wait timeout|recvValue failed|failed to recv",
+    re.IGNORECASE,
+)
+_DEAD_WORKER = re.compile(r"DataLoader worker \(pid\(?s?\)? ([\d, ]+)\)|bus error encountered in worker")
+
+
+class LostProcessError(UserError):
+    """Another process of the run has ended or does not answer."""
+
+
+class DeadWorkerError(UserError):
+    """A worker of the data loader was killed."""
+
+
+def explain_failure(error: BaseException) -> UserError | None:
+    """Returns an error that says what happened and what to do, or None for an error of the program.
+
+    Args:
+        error: what ended the run; what it was raised from, or while, counts too.
+    """
+    chain = list(_chain(error))
+    for link in chain:
+        if isinstance(link, UserError):
+            return link
+    for link in chain:
+        if isinstance(link, OSError) and is_disk_full(link):
+            return DiskFullError(disk_full_message(link.filename))
+        if isinstance(link, RuntimeError) and _DEAD_WORKER.search(str(link)):
+            return DeadWorkerError(_dead_worker_message(str(link)))
+        if _is_lost_process(link):
+            first_line = str(link).strip().splitlines()[0]
+            return LostProcessError(
+                f"Another process of this run has ended or does not answer ({first_line}). Its own output "
+                "says why; one that was killed says nothing (see dmesg, and the limits of the job). The last "
+                "checkpoint is whole: --resume continues from it. How long to wait for a process is "
+                "--dist-timeout (minutes)."
+            )
+    return None
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _is_lost_process(error: BaseException) -> bool:
+    if isinstance(error, (dist.DistNetworkError, dist.DistStoreError)):
+        return True
+    return isinstance(error, RuntimeError) and _LOST_PROCESS.search(str(error)) is not None
+
+
+def _dead_worker_message(text: str) -> str:
+    match = _DEAD_WORKER.search(text)
+    pid = match.group(1) if match else None
+    who = f"A worker of the data loader (process {pid})" if pid else "A worker of the data loader"
+    if "bus error" in text.lower():
+        return (
+            f"{who} ran out of shared memory (/dev/shm), through which batches reach the trainer. Give it "
+            "more (docker run --shm-size 8g, or --ipc host), or lower DATALOADER.NUM_WORKERS; 0 needs none. "
+            "--resume continues from the last checkpoint."
+        )
+    signal_name = re.search(r"killed by signal: ([^.]+)", text)
+    how = f"was killed (signal: {signal_name.group(1).strip()})" if signal_name else "ended unexpectedly"
+    return (
+        f"{who} {how}. The system kills processes when memory runs out (dmesg shows it, and the job's "
+        "memory limit counts all workers together): lower DATALOADER.NUM_WORKERS, INPUT.CROP.SIZE or "
+        "SOLVER.IMS_PER_BATCH, or ask for more memory. --resume continues from the last checkpoint."
+    )

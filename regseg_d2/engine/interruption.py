@@ -1,0 +1,162 @@
+"""Ending a run on a signal: at the same step on all processes, with a checkpoint."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sized
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.utils import comm
+
+# The exit status of a run that was interrupted and can be resumed: EX_TEMPFAIL of sysexits.h. A process
+# that dies of the signal has another one (143), so that a job script can tell whether to requeue.
+INTERRUPTED_EXIT_CODE = 75
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class Interrupted(Exception):  # noqa: N818 (not an error: the run did as it was told)
+    """A signal ended the run; its last checkpoint holds all that was done."""
+
+
+class EvaluationInterrupted(Exception):  # noqa: N818
+    """A signal ended an evaluation before it had seen all images."""
+
+
+class StopSignals:
+    """Takes note of SIGTERM and SIGINT, instead of dying of them, while it is entered.
+
+    SLURM sends SIGTERM before it pre-empts a job or its time is up, and a terminal sends SIGINT
+    (Ctrl-C). A second SIGINT ends the process at once. Outside the main thread, where Python allows no
+    handlers, nothing is done.
+
+    Attributes:
+        received: name of the signal that came last, or None.
+    """
+
+    def __init__(self) -> None:
+        """Prepares; the handlers are set when it is entered."""
+        self.received: str | None = None
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> StopSignals:
+        """Sets the handlers."""
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._note) for number in STOP_SIGNALS}
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """Sets the handlers back."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and self.received == "SIGINT":
+            raise KeyboardInterrupt
+        self.received = signal.Signals(number).name
+        # Not the logger: it may be in the middle of a line, and its stream cannot be entered twice.
+        again = " Ctrl-C again stops at once, without a checkpoint." if number == signal.SIGINT else ""
+        os.write(2, f"\n{self.received}: stopping after this step, with a checkpoint.{again}\n".encode())
+
+
+class StoppableEvaluation(DatasetEvaluator):
+    """An evaluator, and the loader of its images, that stop early when a signal has come.
+
+    A process with a signal takes no more images; the others go on to the end of their share. Then
+    all of them agree, before any score is computed.
+    """
+
+    def __init__(self, evaluator: DatasetEvaluator, loader: Any, is_stopping: Callable[[], bool]) -> None:
+        """Wraps both.
+
+        Args:
+            evaluator: what to evaluate with.
+            loader: sized iterable of its inputs.
+            is_stopping: whether this process has got a signal.
+        """
+        self._evaluator = evaluator
+        self._is_stopping = is_stopping
+        self.loader = _StoppableLoader(loader, is_stopping)
+
+    def reset(self) -> None:
+        """See the evaluator."""
+        self._evaluator.reset()
+
+    def process(self, inputs: Any, outputs: Any) -> None:
+        """See the evaluator."""
+        self._evaluator.process(inputs, outputs)
+
+    def evaluate(self) -> Any:
+        """See the evaluator.
+
+        Raises:
+            EvaluationInterrupted: on all processes, where one of them is stopping.
+        """
+        if any(comm.all_gather(self._is_stopping())):
+            raise EvaluationInterrupted
+        return self._evaluator.evaluate()
+
+
+class _StoppableLoader:
+    def __init__(self, loader: Any, is_stopping: Callable[[], bool]) -> None:
+        self._loader: Sized = loader
+        self._is_stopping = is_stopping
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def __iter__(self) -> Iterator[Any]:
+        for batch in self._loader:
+            if self._is_stopping():
+                return
+            yield batch
+
+
+def obey_the_parent_alone() -> None:
+    """Makes a loader worker outlive the signals that its trainer finishes its step after.
+
+    SLURM and terminals send signals to all processes of a job. A worker that dies of one leaves its
+    trainer without the batches of the last step. SIGTERM of the parent itself still ends the worker:
+    that is how torch stops one that hangs. To be called in the main thread of the worker.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if not hasattr(signal, "sigwaitinfo"):
+        return  # macOS: there is no SLURM, and no way to learn who has sent a signal
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_with_parent(parent: int) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(0)
+
+
+@contextmanager
+def signals_forwarded(children: Callable[[], list[Any]]) -> Iterator[None]:
+    """Hands SIGTERM and the first SIGINT on to child processes, which then end by themselves.
+
+    Args:
+        children: gives the processes that run at the moment.
+
+    Yields:
+        Nothing.
+    """
+
+    def forward(number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        for child in children():
+            child.terminate()  # SIGTERM, also for SIGINT: a terminal has sent that to the children itself
+
+    before = {number: signal.signal(number, forward) for number in STOP_SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
