@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from pathlib import Path
 
 import torch
@@ -17,7 +16,7 @@ import torch
 from regseg_d2.analysis.model_costs import analyze, as_data, render
 from regseg_d2.config_files import load_config
 from regseg_d2.engine.files import write_text
-from regseg_d2.errors import UserError
+from regseg_d2.errors import errors_end_the_program
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -45,7 +44,7 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     """Analyzes the network and prints the table."""
     args = parse_arguments()
-    try:
+    with errors_end_the_program():
         cfg = load_config(args.config_file, args.opts)
         cfg.MODEL.DEVICE = args.device
         costs = analyze(
@@ -55,13 +54,10 @@ def main() -> None:
             rounds=args.rounds,
             only_counts=args.only_counts,
         )
-    except UserError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        sys.exit(2)
-    print(render(costs), end="")
-    if args.json:
-        data = {"config_file": args.config_file, "overrides": args.opts, **as_data(costs)}
-        write_text(args.json, json.dumps(data, indent=2, allow_nan=False) + "\n")
+        print(render(costs), end="")
+        if args.json:
+            data = {"config_file": args.config_file, "overrides": args.opts, **as_data(costs)}
+            write_text(args.json, json.dumps(data, indent=2, allow_nan=False) + "\n")
 
 
 if __name__ == "__main__":

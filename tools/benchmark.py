@@ -4,19 +4,28 @@
 Example:
     tools/benchmark.py regularizers --rounds 9
     tools/benchmark.py loss
+    tools/benchmark.py inference
+    tools/benchmark.py evaluation
     tools/benchmark.py networks --mmsegmentation FOLDER
+    tools/benchmark.py data --mmsegmentation FOLDER
 """
 
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 import torch
 
-from regseg_d2.analysis import benchmark_networks, benchmark_pixel_loss, benchmark_regularizers
-from regseg_d2.errors import UserError
+from regseg_d2.analysis import (
+    benchmark_data,
+    benchmark_evaluation,
+    benchmark_inference,
+    benchmark_networks,
+    benchmark_pixel_loss,
+    benchmark_regularizers,
+)
+from regseg_d2.errors import errors_end_the_program
 
 MODELS = Path(__file__).resolve().parents[1] / "configs" / "_base_" / "models"
 
@@ -30,11 +39,14 @@ def main() -> None:
     regularizers = commands.add_parser("regularizers", help="training steps without and with regularizers")
     regularizers.add_argument("--only-losses", action="store_true", help="leave the training steps out")
     pixel_loss = commands.add_parser("loss", help="the pixel loss beside plain upsampling and cross entropy")
-    for command in (regularizers, pixel_loss):
+    inference = commands.add_parser("inference", help="labels of images beside the plain way, and memory")
+    for command in (regularizers, pixel_loss, inference):
         command.add_argument("--rounds", type=int, default=9, help="timed rounds (default: %(default)s)")
         command.add_argument(
             "--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu"
         )
+    evaluation = commands.add_parser("evaluation", help="evaluating an image beside Detectron2's evaluator")
+    evaluation.add_argument("--rounds", type=int, default=9, help="timed rounds (default: %(default)s)")
     networks = commands.add_parser("networks", help="training steps beside mmsegmentation's, on a CPU")
     networks.add_argument(
         "--mmsegmentation",
@@ -49,20 +61,31 @@ def main() -> None:
         "--curve", type=int, default=0, metavar="STEPS", help="also train so many steps and show the losses"
     )
     networks.add_argument("--rounds", type=int, default=5, help="timed rounds (default: %(default)s)")
+    data = commands.add_parser("data", help="training samples beside the pipelines of others, on one core")
+    data.add_argument(
+        "--mmsegmentation",
+        default="",
+        metavar="FOLDER",
+        help="where pip install --target put mmsegmentation; without it, it is left out if not installed",
+    )
+    data.add_argument("--rounds", type=int, default=30, help="timed samples (default: %(default)s)")
     args = parser.parse_args()
     if args.rounds < 1:
         parser.error(f"--rounds is {args.rounds}; expected 1 or more")
-    try:
+    with errors_end_the_program():
         run(args)
-    except UserError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        sys.exit(2)
 
 
 def run(args: argparse.Namespace) -> None:
     """Runs the benchmark that the arguments name."""
     if args.command == "loss":
         benchmark_pixel_loss.run(args.rounds, args.device)
+    elif args.command == "inference":
+        benchmark_inference.run(args.rounds, args.device)
+    elif args.command == "data":
+        benchmark_data.run(args.rounds, args.mmsegmentation)
+    elif args.command == "evaluation":
+        benchmark_evaluation.run(args.rounds)
     elif args.command == "networks":
         benchmark_networks.run(args.mmsegmentation, MODELS, args.networks, args.rounds, args.curve)
     else:

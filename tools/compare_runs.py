@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 
 from regseg_d2.analysis.compare import compare_groups, group_runs
 from regseg_d2.analysis.compare_report import TABLE_FORMATS, as_data, render
 from regseg_d2.analysis.runs import load_run
-from regseg_d2.errors import UserError
+from regseg_d2.errors import errors_end_the_program
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -37,12 +36,9 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     """Compares the runs and prints the tables."""
     args = parse_arguments()
-    try:
+    with errors_end_the_program():
         baseline_runs = [load_run(folder) for folder in args.baseline]
         groups, notes = group_runs([*baseline_runs, *(load_run(folder) for folder in args.runs)])
-    except UserError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        sys.exit(2)
     chosen = [g for g in groups if any(run in baseline_runs for run in g.runs)] if args.baseline else None
     comparisons = compare_groups(groups, chosen)
     if args.format == "json":

@@ -17,11 +17,11 @@ from pathlib import Path
 
 from regseg_d2.data.datasets.coco_json import BACKGROUND, IGNORE, CocoSplit, convert_coco
 from regseg_d2.engine.files import write_text
-from regseg_d2.errors import UserError
+from regseg_d2.errors import errors_end_the_program
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Parses the arguments, converts, and prints the declaration; returns the exit status."""
+    """Parses the arguments, converts, and prints the declaration; returns 0."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -55,13 +55,10 @@ def main(arguments: list[str] | None = None) -> int:
     if not all(3 <= len(split) <= 4 for split in args.split):
         parser.error("--split takes a name, a JSON file, a folder of images, and at most one folder of PNGs")
     splits = [CocoSplit(name, *map(Path, paths)) for name, *paths in args.split]
-    try:
+    with errors_end_the_program():
         text = convert_coco(args.name, splits, args.output, uncovered=args.uncovered, workers=args.workers)
         if args.declaration:
             write_text(args.declaration, text)
-    except UserError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        return 2
     print(text, end="")
     return 0
 

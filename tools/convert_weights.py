@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import argparse
 import logging
-import sys
 
-from regseg_d2.errors import UserError
+from regseg_d2.errors import errors_end_the_program
 from regseg_d2.weights.published import MIN_BACKBONE_SHARE, SOURCES
 from regseg_d2.weights.tool import convert_file
 
@@ -45,7 +44,7 @@ def main() -> None:
     """Converts the file and prints what became of it."""
     args = parse_arguments()
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    try:
+    with errors_end_the_program():
         text = convert_file(
             args.input,
             args.output,
@@ -56,9 +55,6 @@ def main() -> None:
             list_used=args.list,
             trust_pickle=args.trust_pickle,
         )
-    except UserError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        sys.exit(2)
     print(text)
 
 

@@ -4,11 +4,10 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 from regseg_d2.analysis.demo import run_demo
-from regseg_d2.errors import UserError
+from regseg_d2.errors import errors_end_the_program
 
 
 def main() -> None:
@@ -20,11 +19,8 @@ def main() -> None:
     )
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs that change both configs")
     args = parser.parse_args()
-    try:
+    with errors_end_the_program(status=1):
         run_demo(root, args.output.resolve(), args.opts)
-    except UserError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -11,12 +11,11 @@ Example:
 from __future__ import annotations
 
 import argparse
-import sys
 
 import regseg_d2.modeling  # noqa: F401
 from regseg_d2.analysis import gradient_shares
 from regseg_d2.config_files import load_config
-from regseg_d2.errors import UserError
+from regseg_d2.errors import errors_end_the_program
 
 
 def main() -> None:
@@ -30,11 +29,8 @@ def main() -> None:
     args = parser.parse_args()
     if args.batches < 1:
         parser.error(f"--batches is {args.batches}; expected 1 or more")
-    try:
+    with errors_end_the_program():
         print(gradient_shares.run(load_config(args.config_file, args.opts), args.batches))
-    except UserError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -8,12 +8,11 @@ Example:
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 from regseg_d2.analysis.model_zoo import count_parameters, read_zoo, render
 from regseg_d2.engine.files import write_text
-from regseg_d2.errors import UserError
+from regseg_d2.errors import errors_end_the_program
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -32,15 +31,12 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     """Counts parameters and writes the page."""
     args = parse_arguments()
-    try:
+    with errors_end_the_program():
         zoo = read_zoo(args.data)
         files = {name: args.configs / f"{name}.yaml" for name in zoo.configs}
         counts = count_parameters(files.values())
         page = render(zoo, args.configs, {name: counts[str(path)] for name, path in files.items()})
-    except UserError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        sys.exit(2)
-    write_text(args.page, page)
+        write_text(args.page, page)
     print(f"{args.page}: {len(files)} configs in {len(zoo.tables)} tables")
 
 

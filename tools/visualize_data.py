@@ -1,0 +1,46 @@
+#!/usr/bin/env python3
+"""Draws what the network sees in training: ``visualize_data.py --config-file FILE [KEY VALUE ...]``.
+
+Each sample is shown as the loader makes it (scaled, cropped, changed in colour, padded, mirrored), beside the
+same with its labels; pixels without a label are hatched. The same SEED gives the same pictures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from regseg_d2.data.inspection.training_samples import draw_training_samples
+from regseg_d2.errors import UserError
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Returns the arguments of the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config-file", required=True, metavar="FILE", help="config of the run")
+    parser.add_argument("--num", type=int, default=16, metavar="N", help="samples (default: %(default)s)")
+    parser.add_argument(
+        "--output",
+        default="training_samples.png",
+        metavar="PATH",
+        help="a .png file for one sheet, or a folder for a picture of each sample (default: %(default)s)",
+    )
+    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="changes to the config")
+    return parser.parse_intermixed_args()
+
+
+def main() -> None:
+    """Draws the samples and prints which files were written."""
+    args = parse_arguments()
+    try:
+        paths = draw_training_samples(args.config_file, args.opts, number=args.num, output=args.output)
+    except UserError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        sys.exit(2)
+    print("\n".join(f"Wrote {path}" for path in paths))
+
+
+if __name__ == "__main__":
+    main()
