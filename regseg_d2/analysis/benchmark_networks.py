@@ -140,7 +140,7 @@ def their_step(model: nn.Module, settings: dict[str, Any], size: int) -> Step:
         samples = [SegDataSample(gt_sem_seg=PixelData(data=sample["sem_seg"][None])) for sample in batch]
         # It takes BGR, and makes RGB of it.
         data = {"inputs": [sample["image"].flip(0) for sample in batch], "data_samples": samples}
-        return float(model.train_step(data, wrapper)["loss"])
+        return float(model.train_step(data, wrapper)["loss"].detach())
 
     return step
 
