@@ -15,6 +15,7 @@ from torch import Tensor
 
 from regseg_d2.ops.bilinear import AxisPiece, interpolation_pieces
 from regseg_d2.ops.known_gradients import with_gradient
+from regseg_d2.ops.precision import full_precision
 
 #: Elements of a tile. On a CPU, for each thread: what stays in a core's cache from one operation to the next
 #: (1 MB of float32). Elsewhere: what makes starting an operation a small part of its time (128 MB).
@@ -50,7 +51,7 @@ def upsampled_cross_entropy(
         IndexError: if a label is neither a class nor void (on a CPU; a GPU stops with an error of its own).
         ValueError: if shapes do not match.
     """
-    logits = _full_precision(logits)
+    logits = full_precision(logits)
     wants_gradient = torch.is_grad_enabled() and logits.requires_grad
     losses, gradient = _sweep(
         logits, targets, ignore_value, pixel_weights if wants_gradient else None, tile_elements
@@ -76,13 +77,8 @@ def upsampled_pixel_losses(
     Raises:
         IndexError, ValueError: see :func:`upsampled_cross_entropy`.
     """
-    losses, _ = _sweep(_full_precision(logits), targets, ignore_value, None, tile_elements)
+    losses, _ = _sweep(full_precision(logits), targets, ignore_value, None, tile_elements)
     return losses.masked_fill_(targets == ignore_value, 0)
-
-
-def _full_precision(logits: Tensor) -> Tensor:
-    # Interpolation and loss in half precision lose the small differences.
-    return logits if logits.dtype == torch.float64 else logits.float()
 
 
 @torch.no_grad()

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from regseg_d2.distributed import all_reduce_sum_constant
 from regseg_d2.errors import ConfigError
-from regseg_d2.regularizers.inputs import RegularizerInput, loss_precision
+from regseg_d2.ops.precision import loss_precision
+from regseg_d2.regularizers.inputs import RegularizerInput
 from regseg_d2.state.memory_bank import MemoryBank
 
 logger = logging.getLogger(__name__)

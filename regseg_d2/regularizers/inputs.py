@@ -13,6 +13,7 @@ from torch import Tensor
 
 from regseg_d2.ops.class_statistics import ClassStatistics, class_statistics
 from regseg_d2.ops.labels import downsample_labels, one_hot_labels
+from regseg_d2.ops.precision import full_precision
 
 T = TypeVar("T")
 
@@ -57,7 +58,7 @@ class RegularizerInput:
     def feature(self, tap: str) -> Tensor:
         """The tensor of a tap in the precision of losses: float32, or float64 where it has that."""
         tensor = self.taps[tap]
-        return self._once(("feature", tap), lambda: tensor.to(loss_precision(tensor.dtype)))
+        return self._once(("feature", tap), lambda: full_precision(tensor))
 
     def class_statistics(self, tap: str, num_classes: int) -> ClassStatistics:
         """Sums and counts of a tap's feature for each class, and what else centers are made of."""
@@ -142,8 +143,3 @@ class Predictions:
     def logit_of(self, classes: Tensor) -> Tensor:
         """Logit of one class a pixel; see :meth:`probability_of`."""
         return self.logits.gather(1, classes.clamp(min=0).unsqueeze(1)).squeeze(1)
-
-
-def loss_precision(dtype: torch.dtype) -> torch.dtype:
-    """The type that losses are computed in: float32, or float64 where the model is in float64."""
-    return dtype if dtype == torch.float64 else torch.float32

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from regseg_d2.errors import ConfigError
 from regseg_d2.modeling.heads.fcn import FCNAuxiliary
-from regseg_d2.modeling.heads.layers import conv_norm_relu
+from regseg_d2.modeling.heads.layers import conv_norm_relu, init_classifier, resize_to
 from regseg_d2.modeling.heads.registries import AUGMENT, CONTEXT_MODULE, FUSION, PROJECTION, build_stage
 from regseg_d2.modeling.losses import SegmentationLoss
 
@@ -93,8 +93,7 @@ class ContextHead(nn.Module):
         self.projection = projection
         self.dropout = nn.Dropout2d(dropout)
         self.predictor = nn.Conv2d(predictor_channels, num_classes, kernel_size=1)
-        nn.init.normal_(self.predictor.weight, std=0.01)
-        nn.init.zeros_(self.predictor.bias)
+        init_classifier(self.predictor)
         self.auxiliary = auxiliary
         self.loss = loss
         # Modules of the stages that they are the losses of: not to be registered a second time.
@@ -244,7 +243,7 @@ class LowLevelSkip(nn.Module):
     def forward(self, x: Tensor, low_level: Tensor) -> Tensor:
         """Maps ``(N, C, h, w)`` and ``(N, C', h', w')`` to ``(N, out_channels, h', w')``."""
         low_level = self.project(low_level)
-        x = F.interpolate(x, size=low_level.shape[-2:], mode="bilinear", align_corners=False)
+        x = resize_to(x, low_level)
         return self.fuse(torch.cat([low_level, x], dim=1))
 
 

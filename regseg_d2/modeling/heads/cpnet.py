@@ -14,10 +14,10 @@ from detectron2.layers import Conv2d, get_norm
 from torch import Tensor, nn
 
 from regseg_d2.distributed import global_mean
-from regseg_d2.errors import ConfigError
-from regseg_d2.modeling.heads.layers import conv_norm_relu
+from regseg_d2.modeling.heads.layers import check_head_key, conv_norm_relu
 from regseg_d2.modeling.heads.registries import CONTEXT_MODULE
 from regseg_d2.ops.labels import downsample_labels, one_hot_labels
+from regseg_d2.ops.precision import full_precision
 
 
 @CONTEXT_MODULE.register()
@@ -69,10 +69,18 @@ class ContextPrior(nn.Module):
         norm: str,
     ) -> None:
         super().__init__()
-        _check("SIZE", list(size), len(size) == 2 and min(size) >= 2, "two numbers of 2 or more")
-        _check("SIZE", list(size), norm != "GN" or math.prod(size) % 32 == 0, "a multiple of 32 positions")
-        _check("KERNEL_SIZE", kernel_size, kernel_size >= 1 and kernel_size % 2 == 1, "an odd number")
-        _check("AFFINITY_LOSS_WEIGHT", affinity_loss_weight, affinity_loss_weight >= 0, "a number >= 0")
+        check_head_key(
+            "CPNET_SIZE", list(size), len(size) == 2 and min(size) >= 2, "two numbers of 2 or more"
+        )
+        check_head_key(
+            "CPNET_SIZE", list(size), norm != "GN" or math.prod(size) % 32 == 0, "a multiple of 32 positions"
+        )
+        check_head_key(
+            "CPNET_KERNEL_SIZE", kernel_size, kernel_size >= 1 and kernel_size % 2 == 1, "an odd number"
+        )
+        check_head_key(
+            "CPNET_AFFINITY_LOSS_WEIGHT", affinity_loss_weight, affinity_loss_weight >= 0, "a number >= 0"
+        )
         self.out_channels = 2 * channels
         self.size = tuple(size)
         self.side_loss_weights = {self.prior_name: affinity_loss_weight}
@@ -177,7 +185,7 @@ class AffinityLoss(nn.Module):
         labels = downsample_labels(labels, self.size).flatten(1)
         labels = labels.masked_fill(labels == self.ignore_value, -1)
         with torch.autocast(prior.device.type, enabled=False):
-            prior = prior if prior.dtype == torch.float64 else prior.float()
+            prior = full_precision(prior)
             classes = one_hot_labels(labels, self.num_classes, prior.dtype)
             valid = classes.sum(dim=1)
             totals = [_unary(prior, classes, valid), (_global(prior, classes) * valid).sum()]
@@ -246,8 +254,3 @@ def _interpolate(x: Tensor, size: Sequence[int]) -> Tensor:
     if tuple(x.shape[-2:]) == tuple(size):
         return x
     return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=False)
-
-
-def _check(key: str, value: Any, fine: bool, expected: str) -> None:
-    if not fine:
-        raise ConfigError(f"MODEL.SEM_SEG_HEAD.CPNET_{key} is {value!r}; expected {expected}")

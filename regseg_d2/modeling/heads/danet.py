@@ -8,8 +8,9 @@ import torch
 from detectron2.config import CfgNode, configurable
 from torch import Tensor, nn
 
-from regseg_d2.modeling.heads.layers import check_head_key, conv_norm_relu, pixel_attention
+from regseg_d2.modeling.heads.layers import check_head_key, conv_norm_relu, init_classifier, pixel_attention
 from regseg_d2.modeling.heads.registries import CONTEXT_MODULE
+from regseg_d2.ops.precision import full_precision
 
 
 @CONTEXT_MODULE.register()
@@ -61,8 +62,7 @@ class DualAttention(nn.Module):
         self.channel_after = conv_norm_relu(out_channels, out_channels, 3, norm)
         self.channel_predictor = nn.Conv2d(out_channels, num_classes, kernel_size=1)
         for predictor in (self.position_predictor, self.channel_predictor):
-            nn.init.normal_(predictor.weight, std=0.01)
-            nn.init.zeros_(predictor.bias)
+            init_classifier(predictor)
         self.dropout = nn.Dropout2d(dropout)
 
     @classmethod
@@ -134,6 +134,6 @@ class ChannelAttention(nn.Module):
         # In float32 or better: the dot products are sums over all pixels, too large for half precision.
         with torch.autocast(x.device.type, enabled=False):
             rows = x.flatten(2)
-            rows = rows if rows.dtype == torch.float64 else rows.float()
+            rows = full_precision(rows)
             attended = (rows @ rows.transpose(1, 2)).neg().softmax(dim=-1) @ rows
         return x + self.gamma * attended.view_as(x).to(x.dtype)

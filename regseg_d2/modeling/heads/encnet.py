@@ -11,9 +11,9 @@ from detectron2.layers import get_norm
 from torch import Tensor, nn
 
 from regseg_d2.distributed import global_mean
-from regseg_d2.errors import ConfigError
-from regseg_d2.modeling.heads.layers import conv_norm_relu
+from regseg_d2.modeling.heads.layers import check_head_key, conv_norm_relu, init_classifier
 from regseg_d2.modeling.heads.registries import CONTEXT_MODULE
+from regseg_d2.ops.precision import full_precision
 
 
 @CONTEXT_MODULE.register()
@@ -59,13 +59,14 @@ class Encoding(nn.Module):
         norm: str,
     ) -> None:
         super().__init__()
-        if num_codes < 1 or (norm == "GN" and num_codes % 32):
-            expected = "a multiple of the 32 groups of NORM GN" if norm == "GN" else "1 or more"
-            raise ConfigError(f"MODEL.SEM_SEG_HEAD.ENCNET_NUM_CODES is {num_codes}; expected {expected}")
-        if not se_loss_weight >= 0:
-            raise ConfigError(
-                f"MODEL.SEM_SEG_HEAD.ENCNET_SE_LOSS_WEIGHT is {se_loss_weight}; expected a number >= 0"
-            )
+        in_groups = norm == "GN"
+        check_head_key(
+            "ENCNET_NUM_CODES",
+            num_codes,
+            num_codes >= 1 and not (in_groups and num_codes % 32),
+            "a multiple of the 32 groups of NORM GN" if in_groups else "1 or more",
+        )
+        check_head_key("ENCNET_SE_LOSS_WEIGHT", se_loss_weight, se_loss_weight >= 0, "a number >= 0")
         self.out_channels = out_channels
         self.side_loss_weights = {self.presence_name: se_loss_weight}
         self.side_losses = {self.presence_name: PresenceLoss(num_classes, ignore_value)}
@@ -75,8 +76,7 @@ class Encoding(nn.Module):
         self.encoding_norm = get_norm(norm, num_codes) or nn.Identity()
         self.factors = nn.Linear(out_channels, out_channels)
         self.se_predictor = nn.Linear(out_channels, num_classes)
-        nn.init.normal_(self.se_predictor.weight, std=0.01)
-        nn.init.zeros_(self.se_predictor.bias)
+        init_classifier(self.se_predictor)
 
     @classmethod
     def from_config(cls, cfg: CfgNode, in_channels: int) -> dict[str, Any]:
@@ -105,7 +105,7 @@ class Encoding(nn.Module):
         """The code ``(N, C)`` of images ``(N, C, h, w)``."""
         # In float32 or better: the assignments are exponentials of squared distances.
         with torch.autocast(x.device.type, enabled=False):
-            parts = self.encoding(x if x.dtype == torch.float64 else x.float())
+            parts = self.encoding(full_precision(x))
             # The norm's channels are the codewords.
             return self.encoding_norm(parts.unsqueeze(3)).relu().mean(dim=(1, 3))
 
@@ -161,7 +161,7 @@ class PresenceLoss(nn.Module):
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Compares logits ``(N, K)`` and labels ``(N, H, W)``; a scalar."""
-        logits = logits if logits.dtype == torch.float64 else logits.float()
+        logits = full_precision(logits)
         labels = labels.flatten(1)
         is_class = (labels >= 0) & (labels < self.num_classes) & (labels != self.ignore_value)
         # Void goes to a column of its own, which is cut off.

@@ -7,8 +7,7 @@ from typing import Any
 from detectron2.config import CfgNode, configurable
 from torch import Tensor, nn
 
-from regseg_d2.errors import ConfigError
-from regseg_d2.modeling.heads.layers import conv_norm_relu
+from regseg_d2.modeling.heads.layers import check_head_key, conv_norm_relu, init_classifier
 from regseg_d2.modeling.heads.registries import CONTEXT_MODULE
 
 
@@ -31,8 +30,7 @@ class FCN(nn.Module):
         self, *, in_channels: int, out_channels: int, num_convs: int, norm: str, kernel_size: int = 3
     ) -> None:
         super().__init__()
-        if num_convs < 0:
-            raise ConfigError(f"MODEL.SEM_SEG_HEAD.FCN_NUM_CONVS is {num_convs}; expected 0 or more")
+        check_head_key("FCN_NUM_CONVS", num_convs, num_convs >= 0, "0 or more")
         self.out_channels = out_channels if num_convs else in_channels
         widths = [in_channels] + [out_channels] * num_convs
         self.convs = nn.Sequential(
@@ -90,8 +88,7 @@ class FCNAuxiliary(nn.Module):
         )
         self.dropout = nn.Dropout2d(dropout)
         self.predictor = nn.Conv2d(self.context.out_channels, num_classes, kernel_size=1)
-        nn.init.normal_(self.predictor.weight, std=0.01)
-        nn.init.zeros_(self.predictor.bias)
+        init_classifier(self.predictor)
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps a feature ``(N, C, h, w)`` to logits ``(N, K, h, w)``."""

@@ -34,6 +34,19 @@ def conv_norm_relu(in_channels: int, out_channels: int, kernel_size: int, norm: 
     return conv
 
 
+def init_classifier(predictor: nn.Conv2d | nn.Linear) -> None:
+    """Starts a layer that gives logits with small weights, and without a preference for any class."""
+    nn.init.normal_(predictor.weight, std=0.01)
+    nn.init.zeros_(predictor.bias)
+
+
+def resize_to(x: Tensor, reference: Tensor) -> Tensor:
+    """``x (N, C, h, w)`` at the height and width of ``reference``, bilinearly; as it is where they agree."""
+    if x.shape[-2:] == reference.shape[-2:]:
+        return x
+    return F.interpolate(x, size=reference.shape[-2:], mode="bilinear", align_corners=False)
+
+
 class PooledBatchNorm2d(nn.BatchNorm2d):
     """Batch norm behind a pooling that may leave one value a channel: a 1x1 grid, in a batch of one image.
 

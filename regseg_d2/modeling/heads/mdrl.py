@@ -11,7 +11,7 @@ from detectron2.layers import get_norm
 from torch import Tensor, nn
 
 from regseg_d2.errors import ConfigError
-from regseg_d2.modeling.heads.layers import conv_norm_relu
+from regseg_d2.modeling.heads.layers import conv_norm_relu, init_classifier
 from regseg_d2.modeling.heads.registries import AUGMENT, CONTEXT_MODULE
 from regseg_d2.ops.mdrl import aggregate, vote_and_fuse
 from regseg_d2.state.distribution_memory import DistributionMemory
@@ -84,8 +84,7 @@ class MDRL(nn.Module):
         else:
             self.base = nn.Identity()
         self.base_predictor = nn.Conv2d(channels, num_classes, kernel_size=1)
-        nn.init.normal_(self.base_predictor.weight, std=0.01)
-        nn.init.zeros_(self.base_predictor.bias)
+        init_classifier(self.base_predictor)
         # The 1x1 convolution that fuses the N maps, with the norm and the ReLU behind it.
         self.fusion = nn.Conv2d(num_distributions * channels, channels, kernel_size=1, bias=not norm)
         nn.init.kaiming_normal_(self.fusion.weight, nonlinearity="relu")

@@ -5,18 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from detectron2.layers import ShapeSpec
 from torch import Tensor
 
 from regseg_d2.errors import ConfigError
-
-
-def resize_to(x: Tensor, reference: Tensor) -> Tensor:
-    """``x (N, C, h, w)`` at the height and width of ``reference``, bilinearly; as it is where they agree."""
-    if x.shape[-2:] == reference.shape[-2:]:
-        return x
-    return F.interpolate(x, size=reference.shape[-2:], mode="bilinear", align_corners=False)
+from regseg_d2.modeling.heads.layers import resize_to
 
 
 def resize_and_concat(features: Sequence[Tensor]) -> Tensor:

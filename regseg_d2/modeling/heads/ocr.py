@@ -5,12 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from torch import Tensor, nn
 
-from regseg_d2.errors import ConfigError
-from regseg_d2.modeling.heads.layers import conv_norm_relu, pooled_conv_norm_relu
+from regseg_d2.modeling.heads.layers import check_head_key, conv_norm_relu, pooled_conv_norm_relu, resize_to
 from regseg_d2.modeling.heads.registries import CONTEXT_MODULE
 
 
@@ -43,8 +41,7 @@ class OCR(nn.Module):
     @configurable
     def __init__(self, *, in_channels: int, out_channels: int, key_channels: int, norm: str) -> None:
         super().__init__()
-        if key_channels < 1:
-            raise ConfigError(f"MODEL.SEM_SEG_HEAD.OCR_KEY_CHANNELS is {key_channels}; expected 1 or more")
+        check_head_key("OCR_KEY_CHANNELS", key_channels, key_channels >= 1, "1 or more")
         self.out_channels = out_channels
         self.bottleneck = conv_norm_relu(in_channels, out_channels, 3, norm)
         self.query = nn.Sequential(
@@ -82,9 +79,7 @@ class OCR(nn.Module):
             ``(N, out_channels, h, w)``; no side outputs.
         """
         x = self.bottleneck(x)
-        if coarse.shape[-2:] != x.shape[-2:]:
-            coarse = F.interpolate(coarse, size=x.shape[-2:], mode="bilinear", align_corners=False)
-        regions = gather_regions(x, coarse)
+        regions = gather_regions(x, resize_to(coarse, x))
         context = attend_to_regions(self.query(x), self.key(regions), self.value(regions))
         return self.fuse(torch.cat([self.expand(context), x], dim=1)), {}
 

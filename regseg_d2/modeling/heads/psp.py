@@ -10,8 +10,7 @@ import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from torch import Tensor, nn
 
-from regseg_d2.errors import ConfigError
-from regseg_d2.modeling.heads.layers import conv_norm_relu, pooled_conv_norm_relu
+from regseg_d2.modeling.heads.layers import check_head_key, conv_norm_relu, pooled_conv_norm_relu, resize_to
 from regseg_d2.modeling.heads.registries import CONTEXT_MODULE
 
 
@@ -44,10 +43,8 @@ class PPM(nn.Module):
         branch_channels: int = 0,
     ) -> None:
         super().__init__()
-        if not pool_sizes or min(pool_sizes) < 1:
-            raise ConfigError(
-                f"MODEL.SEM_SEG_HEAD.PPM_POOL_SIZES is {list(pool_sizes)}; expected numbers of 1 or more"
-            )
+        is_fine = bool(pool_sizes) and min(pool_sizes) >= 1
+        check_head_key("PPM_POOL_SIZES", list(pool_sizes), is_fine, "numbers of 1 or more")
         self.out_channels = out_channels
         self.pool_sizes = tuple(pool_sizes)
         width = branch_channels or max(in_channels // len(self.pool_sizes), 1)
@@ -71,6 +68,5 @@ class PPM(nn.Module):
         """Maps ``(N, in_channels, h, w)`` to ``(N, out_channels, h, w)``; no side logits."""
         parts = [x]
         for size, branch in zip(self.pool_sizes, self.branches, strict=True):
-            pooled = branch(F.adaptive_avg_pool2d(x, size))
-            parts.append(F.interpolate(pooled, size=x.shape[-2:], mode="bilinear", align_corners=False))
+            parts.append(resize_to(branch(F.adaptive_avg_pool2d(x, size)), x))
         return self.fuse(torch.cat(parts, dim=1)), {}

@@ -9,8 +9,8 @@ from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from torch import Tensor, nn
 
-from regseg_d2.modeling.heads.layers import conv_norm_relu
-from regseg_d2.modeling.heads.multi_level import check_levels, resize_and_concat, resize_to
+from regseg_d2.modeling.heads.layers import conv_norm_relu, resize_to
+from regseg_d2.modeling.heads.multi_level import check_levels, resize_and_concat
 from regseg_d2.modeling.heads.psp import PPM
 from regseg_d2.modeling.heads.registries import FUSION
 
