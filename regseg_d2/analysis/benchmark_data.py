@@ -25,7 +25,7 @@ from regseg_d2.data.transforms import ColorJitter, RandomCrop, RandomScale
 
 IGNORE, MAX_SHARE, SCALES = 255, 0.75, (0.5, 2.0)
 # mmsegmentation's PhotoMetricDistortion: brightness 32 of 255, hue 18 of 180.
-JITTER = ColorJitter(brightness=0.125, contrast=0.5, saturation=0.5, hue=0.1)
+JITTER = ColorJitter(brightness=0.125, contrast=0.5, saturation=0.5, hue=0.1, probability=0.5)
 
 Pipeline = Callable[[int], Any]
 

@@ -31,6 +31,8 @@ def add_input_config(cfg: CfgNode) -> None:
     cfg.INPUT.COLOR_JITTER.CONTRAST = 0.0
     cfg.INPUT.COLOR_JITTER.SATURATION = 0.0
     cfg.INPUT.COLOR_JITTER.HUE = 0.0
+    # Probability of each of the four changes, drawn one by one (SSD and mmsegmentation: 0.5).
+    cfg.INPUT.COLOR_JITTER.PROBABILITY = 1.0
     # Shorter side of the test images; 0 keeps their own size.
     cfg.INPUT.MIN_SIZE_TEST = 0
     cfg.INPUT.MAX_SIZE_TEST = 4096

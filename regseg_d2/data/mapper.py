@@ -118,7 +118,9 @@ class TrainMapper:
             "seed": seed,
             "scale": RandomScale(*cfg.INPUT.SCALE_RANGE, step=cfg.INPUT.SCALE_STEP),
             "crop": _crop_from_config(cfg, ignore_value),
-            "jitter": ColorJitter(amounts.BRIGHTNESS, amounts.CONTRAST, amounts.SATURATION, amounts.HUE),
+            "jitter": ColorJitter(
+                amounts.BRIGHTNESS, amounts.CONTRAST, amounts.SATURATION, amounts.HUE, amounts.PROBABILITY
+            ),
             "flip": cfg.INPUT.RANDOM_FLIP == "horizontal",
             "pad_value": cfg.MODEL.PIXEL_MEAN,
             "ignore_value": ignore_value,

@@ -155,8 +155,12 @@ def nearest_indices(old: int, new: int) -> np.ndarray:
 
 def take_nearest(label: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
     """Picks ``label[rows x columns]``; both ascend, as those of :func:`nearest_indices` do."""
-    first, last = columns[0], columns[-1]
-    return label[rows, first : last + 1].take(columns - first, axis=1)
+    top, bottom, left, right = rows[0], rows[-1] + 1, columns[0], columns[-1] + 1
+    part = label[top:bottom, left:right]
+    # Whole rows are cheaper to pick than single pixels: first fewer rows, or then copies of rows.
+    if len(rows) < bottom - top:
+        return part[rows - top].take(columns - left, axis=1)
+    return part.take(columns - left, axis=1)[rows - top]
 
 
 def resize_label(label: np.ndarray, size: tuple[int, int]) -> np.ndarray:

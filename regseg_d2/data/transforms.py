@@ -161,19 +161,21 @@ class ColorJitter:
         contrast: largest relative change of the distance from the mean luminance.
         saturation: largest relative change of the distance from each pixel's own luminance.
         hue: largest shift of the hue, as a share of the circle, at most 0.5.
+        probability: of each change, drawn one by one.
 
     Raises:
-        ConfigError: an amount is out of its range.
+        ConfigError: an amount or the probability is out of its range.
     """
 
     brightness: float = 0.0
     contrast: float = 0.0
     saturation: float = 0.0
     hue: float = 0.0
+    probability: float = 1.0
 
     def __post_init__(self) -> None:
-        """Checks the amounts."""
-        for key in ("brightness", "contrast", "saturation"):
+        """Checks the amounts and the probability."""
+        for key in ("brightness", "contrast", "saturation", "probability"):
             if not 0 <= getattr(self, key) <= 1:
                 raise ConfigError(
                     f"INPUT.COLOR_JITTER.{key.upper()} is {getattr(self, key)}; expected 0 to 1."
@@ -190,6 +192,10 @@ class ColorJitter:
             for amount in (self.brightness, self.contrast, self.saturation)
         )
         shift = float(rng.uniform(-self.hue, self.hue))
+        if self.probability < 1:
+            happens = rng.random(4) < self.probability
+            brightness, contrast, saturation = np.where(happens[:3], (brightness, contrast, saturation), 1.0)
+            shift *= bool(happens[3])
         return adjust_colors(image, brightness, contrast, saturation, shift)
 
 
@@ -220,9 +226,11 @@ def _color_matrix(image: np.ndarray, brightness: float, contrast: float, saturat
     v -> c v + (1 - c) m, then v -> s v + (1 - s) (y . v). The weights add up to 1, so that the last change
     leaves the constant of the second one alone.
     """
-    mean = brightness * float(_LUMINANCE @ np.array(cv2.mean(image)[:3]))
+    constant = 0.0
+    if contrast != 1:
+        constant = (1 - contrast) * brightness * float(_LUMINANCE @ np.array(cv2.mean(image)[:3]))
     matrix = saturation * np.eye(3) + (1 - saturation) * _LUMINANCE
-    return np.column_stack([brightness * contrast * matrix, np.full(3, (1 - contrast) * mean)])
+    return np.column_stack([brightness * contrast * matrix, np.full(3, constant)])
 
 
 def _turn_hue(image: np.ndarray, hue: float) -> np.ndarray:

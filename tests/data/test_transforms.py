@@ -162,6 +162,30 @@ def test_jitter_stays_in_its_range_and_reaches_it():
     assert abs(np.mean(values) - 100) < 3
 
 
+def test_each_change_happens_with_its_probability():
+    image = np.random.default_rng(0).integers(40, 200, (6, 6, 3), dtype=np.uint8)
+    sums = image.astype(float).sum(axis=2)
+    kinds = []
+    for seed in range(600):
+        jitter = ColorJitter(brightness=0.1, hue=0.3, probability=0.25)
+        changed = jitter.apply(image, np.random.default_rng(seed))
+        brighter = abs(changed.max(axis=2).astype(float).mean() / image.max(axis=2).mean() - 1) > 0.004
+        turned = np.abs(changed.astype(float).sum(axis=2) / changed.max(axis=2) - sums / image.max(axis=2))
+        kinds.append((brighter, turned.max() > 0.05))
+    shares = np.mean(kinds, axis=0)
+    assert np.abs(shares - 0.25).max() < 0.06
+    assert abs(np.mean(np.all(kinds, axis=1)) - 1 / 16) < 0.04
+
+
+def test_a_change_that_always_happens_draws_no_more_than_before():
+    image = np.random.default_rng(0).integers(0, 256, (4, 4, 3), dtype=np.uint8)
+    always, rng = ColorJitter(0.1, 0.2, 0.3, 0.1), np.random.default_rng(5)
+    always.apply(image, rng)
+    other = np.random.default_rng(5)
+    other.random(4)
+    assert rng.random() == other.random()
+
+
 def test_no_jitter_draws_nothing_and_changes_nothing():
     image = np.random.default_rng(0).integers(0, 256, (4, 4, 3), dtype=np.uint8)
     rng = np.random.default_rng(3)
@@ -170,7 +194,8 @@ def test_no_jitter_draws_nothing_and_changes_nothing():
 
 
 @pytest.mark.parametrize(
-    "amounts", [{"brightness": -0.1}, {"contrast": 1.5}, {"saturation": 2}, {"hue": 0.6}]
+    "amounts",
+    [{"brightness": -0.1}, {"contrast": 1.5}, {"saturation": 2}, {"hue": 0.6}, {"probability": 1.1}],
 )
 def test_impossible_jitter(amounts):
     with pytest.raises(ConfigError, match=f"COLOR_JITTER.{next(iter(amounts)).upper()}"):
