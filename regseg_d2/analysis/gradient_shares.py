@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from regseg_d2.data.datasets.declared import register_declared
 from regseg_d2.data.loader import build_train_loader
 from regseg_d2.engine.checkpoint import SafeCheckpointer
+from regseg_d2.engine.class_weighting import apply_class_weighting
 from regseg_d2.engine.devices import with_available_device
 from regseg_d2.engine.seeding import seed_everything
 from regseg_d2.errors import ConfigError
@@ -96,6 +97,7 @@ def run(cfg: CfgNode, num_batches: int) -> str:
         raise ConfigError("MODEL.WEIGHTS is ''; give the checkpoint of a run: MODEL.WEIGHTS FILE")
     checkpointer.load(cfg.MODEL.WEIGHTS, checkpointables=[], strict=True)
     register_declared(cfg.DATASETS.DECLARED)
+    apply_class_weighting(cfg, model)
     batches = _first_batches(iter(build_train_loader(cfg, seed=max(cfg.SEED, 0))), num_batches)
     return format_shares(measure_gradient_shares(model, batches))
 

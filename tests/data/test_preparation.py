@@ -55,7 +55,7 @@ def test_an_error_names_its_file_and_what_is_done_stays(tmp_path):
 
 
 def test_a_killed_worker_is_reported(tmp_path):
-    with pytest.raises(DatasetError, match="ended by the system.*fewer than --workers 1"):
+    with pytest.raises(DatasetError, match="ended by the system.*fewer than 1 processes"):
         convert_files(conversions(tmp_path, "killed"), value_of, title="labels", workers=1)
 
 

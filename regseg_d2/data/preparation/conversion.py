@@ -144,8 +144,9 @@ def _results(items: Sequence[Any], function: Callable[[Any], Any], workers: int)
                 yield future.result()
         except BrokenProcessPool as error:
             raise DatasetError(
-                "A process that converts files was ended by the system, usually for want of memory. Files "
-                f"that are done stay; start again with fewer than --workers {workers}."
+                "A process that works on the files was ended by the system, usually for want of memory. "
+                f"Files that are done stay; start again with fewer than {workers} processes (--workers, or "
+                "DATALOADER.NUM_WORKERS of a training)."
             ) from error
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
