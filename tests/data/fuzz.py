@@ -8,6 +8,7 @@ runs for the given time and says how many examples it tried; ``test_fuzz.py`` ha
 from __future__ import annotations
 
 import argparse
+import copy
 import io
 import os
 import random
@@ -222,7 +223,7 @@ _plausible = st.sampled_from(
         [".jpg", ".tif"],
         "a",
     )
-)
+).map(copy.deepcopy)  # the next change may be one of the value
 
 
 @st.composite
