@@ -6,6 +6,7 @@ The common kinds of files go through ``decoders.py``, all others through Pillow;
 from __future__ import annotations
 
 import struct
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,8 +21,12 @@ from regseg_d2.errors import ConfigError, DatasetError
 # modes are not here: Pillow clips them to 255, which turns such a photo white.
 _EIGHT_BIT_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "HSV")
 
-# What Pillow raises on a file that is cut off or is not an image.
-_DECODING_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
+# What Pillow raises on a file that is cut off, contradicts itself or is not an image. Its readers of single
+# formats do not check all that they index.
+_DECODING_ERRORS = (
+    *(OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, OverflowError),
+    *(struct.error, zlib.error, Image.DecompressionBombError),
+)
 
 
 def read_bytes(path: str | Path, kind: str) -> bytes:

@@ -1,5 +1,8 @@
 """Reading images: channels, orientation, errors."""
 
+import struct
+import zlib
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -60,3 +63,19 @@ def test_text_and_missing_file(tmp_path):
         read_image(tmp_path / "text.png")
     with pytest.raises(DatasetError, match=r"none\.png does not exist"):
         read_image(tmp_path / "none.png")
+
+
+def test_a_chunk_that_pillow_stumbles_over(tmp_path):
+    chunks = [
+        (b"IHDR", struct.pack(">IIBBBBB", 1, 1, 1, 0, 0, 0, 0)),
+        (b"IDAT", zlib.compress(b"\0\0")),
+        (b"iCCP", b""),  # behind the pixels; its reader indexes what is not there
+    ]
+    data = b"".join(
+        struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+        for kind, content in chunks
+    )
+    path = tmp_path / "profile.png"
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + data)
+    with pytest.raises(DatasetError, match="profile.png cannot be read"):
+        read_image(path)
