@@ -7,7 +7,7 @@ from pathlib import Path
 from regseg_d2.data.datasets.ade20k import ADE20K_SPLITS, ade20k_spec
 from regseg_d2.data.datasets.definitions import load_definition
 from regseg_d2.data.preparation.archives import unpack_archives
-from regseg_d2.data.preparation.report import below, describe_splits, write_description
+from regseg_d2.data.preparation.report import below, report_splits
 
 ARCHIVES = ("ADEChallengeData2016.zip",)
 
@@ -37,11 +37,12 @@ def prepare_ade20k(
     """
     definition = load_definition("ade20k")
     lines = unpack_archives(dict.fromkeys(ARCHIVES, root), archives, definition.checksums)
-    description = describe_splits(
+    target = output or root / "ADEChallengeData2016" / "splits.json"
+    return lines + report_splits(
+        target,
+        "ade20k",
         {split: below(ade20k_spec(split), root) for split in ADE20K_SPLITS},
         counts=None if partial else definition.counts,
         workers=workers,
         apart=tuple(ADE20K_SPLITS),
     )
-    target = output or root / "ADEChallengeData2016" / "splits.json"
-    return lines + write_description(target, {"dataset": "ade20k", **description})

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from regseg_d2.data.datasets.camvid import CAMVID_SPLITS, camvid_spec
 from regseg_d2.data.datasets.definitions import load_definition
-from regseg_d2.data.preparation.report import below, describe_splits, write_description
+from regseg_d2.data.preparation.report import below, report_splits
 
 IMAGE_SIZE = (360, 480)
 
@@ -28,11 +28,12 @@ def prepare_camvid(
     Raises:
         DatasetError: the copy is not as it should be, or the description cannot be written.
     """
-    description = describe_splits(
+    return report_splits(
+        output or root / "camvid" / "splits.json",
+        "camvid",
         {split: below(camvid_spec(split), root) for split in CAMVID_SPLITS},
         counts=None if partial else load_definition("camvid").counts,
         workers=workers,
         size=None if partial else IMAGE_SIZE,
         apart=CAMVID_SPLITS,
     )
-    return write_description(output or root / "camvid" / "splits.json", {"dataset": "camvid", **description})

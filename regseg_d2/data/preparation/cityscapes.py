@@ -18,7 +18,7 @@ from regseg_d2.data.datasets.spec import DatasetSpec
 from regseg_d2.data.labels import LabelReader
 from regseg_d2.data.preparation.archives import unpack_archives
 from regseg_d2.data.preparation.conversion import Conversion, convert_files
-from regseg_d2.data.preparation.report import below, describe_splits, write_description
+from regseg_d2.data.preparation.report import below, report_splits
 
 ARCHIVES = (
     "leftImg8bit_trainvaltest.zip",
@@ -63,18 +63,17 @@ def prepare_cityscapes(
     conversions = [conversion for spec in specs.values() for conversion in _conversions(spec)]
     written = convert_files(conversions, _train_ids, title="labelTrainIds", workers=workers)
     lines.append(f"labelTrainIds: {written} written, {len(conversions) - written} were there")
-    description = describe_splits(
+    absent = [split for split in definition.counts if split not in specs]
+    if absent:
+        lines.append(f"not there, and not needed for the fine train and val splits: {', '.join(absent)}")
+    return lines + report_splits(
+        output or folder / "splits.json",
+        "cityscapes",
         specs,
         counts=None if partial else definition.counts,
         workers=workers,
         size=None if partial else IMAGE_SIZE,
         apart=[split for split in specs if split.startswith("fine")],
-    )
-    absent = [split for split in definition.counts if split not in specs]
-    if absent:
-        lines.append(f"not there, and not needed for the fine train and val splits: {', '.join(absent)}")
-    return lines + write_description(
-        output or folder / "splits.json", {"dataset": "cityscapes", **description}
     )
 
 

@@ -22,7 +22,7 @@ from regseg_d2.data.preparation.archives import unpack_archives
 from regseg_d2.data.preparation.checks import check_files, check_number
 from regseg_d2.data.preparation.conversion import Conversion, check_made_alike, convert_files
 from regseg_d2.data.preparation.matlab import label_values, read_matlab
-from regseg_d2.data.preparation.report import below, describe_splits, write_description
+from regseg_d2.data.preparation.report import below, report_splits
 from regseg_d2.errors import DatasetError
 
 ARCHIVES = ("cocostuff-10k-v1.1.zip",)
@@ -71,14 +71,15 @@ def prepare_coco_stuff_10k(
     check_made_alike(conversions, label_from_matlab)
     written = convert_files(conversions, label_from_matlab, title="labels of COCO-Stuff 10K", workers=workers)
     lines.append(f"{COCO_STUFF_10K_LABELS}: {written} written, {len(conversions) - written} were there")
-    description = describe_splits(
+    target = output or folder / "splits.json"
+    return lines + report_splits(
+        target,
+        "coco_stuff_10k",
         {split: below(coco_stuff_10k_spec(split), root) for split in COCO_STUFF_10K_SPLITS},
         counts=None if partial else definition.counts,
         workers=workers,
         apart=COCO_STUFF_10K_SPLITS,
     )
-    target = output or folder / "splits.json"
-    return lines + write_description(target, {"dataset": "coco_stuff_10k", **description})
 
 
 def label_from_matlab(conversion: Conversion) -> np.ndarray:

@@ -11,7 +11,7 @@ from regseg_d2.data.datasets.coco_stuff import (
 )
 from regseg_d2.data.datasets.definitions import load_definition
 from regseg_d2.data.preparation.archives import unpack_archives
-from regseg_d2.data.preparation.report import below, describe_splits, write_description
+from regseg_d2.data.preparation.report import below, report_splits
 
 # With the folder below ``coco_stuff164k`` where they are unpacked.
 ARCHIVES = {
@@ -48,11 +48,12 @@ def prepare_coco_stuff_164k(
     definition = load_definition("coco_stuff_164k")
     places = {name: folder / place for name, place in ARCHIVES.items()}
     lines = unpack_archives(places, archives, definition.checksums)
-    description = describe_splits(
+    target = output or folder / "splits.json"
+    return lines + report_splits(
+        target,
+        "coco_stuff_164k",
         {split: below(coco_stuff_164k_spec(split), root) for split in COCO_STUFF_164K_SPLITS},
         counts=None if partial else definition.counts,
         workers=workers,
         apart=COCO_STUFF_164K_SPLITS,
     )
-    target = output or folder / "splits.json"
-    return lines + write_description(target, {"dataset": "coco_stuff_164k", **description})

@@ -36,7 +36,7 @@ from regseg_d2.data.preparation.conversion import (
     reported_writing,
 )
 from regseg_d2.data.preparation.matlab import label_values, read_matlab
-from regseg_d2.data.preparation.report import below, describe_splits, write_description
+from regseg_d2.data.preparation.report import below, report_splits
 from regseg_d2.data.run_length import decode_runs
 from regseg_d2.engine.files import write_text
 from regseg_d2.errors import DatasetError
@@ -105,14 +105,15 @@ def prepare_pascal_context(
     )
     for split in splits:
         _write_list(folder / PASCAL_CONTEXT_LISTS / f"{split}.txt", splits[split])
-    description = describe_splits(
+    target = output or folder / "pascal_context_splits.json"
+    return lines + report_splits(
+        target,
+        "pascal_context_60",
         {split: below(pascal_context_spec(60, split), root) for split in PASCAL_CONTEXT_SPLITS},
         counts=None,
         workers=workers,
         apart=PASCAL_CONTEXT_SPLITS,
     )
-    target = output or folder / "pascal_context_splits.json"
-    return lines + write_description(target, {"dataset": "pascal_context_60", **description})
 
 
 def label_from_matlab(conversion: Conversion) -> np.ndarray:

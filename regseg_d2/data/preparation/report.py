@@ -125,19 +125,22 @@ def _count_pixels(
     return split, pixels
 
 
-def write_description(path: Path, description: dict[str, Any]) -> list[str]:
-    """Writes what :func:`describe_splits` found.
+def report_splits(path: Path, dataset: str, specs: Mapping[str, DatasetSpec], **options: Any) -> list[str]:
+    """Reads the splits of a data set and writes what they hold.
 
     Args:
         path: the JSON file to write.
-        description: what to write.
+        dataset: its name, for that file.
+        specs: the splits by their name within the data set.
+        **options: of :func:`describe_splits`.
 
     Returns:
         Lines for people.
 
     Raises:
-        DatasetError: the file cannot be written.
+        DatasetError: see :func:`describe_splits`, or the file cannot be written.
     """
+    description = {"dataset": dataset, **describe_splits(specs, **options)}
     with reported_writing(path):
         write_text(path, json.dumps(description, indent=1) + "\n")
     lines = [

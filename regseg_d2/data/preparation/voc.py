@@ -19,7 +19,7 @@ from regseg_d2.data.preparation.archives import unpack_archives
 from regseg_d2.data.preparation.checks import check_files, check_number
 from regseg_d2.data.preparation.conversion import Conversion, convert_files, reported_writing
 from regseg_d2.data.preparation.matlab import label_values, read_matlab
-from regseg_d2.data.preparation.report import below, describe_splits, write_description
+from regseg_d2.data.preparation.report import below, report_splits
 from regseg_d2.engine.files import write_text
 from regseg_d2.errors import DatasetError
 
@@ -60,9 +60,8 @@ def prepare_voc(
     else:
         del specs["train_aug"]
         lines.append(f"{sbd} is not there, so voc_2012_sem_seg_train_aug was not prepared")
-    description = describe_splits(specs, counts=counts, workers=workers, apart=("train", "val"))
     target = output or root / "VOCdevkit" / "VOC2012" / "splits.json"
-    return lines + write_description(target, {"dataset": "voc", **description})
+    return lines + report_splits(target, "voc", specs, counts=counts, workers=workers, apart=("train", "val"))
 
 
 def _make_train_aug(voc: Path, sbd: Path, workers: int, counts: dict[str, int] | None) -> list[str]:
