@@ -18,7 +18,7 @@ from PIL import Image
 from tabulate import tabulate
 from torch import Tensor
 
-from regseg_d2.analysis.measuring import interleaved_medians
+from regseg_d2.analysis.measuring import announce, interleaved_medians
 from regseg_d2.data.labels import label_reader_for
 from regseg_d2.evaluation.evaluator import StreamingSemSegEvaluator
 from regseg_d2.evaluation.inference.argmax import argmax_classes
@@ -188,7 +188,6 @@ def run(rounds: int) -> None:
     Args:
         rounds: timed rounds.
     """
-    torch.set_num_threads(1)
-    print(f"torch {torch.__version__}, one CPU thread; medians of {rounds} interleaved rounds")
+    announce(rounds, "cpu")
     for case in CASES:
         print("\n" + benchmark_evaluation(case, rounds), flush=True)

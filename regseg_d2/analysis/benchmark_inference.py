@@ -13,7 +13,7 @@ from detectron2.modeling.meta_arch.semantic_seg import SemSegFPNHead
 from tabulate import tabulate
 from torch import Tensor, nn
 
-from regseg_d2.analysis.measuring import interleaved_medians, peak_memory
+from regseg_d2.analysis.measuring import announce, interleaved_medians, peak_memory
 from regseg_d2.evaluation.inference import InferenceProtocol, Predictor
 from regseg_d2.evaluation.inference.predictor import scale_image
 from regseg_d2.evaluation.inference.sliding import window_starts
@@ -191,10 +191,7 @@ def run(rounds: int, device: str) -> None:
         rounds: timed rounds.
         device: ``"cpu"`` (on one thread) or ``"cuda"``.
     """
-    if device == "cpu":
-        torch.set_num_threads(1)
-    where = torch.cuda.get_device_name() if device == "cuda" else "one CPU thread"
-    print(f"torch {torch.__version__}, {where}; medians of {rounds} interleaved rounds")
+    announce(rounds, device)
     print(f"From image to labels, {NUM_CLASSES} classes, a network of next to no cost with stride {_STRIDE}")
     headers = ["", "plain ms", "ours ms", "ratio", "plain peak MB", "ours peak MB", "ratio", "same labels"]
     rows = [benchmark_inference(case, rounds, device) for case in CASES]

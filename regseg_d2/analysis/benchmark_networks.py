@@ -16,7 +16,7 @@ from detectron2.config import CfgNode
 from tabulate import tabulate
 from torch import Tensor, nn
 
-from regseg_d2.analysis.measuring import interleaved_medians
+from regseg_d2.analysis.measuring import announce, interleaved_medians
 from regseg_d2.analysis.mmsegmentation import PAIRS, VERSION, import_mmsegmentation, network_config
 from regseg_d2.config_files import load_config
 from regseg_d2.engine.optim import build_optimizer
@@ -280,8 +280,7 @@ def run(folder: str, models: Path, names: list[str], rounds: int, curve_steps: i
             f"with --mmsegmentation: pip install --no-deps --target FOLDER mmsegmentation=={VERSION} "
             "mmengine mmcv-lite addict yapf platformdirs ftfy regex prettytable wcwidth scipy"
         ) from error
-    torch.set_num_threads(1)
-    print(f"torch {torch.__version__}, one CPU thread; medians of {rounds} interleaved rounds")
+    announce(rounds, "cpu")
     print(f"{BATCH_SIZE} x {SIZE}^2 pixels, {NUM_CLASSES} classes; forward, backward and update")
     for name in names:
         with tempfile.TemporaryDirectory() as temporary:

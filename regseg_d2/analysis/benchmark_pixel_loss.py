@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from tabulate import tabulate
 from torch import Tensor
 
-from regseg_d2.analysis.measuring import interleaved_medians, peak_memory
+from regseg_d2.analysis.measuring import announce, interleaved_medians, peak_memory
 from regseg_d2.modeling.losses import SegmentationLoss
 
 VOID = 255
@@ -163,9 +163,6 @@ def run(rounds: int, device: str) -> None:
         rounds: timed rounds.
         device: ``"cpu"`` (on one thread) or ``"cuda"``.
     """
-    if device == "cpu":
-        torch.set_num_threads(1)
-    where = torch.cuda.get_device_name() if device == "cuda" else "one CPU thread"
-    print(f"torch {torch.__version__}, {where}; medians of {rounds} interleaved rounds")
+    announce(rounds, device)
     for case in CASES:
         print("\n" + benchmark_pixel_loss(case, rounds, device), flush=True)

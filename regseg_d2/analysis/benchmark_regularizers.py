@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import sys
-
-import torch
-
 from regseg_d2.analysis.benchmark_losses import LOSS_CASES, benchmark_losses
 from regseg_d2.analysis.benchmark_steps import CASES, benchmark_steps
+from regseg_d2.analysis.measuring import announce
 
 
 def run(rounds: int, device: str, only_losses: bool = False) -> None:
@@ -18,10 +15,7 @@ def run(rounds: int, device: str, only_losses: bool = False) -> None:
         device: ``"cpu"`` (on one thread) or ``"cuda"``.
         only_losses: leave the training steps out.
     """
-    if device == "cpu":
-        torch.set_num_threads(1)
-    where = torch.cuda.get_device_name() if device == "cuda" else "one CPU thread"
-    print(f"torch {torch.__version__}, {where}; medians of {rounds} interleaved rounds", file=sys.stdout)
+    announce(rounds, device)
     for loss_case in LOSS_CASES:
         print("\n" + benchmark_losses(loss_case, rounds, device), flush=True)
     if not only_losses:

@@ -13,6 +13,19 @@ import torch
 from rich.progress import track
 
 
+def announce(rounds: int, device: str) -> None:
+    """Prints what a benchmark runs on; on a CPU everything from here on takes one thread.
+
+    Args:
+        rounds: timed rounds.
+        device: ``"cpu"`` or ``"cuda"``.
+    """
+    if device == "cpu":
+        torch.set_num_threads(1)
+    where = torch.cuda.get_device_name() if device == "cuda" else "one CPU thread"
+    print(f"torch {torch.__version__}, {where}; medians of {rounds} interleaved rounds")
+
+
 def interleaved_medians(
     actions: dict[str, Callable[[], None]], rounds: int, device: str, title: str
 ) -> dict[str, float]:
