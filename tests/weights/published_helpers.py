@@ -4,13 +4,19 @@ from pathlib import Path
 
 import torch
 from detectron2.config import CfgNode
+from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_model
 from torch import nn
 
 import regseg_d2.modeling  # noqa: F401  registers networks
 from regseg_d2.config_files import load_config
 from regseg_d2.engine.checkpoint import SafeCheckpointer
+from regseg_d2.modeling.heads import ContextHead
+from regseg_d2.modeling.norms import resolve_auto_norm
+from regseg_d2.weights.mmseg_heads import HEAD_RULES
+from regseg_d2.weights.renaming import prefixed, rename_all
 from regseg_d2.weights.tool import convert_file
+from tests.helpers import small_cfg
 
 FIXTURES = Path(__file__).parent / "fixtures"
 HEAD = "MODEL.SEM_SEG_HEAD."
@@ -49,6 +55,26 @@ TORCHVISION = {
     f"{HEAD}AUX.CHANNELS": 32,
     f"{HEAD}AUX.KERNEL_SIZE": 3,
 }
+
+
+def load_head(name, keys):
+    """A fixture of mmsegmentation's, and our head, with ``keys`` of SEM_SEG_HEAD, that has its tensors."""
+    fixture = torch.load(FIXTURES / f"{name}.pt", weights_only=True)
+    theirs = fixture["config"]["decode_head"]
+    keys = {
+        **keys,
+        "CONTEXT_CHANNELS": theirs["channels"],
+        "CONVS_DIM": theirs["channels"],
+        "NUM_CLASSES": theirs["num_classes"],
+        "IN_FEATURES": ["res5"],
+    }
+    cfg = small_cfg("FCN", **{f"SEM_SEG_HEAD__{key}": value for key, value in keys.items()})
+    head = ContextHead(resolve_auto_norm(cfg), {"res5": ShapeSpec(channels=theirs["in_channels"], stride=8)})
+    rules = prefixed(HEAD_RULES[keys["CONTEXT"]], r"decode_head\.", "")
+    renamed, unknown = rename_all(fixture["state"], rules)
+    assert unknown == []
+    head.load_state_dict(renamed, strict=True)
+    return fixture, head.eval()
 
 
 def options(keys):

@@ -1,18 +1,10 @@
 """mmsegmentation's non-local, CCNet and DANet heads: its tensors under our names, its logits."""
 
-from pathlib import Path
-
 import pytest
 import torch
-from detectron2.layers import ShapeSpec
 
-from regseg_d2.modeling.heads import ContextHead
-from regseg_d2.modeling.norms import resolve_auto_norm
-from regseg_d2.weights.mmseg_heads import HEAD_RULES
-from regseg_d2.weights.renaming import rename_all
-from tests.helpers import small_cfg
+from tests.weights.published_helpers import load_head
 
-FIXTURES = Path(__file__).parent / "fixtures"
 CASES = {
     "nonlocal_resnet": {"CONTEXT": "NonLocal", "CONCAT_INPUT": True},
     "ccnet": {"CONTEXT": "CrissCross", "CONCAT_INPUT": True},
@@ -20,29 +12,9 @@ CASES = {
 }
 
 
-def load(name):
-    """The fixture, and our head with its tensors."""
-    fixture = torch.load(FIXTURES / f"{name}.pt", weights_only=True)
-    theirs = fixture["config"]["decode_head"]
-    keys = {
-        **CASES[name],
-        "CONTEXT_CHANNELS": theirs["channels"],
-        "CONVS_DIM": theirs["channels"],
-        "NUM_CLASSES": theirs["num_classes"],
-        "IN_FEATURES": ["res5"],
-    }
-    cfg = small_cfg("FCN", **{f"SEM_SEG_HEAD__{key}": value for key, value in keys.items()})
-    head = ContextHead(resolve_auto_norm(cfg), {"res5": ShapeSpec(channels=theirs["in_channels"], stride=8)})
-    state = {key.removeprefix("decode_head."): value for key, value in fixture["state"].items()}
-    renamed, unknown = rename_all(state, HEAD_RULES[keys["CONTEXT"]])
-    assert unknown == []
-    head.load_state_dict(renamed, strict=True)
-    return fixture, head.eval()
-
-
 @pytest.mark.parametrize("name", CASES)
 def test_logits_are_mmsegmentations(name):
-    fixture, head = load(name)
+    fixture, head = load_head(name, CASES[name])
     with torch.no_grad():
         logits, _ = head.layers({"res5": fixture["features"][0]})
     assert fixture["logits"].abs().max() > 0.1
@@ -52,7 +24,7 @@ def test_logits_are_mmsegmentations(name):
 @pytest.mark.parametrize("name", CASES)
 def test_the_attention_counts_in_the_fixture(name):
     """Without it the logits are others, so that the test above says something about it."""
-    fixture, head = load(name)
+    fixture, head = load_head(name, CASES[name])
     with torch.no_grad():
         for key, parameter in head.named_parameters():
             if key.endswith(("gamma", "attention.out.norm.weight", "attention.out.norm.bias")):
@@ -62,7 +34,7 @@ def test_the_attention_counts_in_the_fixture(name):
 
 
 def test_the_side_classifiers_of_danet_are_theirs():
-    fixture, head = load("danet")
+    fixture, head = load_head("danet", CASES["danet"])
     context = head.context
     with torch.no_grad():
         x = fixture["features"][0]
