@@ -45,9 +45,9 @@ setup(
         "opencv-python>=4.11",  # from here on warpAffine is exact
         "Pillow>=10.0",
         "PyYAML>=6.0",
-        "pyspng-seunglab>=1.1",  # PNG decoder
+        "kornia_rs>=0.2",  # PNG decoder
         "rich",
-        "scipy>=1.11",  # MATLAB files of benchmark data sets; sparse sums of pixels
+        "scipy>=1.11",  # MATLAB files of benchmark data sets
         "simplejpeg>=1.8",  # JPEG decoder
         "timm>=1.0",
         *DETECTRON2_NEEDS,

@@ -21,6 +21,7 @@ from tabulate import tabulate
 from regseg_d2.data.decoders import decode_indices, decode_rgb
 from regseg_d2.data.labels import LabelReader
 from regseg_d2.data.mapper import TrainMapper
+from regseg_d2.data.memory import keep_freed_memory
 from regseg_d2.data.transforms import ColorJitter, RandomCrop, RandomScale
 
 IGNORE, MAX_SHARE, SCALES = 255, 0.75, (0.5, 2.0)
@@ -263,9 +264,11 @@ def run(samples: int, mmsegmentation: str) -> None:
     """
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
+    keeps = keep_freed_memory()
     with_mmsegmentation = _import_mmsegmentation(mmsegmentation)
     np.random.seed(0)  # the others' randomness
-    print(f"one core, processor time of {samples} samples in turns; OpenCV {cv2.__version__}")
+    memory = "all pipelines keep freed memory, as our workers do" if keeps else "freed memory goes back"
+    print(f"one core, processor time of {samples} samples in turns; {memory}; OpenCV {cv2.__version__}")
     for case in CASES:
         print("\n" + benchmark_case(case, samples, with_mmsegmentation), flush=True)
 

@@ -1,8 +1,8 @@
 """Fast decoders of the plain kinds of PNG and JPEG; every other file is left to Pillow.
 
 Which kind a file is stands in its header, and only the header decides. The pixels are those that Pillow
-gives: libspng and libjpeg-turbo decode the same formats by the same rules. Pillow also has the last word
-on damaged files: what a decoder here refuses is handed back as "not plain".
+gives: the formats leave no choice for PNG, and its JPEGs come from libjpeg-turbo too. Pillow also has the
+last word on damaged files: what a decoder here refuses is handed back as "not plain".
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import zlib
 from dataclasses import dataclass
 
 import cv2
+import kornia_rs.io as kornia_io
 import numpy as np
-import pyspng
 import simplejpeg
 from PIL import ExifTags, Image
 
@@ -50,10 +50,10 @@ def decode_rgb(data: bytes) -> np.ndarray | None:
     png = _read_png_header(data)
     if png is None or not png.is_plain or png.color_type not in (_GREY, _RGB):
         return None
-    pixels = _decode_png(data, "L" if png.color_type == _GREY else "RGB")
-    if pixels is not None and png.color_type == _GREY:
-        return cv2.cvtColor(pixels, cv2.COLOR_GRAY2RGB)
-    return pixels
+    if png.color_type == _RGB:
+        return _decode_png(data, png, "rgb")
+    grey = _decode_png(data, png, "mono")
+    return None if grey is None else cv2.cvtColor(grey, cv2.COLOR_GRAY2RGB)
 
 
 def decode_indices(data: bytes) -> np.ndarray | None:
@@ -70,7 +70,8 @@ def decode_indices(data: bytes) -> np.ndarray | None:
     # Transparency says nothing about a label's values.
     if png is None or png.other_chunks - {b"tRNS"} or png.color_type not in (_GREY, _PALETTE):
         return None
-    return _decode_png(_as_grey(data, png) if png.color_type == _PALETTE else data, "L")
+    indices = _decode_png(_as_grey(data, png) if png.color_type == _PALETTE else data, png, "mono")
+    return None if indices is None else indices[:, :, 0]
 
 
 # ------------------------------------------------------------------------------------------------- PNG
@@ -81,11 +82,15 @@ class _PngHeader:
     """What the chunks of a PNG of 8 bits, not interlaced, say.
 
     Attributes:
+        height: in pixels.
+        width: in pixels.
         color_type: of the format: grey, RGB, palette, ...
         image_data: start and end of the chunks that hold pixels and of the end mark.
         other_chunks: kinds of chunks that may change pixels or orientation.
     """
 
+    height: int
+    width: int
     color_type: int
     image_data: list[tuple[int, int]]
     other_chunks: frozenset[bytes]
@@ -112,7 +117,8 @@ def _read_png_header(data: bytes) -> _PngHeader | None:
         elif kind not in _PLAIN_CHUNKS or (kind == b"tEXt" and data[place + 8 : end].startswith(_EXIF_TEXTS)):
             others.add(kind)
         if kind == b"IEND":
-            return _PngHeader(color_type, image_data, frozenset(others)) if end <= len(data) else None
+            is_whole = end <= len(data)
+            return _PngHeader(height, width, color_type, image_data, frozenset(others)) if is_whole else None
         place = end
     return None
 
@@ -126,10 +132,10 @@ def _as_grey(data: bytes, png: _PngHeader) -> bytes:
     )
 
 
-def _decode_png(data: bytes, format: str) -> np.ndarray | None:
+def _decode_png(data: bytes, png: _PngHeader, mode: str) -> np.ndarray | None:
     try:
-        return np.ascontiguousarray(pyspng.load(data, format))
-    except (RuntimeError, ValueError):
+        return kornia_io.decode_image_png_u8(data, (png.height, png.width), mode)
+    except Exception:  # the decoder raises nothing more special; Pillow has the last word
         return None
 
 

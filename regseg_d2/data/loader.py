@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from regseg_d2.data.bad_files import ReplacingSamples, skips_bad_files
 from regseg_d2.data.class_sampling import build_sample_order
 from regseg_d2.data.mapper import TestMapper, TrainMapper
+from regseg_d2.data.memory import keep_freed_memory
 from regseg_d2.data.records import load_records, load_training_records
 from regseg_d2.data.sampler import ResumableTrainingSampler
 from regseg_d2.data.transforms import WantedClass
@@ -117,6 +118,7 @@ def _start_worker(worker: int) -> None:
     """One thread a worker: the workers are the parallelism, and OpenCV's pool does not survive a fork."""
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
+    keep_freed_memory()
     obey_the_parent_alone()
 
 

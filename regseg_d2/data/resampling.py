@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import cv2
 import numpy as np
-from scipy.sparse import csr_array
 
 Window = tuple[slice, slice]
 
 # A pixel of warpAffine, which can begin anywhere, takes as long as so many of resize, which cannot.
 _WARP_COST = 4
-# Pixels that are averaged at a time where an image shrinks.
-_AREA_PIXELS = 1 << 17
 
 
 def scaled_size(height: int, width: int, scale: float) -> tuple[int, int]:
@@ -20,7 +17,9 @@ def scaled_size(height: int, width: int, scale: float) -> tuple[int, int]:
 
 
 def resize_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Resizes an image: bilinear where it grows, by area (no aliasing) where it shrinks.
+    """Resizes an image: bilinear, or by area where a side shrinks to less than half.
+
+    Down to one half bilinear interpolation leaves no pixel out; below, it would (aliasing).
 
     Args:
         image: array ``(H, W, 3)`` of uint8.
@@ -31,8 +30,7 @@ def resize_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """
     if image.shape[:2] == tuple(size):
         return image
-    shrinks = size[0] < image.shape[0] or size[1] < image.shape[1]
-    method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    method = cv2.INTER_AREA if _leaves_pixels_out(image, size) else cv2.INTER_LINEAR
     return cv2.resize(image, (size[1], size[0]), interpolation=method)
 
 
@@ -41,23 +39,19 @@ def resize_crop(image: np.ndarray, size: tuple[int, int], window: Window) -> np.
 
     Args:
         image: array ``(H, W, 3)`` of uint8.
-        size: height and width of the whole image after resizing; both grow, or none does.
+        size: height and width of the whole image after resizing.
         window: rows and columns of the crop, within ``size``.
 
     Returns:
         ``resize_image(image, size)[window]``, to one grey level: OpenCV's ``resize`` cannot begin
-        between two pixels, and the functions that can round at other places.
+        between two pixels, and ``warpAffine``, which can, rounds at other places.
     """
     height, width = image.shape[:2]
     if (height, width) == tuple(size):
         return image[window]
-    if size[0] <= height and size[1] <= width:
-        return _area_crop(image, size, window)
-    return _bilinear_crop(image, size, window)
-
-
-def _bilinear_crop(image: np.ndarray, size: tuple[int, int], window: Window) -> np.ndarray:
-    height, width = image.shape[:2]
+    if _leaves_pixels_out(image, size):
+        # The result is small, whatever part of it is wanted.
+        return resize_image(image, size)[window]
     rows, columns = window
     shape = rows.stop - rows.start, columns.stop - columns.start
     if rows.stop * columns.stop <= _WARP_COST * shape[0] * shape[1]:
@@ -82,57 +76,9 @@ def _bilinear_crop(image: np.ndarray, size: tuple[int, int], window: Window) -> 
     )
 
 
-def _area_crop(image: np.ndarray, size: tuple[int, int], window: Window) -> np.ndarray:
-    """Means over the area of each new pixel: along the height first, then along the width."""
-    (rows, row_means), (columns, column_means) = (
-        _area_means(old, new, part) for old, new, part in zip(image.shape, size, window, strict=False)
-    )
-    part = _weighted_rows(row_means, image[rows, columns])
-    return cv2.transpose(_weighted_rows(column_means, cv2.transpose(part)))
-
-
-def _weighted_rows(weights: csr_array, image: np.ndarray) -> np.ndarray:
-    """Sums of rows: ``weights (M, H) x image (H, W, 3)``, rounded to uint8."""
-    height, width, channels = image.shape
-    result = np.empty((weights.shape[0], width, channels), dtype=np.uint8)
-    # Stretch by stretch, so that the float values never leave the processor's cache.
-    columns = max(_AREA_PIXELS // height, 1)
-    for left in range(0, width, columns):
-        part = image[:, left : left + columns]
-        sums = weights @ part.astype(np.float32).reshape(height, -1)
-        result[:, left : left + columns] = cv2.convertScaleAbs(sums).reshape(-1, *part.shape[1:])
-    return result
-
-
-def _area_means(old: int, new: int, part: slice) -> tuple[slice, csr_array]:
-    """Weights that turn old pixels of one side into the new ones of a part.
-
-    Args:
-        old: length of the side before.
-        new: length after, at most ``old``.
-        part: the new pixels to make.
-
-    Returns:
-        The old pixels that are read, and a matrix (new pixels, old pixels) whose rows add up to 1: new pixel
-        i is the mean over [i, i + 1) * old / new, old pixels cut at the ends included by their share.
-    """
-    step = old / new
-    edges = np.arange(part.start, part.stop + 1) * step
-    starts, ends = edges[:-1, None], edges[1:, None]
-    taps = np.arange(int(np.ceil(step)) + 1, dtype=np.int32)
-    pixels = np.floor(starts).astype(np.int32) + taps
-    shares = (np.minimum(pixels + 1, ends) - np.maximum(pixels, starts)) / step
-    # Where rounding lets a cell touch the next pixel, its share is as good as none.
-    is_inside = (shares > 1e-6) & (pixels < old)
-    columns = pixels[is_inside]
-    first, last = int(columns[0]), int(columns[-1])
-    bounds = np.zeros(len(pixels) + 1, dtype=np.int32)
-    np.cumsum(is_inside.sum(axis=1), out=bounds[1:])
-    matrix = csr_array(
-        (shares[is_inside].astype(np.float32), columns - first, bounds),
-        shape=(len(pixels), last + 1 - first),
-    )
-    return slice(first, last + 1), matrix
+def _leaves_pixels_out(image: np.ndarray, size: tuple[int, int]) -> bool:
+    """Whether bilinear interpolation to a size would read only some of the pixels."""
+    return 2 * size[0] < image.shape[0] or 2 * size[1] < image.shape[1]
 
 
 def nearest_indices(old: int, new: int) -> np.ndarray:

@@ -246,7 +246,7 @@ def _turn_hue(image: np.ndarray, hue: float) -> np.ndarray:
         values[:] = part
         cv2.cvtColor(values, cv2.COLOR_RGB2HSV, dst=values)
         # On the way back OpenCV takes more than 360 degrees, but not less than 0.
-        values[:, :, 0] += np.float32(360 * (hue % 1))
+        cv2.add(values, (360 * (hue % 1), 0, 0, 0), dst=values)
         cv2.cvtColor(values, cv2.COLOR_HSV2RGB, dst=values)
         cv2.convertScaleAbs(values, dst=turned[top : top + rows])
     return turned
@@ -272,10 +272,10 @@ def to_planes(
     planes = np.empty((3, *size), dtype=np.uint8)
     if (height, width) != tuple(size):
         planes[:] = pad_value[:, None, None]
-    channels = cv2.split(cv2.flip(image, 1) if mirrored else image)
     place = _place(height, width, size, mirrored)
-    for plane, channel in zip(planes, reversed(channels) if bgr else channels, strict=True):
-        plane[place] = channel
+    parts = [plane[place] for plane in planes]
+    # OpenCV writes into the parts where they are.
+    cv2.split(cv2.flip(image, 1) if mirrored else image, mv=parts[::-1] if bgr else parts)
     return planes
 
 
@@ -285,7 +285,7 @@ def to_target(
     """Pads and mirrors a label as :func:`to_planes` does its image.
 
     Args:
-        label: array ``(h, w)`` of integers.
+        label: array ``(h, w)`` of uint8 or int32.
         size: height and width to pad to; None pads nothing.
         ignore_value: label of the padding.
         mirrored: turn left to right.
@@ -298,7 +298,7 @@ def to_target(
     target = np.empty(size, dtype=np.int64)
     if (height, width) != tuple(size):
         target[:] = ignore_value
-    target[_place(height, width, size, mirrored)] = label[:, ::-1] if mirrored else label
+    target[_place(height, width, size, mirrored)] = cv2.flip(label, 1) if mirrored else label
     return target
 
 
