@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import logging
 from pathlib import Path
 
@@ -21,6 +22,9 @@ from regseg_d2.engine.trained_model import load_trained_model
 from regseg_d2.engine.trainer import Trainer, refuse_unsupported
 
 logger = logging.getLogger(__name__)
+
+#: Copy of the declared data sets in a run's folder.
+DECLARED_COPY = "declared.yaml"
 
 
 def main(args: argparse.Namespace) -> Results:
@@ -103,6 +107,8 @@ def evaluate_checkpoint(cfg: CfgNode, *, resume: bool = False) -> Results:
 def save_config(cfg: CfgNode, *, seed: int) -> None:
     """Writes ``<OUTPUT_DIR>/config.yaml``: the config as given ("auto" stays), with the seed of the run.
 
+    Files of ``DATASETS.DECLARED`` are copied into ``declared.yaml`` beside it: they may change later.
+
     Args:
         cfg: the config.
         seed: the seed that is used.
@@ -115,14 +121,19 @@ def save_config(cfg: CfgNode, *, seed: int) -> None:
     path = Path(cfg.OUTPUT_DIR) / "config.yaml"
     write_text(path, format_config(cfg))
     logger.info("Wrote the config to %s", path)
+    if cfg.DATASETS.DECLARED:
+        write_text(Path(cfg.OUTPUT_DIR) / DECLARED_COPY, _declarations(cfg))
 
 
 def warn_about_changes(cfg: CfgNode) -> None:
-    """Logs which keys differ from the config of the run that is resumed.
+    """Logs which keys, and lines of declared data sets, differ from those of the run that is resumed.
 
     Args:
         cfg: the config of now.
     """
+    copy = Path(cfg.OUTPUT_DIR) / DECLARED_COPY
+    if copy.is_file():
+        _warn_about_declarations(copy.read_text(encoding="utf-8"), _declarations(cfg))
     path = Path(cfg.OUTPUT_DIR) / "config.yaml"
     if not path.is_file():
         return
@@ -135,3 +146,17 @@ def warn_about_changes(cfg: CfgNode) -> None:
     ]
     if changed:
         logger.warning("Keys that differ from the run that is resumed:\n%s", "\n".join(changed))
+
+
+def _declarations(cfg: CfgNode) -> str:
+    """The files of ``DATASETS.DECLARED``, one YAML document each."""
+    files = [Path(name) for name in cfg.DATASETS.DECLARED]
+    return "".join(f"--- # {file}\n{file.read_text(encoding='utf-8').rstrip()}\n" for file in files)
+
+
+def _warn_about_declarations(before: str, now: str) -> None:
+    lines = difflib.unified_diff(before.splitlines(), now.splitlines(), lineterm="", n=0)
+    # Behind the two lines that would name files; places in them ("@@") say little here.
+    changed = [line for line in list(lines)[2:] if not line.startswith("@@")]
+    if changed:
+        logger.warning("Lines of declared data sets that differ from the run's:\n%s", "\n".join(changed))

@@ -10,6 +10,7 @@ from PIL import Image
 import regseg_d2.data  # noqa: F401  registers the built-in data sets
 from regseg_d2.config import get_regseg_cfg
 from regseg_d2.data.datasets import DatasetSpec, spec
+from regseg_d2.data.inspection.collect import collect_facts
 
 CLASSES = ("sky", "ground", "thing")
 COLORS = ((0, 0, 200), (90, 60, 30), (250, 0, 0))
@@ -67,3 +68,20 @@ def toy_cfg(train=("toy",), test=(), **overrides):
     for key, value in overrides.items():
         cfg.merge_from_list([key.replace("__", "."), value])
     return cfg
+
+
+def write_pair(root, name, label, seed=0, image_size=None):
+    """Writes a random image and the given label."""
+    label = np.asarray(label)
+    size = image_size or label.shape
+    image = np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
+    for folder, pixels in (("images", image), ("labels", label.astype(np.uint8))):
+        (root / folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(root / folder / f"{name}.png")
+
+
+def facts_of(spec, **options):
+    """What the checker finds in one data set."""
+    with registered(spec):
+        (facts,) = collect_facts([spec.name], **options)
+    return facts

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from regseg_d2.config_files import format_config, load_config
 from regseg_d2.engine.checkpoint import SafeCheckpointer, load_file
@@ -346,6 +347,23 @@ def test_config_is_saved_as_given_with_the_seed_of_the_run(tmp_path, caplog):
     assert caplog.text == ""
     warn_about_changes(toy_cfg(tmp_path, SOLVER__BASE_LR=0.25))
     assert "SOLVER.BASE_LR: 0.1 -> 0.25" in caplog.text
+
+
+def test_declarations_are_kept_and_compared(tmp_path, caplog):
+    files = [tmp_path / "farm.yaml", tmp_path / "wood.yaml"]
+    for file in files:
+        file.write_text(f"name: {file.stem}\nclasses: [soil, crop]")
+    cfg = toy_cfg(tmp_path / "run", DATASETS__DECLARED=[str(file) for file in files])
+    (tmp_path / "run").mkdir()
+    save_config(cfg, seed=1)
+    copies = list(yaml.safe_load_all((tmp_path / "run" / "declared.yaml").read_text()))
+    assert copies == [{"name": file.stem, "classes": ["soil", "crop"]} for file in files]
+    caplog.set_level(logging.WARNING)
+    warn_about_changes(cfg)
+    assert caplog.text == ""
+    files[1].write_text("name: wood\nclasses: [crop, soil]\n")
+    warn_about_changes(cfg)
+    assert "-classes: [soil, crop]\n+classes: [crop, soil]" in caplog.text and "farm" not in caplog.text
 
 
 def test_settings_of_the_run_are_logged_every_period(tmp_path):

@@ -31,6 +31,7 @@ th { font-weight: 600; } td { font-variant-numeric: tabular-nums; }
 pre { background: #f4f4f4; padding: .7em 1em; overflow-x: auto; }
 figure { display: inline-block; margin: 0 1em 1.5em 0; vertical-align: top; max-width: 820px; }
 figure img { max-width: 400px; image-rendering: auto; } figcaption { font-size: 13px; }
+.entry { white-space: nowrap; }
 li { overflow-wrap: anywhere; }
 """
 
@@ -121,7 +122,7 @@ def _figure(thumbnail: Thumbnail) -> str:
 
 
 def _legend_entry(entry: LegendEntry) -> str:
-    return f"{_field(entry.color)}{escape(entry.name)} {escape(entry.note)}"
+    return f'<span class="entry">{_field(entry.color)}{escape(entry.name)} {escape(entry.note)}</span>'
 
 
 def _field(color: tuple[int, int, int] | None) -> str:

@@ -51,6 +51,9 @@ def check_named_datasets(
         raise ConfigError(f"--workers is {workers}; expected 0 or more.")
     if num_shown < 0:
         raise ConfigError(f"--num-shown is {num_shown}; expected 0 or more.")
+    for option, file in (("--output", output), ("--json", frequencies)):
+        if file and Path(file).is_dir():
+            raise ConfigError(f"{option} is {file}, which is a folder; expected a file in it to write.")
     declared_names = register_declared(list(declared)) if declared else []
     names = list(dict.fromkeys(names or declared_names))
     if not names:
