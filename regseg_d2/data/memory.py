@@ -16,8 +16,9 @@ _OWN_PIECE_BYTES = 32 << 20
 def keep_freed_memory() -> bool:
     """Keeps freed memory for the next sample instead of handing it back to the system.
 
-    A sample needs megabytes for some milliseconds. By default glibc returns them each time, and the system
-    clears every page again before it lends it anew, which takes as long as all the arithmetic of a sample.
+    A sample needs megabytes for some milliseconds. Of its own accord glibc keeps about twice the largest piece
+    and returns the rest each time; the system clears every page before it lends it anew, which can take as
+    long as all the arithmetic of a sample.
 
     Returns:
         Whether the C library is glibc and took the setting; others are left as they are.
