@@ -16,7 +16,7 @@ _OWN_PIECE_BYTES = 32 << 20
 def keep_freed_memory() -> bool:
     """Keeps freed memory for the next sample instead of handing it back to the system.
 
-    A sample needs megabytes for some milliseconds. Of its own accord glibc keeps about twice the largest piece
+    A sample needs megabytes for milliseconds. Of its own accord glibc keeps about twice the largest piece
     and returns the rest each time; the system clears every page before it lends it anew, which can take as
     long as all the arithmetic of a sample.
 
