@@ -2,21 +2,16 @@
 
 import os
 import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import pytest
 import torch
 
 from regseg_d2.config_files import load_config
 from regseg_d2.engine.checkpoint import load_file
-from tests.engine.toys import same_state
+from tests.engine.runs import finish, lines_of, same_end, train, wait_for_steps
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).parents[2]
 CONFIG = """
 MODEL:
   DEVICE: cpu
@@ -44,34 +39,14 @@ def config(tmp_path):
     return str(path)
 
 
-def start(config, *arguments):
-    return subprocess.Popen(
-        [sys.executable, str(ROOT / "tools" / "train_net.py"), "--config-file", config, *map(str, arguments)],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-
-
 def run(config, *arguments):
-    process = start(config, *arguments)
-    output, _ = process.communicate(timeout=500)
-    assert process.returncode == 0, output[-3000:]
-    return output
+    return finish(train(config, *arguments), timeout=500)
 
 
-def kill_after(config, lines, folder, *arguments):
-    """Starts a run and kills it, with its workers, once metrics.json has this many lines."""
-    process = start(config, *arguments, "OUTPUT_DIR", folder)
-    metrics = folder / "metrics.json"
-    deadline = time.monotonic() + 300
-    while not metrics.is_file() or len(metrics.read_text().splitlines()) < lines:
-        assert process.poll() is None, process.stdout.read()[-3000:]
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+def kill_after(config, steps, folder, *arguments):
+    """Starts a run and kills it, with its workers, after so many steps."""
+    process = train(config, *arguments, "OUTPUT_DIR", folder)
+    wait_for_steps(process, folder, steps)
     os.killpg(process.pid, signal.SIGKILL)
     assert process.wait(timeout=60) == -signal.SIGKILL
     process.stdout.close()
@@ -86,12 +61,9 @@ def test_kill_9_and_resume_is_the_same_run(config, tmp_path, workers):
     assert not (killed / "model_final.pth").exists()
     output = run(config, "--resume", *keys, "OUTPUT_DIR", killed)
     assert "Training from step 0" not in output
-    a, b = (load_file(str(folder / "model_final.pth")) for folder in (straight, killed))
-    assert any(key.startswith("regularizers.") for key in a["model"])
-    assert same_state(a["model"], b["model"])
-    assert same_state(a["trainer"], b["trainer"])
-    first, second = (len((folder / "metrics.json").read_text().splitlines()) for folder in (straight, killed))
-    assert first == second == 30
+    assert any(key.startswith("regularizers.") for key in load_file(str(killed / "model_final.pth"))["model"])
+    assert same_end(straight, killed)
+    assert len(lines_of(straight)) == len(lines_of(killed)) == 30
 
 
 def test_two_processes_are_killed_and_resumed_too(config, tmp_path):
@@ -100,8 +72,7 @@ def test_two_processes_are_killed_and_resumed_too(config, tmp_path):
     run(config, "--num-gpus", 2, *keys, "OUTPUT_DIR", straight)
     kill_after(config, 11, killed, "--num-gpus", 2, *keys)
     run(config, "--num-gpus", 2, "--resume", *keys, "OUTPUT_DIR", killed)
-    a, b = (load_file(str(folder / "model_final.pth")) for folder in (straight, killed))
-    assert same_state(a["model"], b["model"])
+    assert same_end(straight, killed)
 
 
 def test_evaluation_of_the_final_checkpoint_is_the_end_of_training_byte_for_byte(config, tmp_path):
