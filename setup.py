@@ -45,7 +45,8 @@ setup(
         "opencv-python>=4.11",  # from here on warpAffine is exact
         "Pillow>=10.0",
         "PyYAML>=6.0",
-        "kornia_rs>=0.2",  # PNG decoder
+        "deflate>=0.9",  # PNG decoder: decompression
+        "kornia_rs>=0.2",  # PNG decoder: lines
         "rich",
         "scipy>=1.11",  # MATLAB files of benchmark data sets
         "simplejpeg>=1.8",  # JPEG decoder

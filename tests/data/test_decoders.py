@@ -224,6 +224,49 @@ def test_damaged_files_end_as_with_pillow(name, tmp_path):
     assert errors >= 20
 
 
+def _png_chunks(data: bytes) -> list[tuple[bytes, bytes]]:
+    place, chunks = 8, []
+    while place < len(data):
+        length, kind = struct.unpack_from(">I4s", data, place)
+        chunks.append((kind, data[place + 8 : place + 8 + length]))
+        place += 12 + length
+    return chunks
+
+
+def _damaged_content(content: bytes, rng: np.random.Generator) -> bytes:
+    place, kind = int(rng.integers(len(content) + 1)), int(rng.integers(4))
+    if kind == 0:
+        return content[:place]
+    if kind == 1:
+        return content[:place] + rng.bytes(3) + content[place:]
+    if kind == 2:  # where the sum of the decompressed data stands
+        return content[:-4] + rng.bytes(4)
+    return content[:place] + bytes([255 - byte for byte in content[place : place + 1]]) + content[place + 1 :]
+
+
+@pytest.mark.parametrize("name", ["rgb png", "grey png", "rgb png, fast", "palette"])
+def test_damage_under_a_right_checksum_ends_as_with_pillow(name):
+    """Files that were written damaged: every chunk's own checksum fits, what it holds does not."""
+    data, rng = PLAIN.get(name) or _saved(_palette(VALUES), "PNG", bits=8), np.random.default_rng(2)
+    taken = refused = 0
+    for _ in range(400):
+        chunks = _png_chunks(data)
+        i = int(rng.integers(len(chunks)))
+        chunks[i] = chunks[i][0], _damaged_content(chunks[i][1], rng)
+        if rng.random() < 0.1:
+            chunks.insert(int(rng.integers(len(chunks))), chunks[i])
+        damaged = data[:8] + b"".join(_png_chunk(*chunk) for chunk in chunks)
+        ours = (decode_indices if name == "palette" else decode_rgb)(damaged)
+        refused += ours is None
+        if ours is not None:
+            taken += 1
+            image = Image.open(io.BytesIO(damaged))
+            np.testing.assert_array_equal(
+                ours, np.array(image if name == "palette" else image.convert("RGB"))
+            )
+    assert taken >= 20 and refused >= 100
+
+
 @pytest.mark.parametrize("name", ["rgb png", "jpeg"])
 def test_decompression_bombs_are_left_to_pillow(name, tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 61 * 43 // 2 - 1)
