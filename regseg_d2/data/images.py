@@ -77,6 +77,23 @@ def decoded_file(path: str | Path, kind: str) -> Iterator[Image.Image]:
         yield image
 
 
+def upright(image: Image.Image, path: str | Path, kind: str) -> Image.Image:
+    """Turns a decoded image as its EXIF orientation says.
+
+    Args:
+        image: the image.
+        path: its file, for the message.
+        kind: "image" or "label", for the message.
+
+    Raises:
+        DatasetError: the EXIF data is damaged, so that nobody knows which side is up.
+    """
+    try:
+        return ImageOps.exif_transpose(image)
+    except _DECODING_ERRORS as error:
+        raise DatasetError(_unreadable(path, kind, error)) from error
+
+
 def _missing(path: str | Path, kind: str) -> str:
     return (
         f"The {kind} file {path} does not exist. Check the data set's folder, "
@@ -122,4 +139,4 @@ def _decode_with_pillow(path: str | Path) -> np.ndarray:
                 f'The image file {path} has mode "{image.mode}"; expected 8 bits a channel '
                 "(grey, palette, RGB, RGBA or CMYK). Convert it to an 8-bit image first."
             )
-        return np.array(ImageOps.exif_transpose(image).convert("RGB"))
+        return np.array(upright(image, path, "image").convert("RGB"))

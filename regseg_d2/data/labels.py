@@ -20,10 +20,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 from detectron2.data import MetadataCatalog
-from PIL import Image, ImageOps
+from PIL import Image
 
 from regseg_d2.data.decoders import decode_indices
-from regseg_d2.data.images import decoded_file, read_bytes
+from regseg_d2.data.images import decoded_file, read_bytes, upright
 from regseg_d2.errors import DatasetError
 
 _INDEX_MODES = ("1", "L", "P", "I;16", "I;16B", "I;16L", "I")
@@ -212,13 +212,13 @@ class LabelReader:
                 f'The label file {path} has mode "{image.mode}", but the data set has a colour table; '
                 "expected RGB, RGBA, palette or 8-bit grey."
             )
-        upright = ImageOps.exif_transpose(image)
-        if upright.mode == "RGBA" and upright.getchannel("A").getextrema() != (255, 255):
+        turned = upright(image, path, "label")
+        if turned.mode == "RGBA" and turned.getchannel("A").getextrema() != (255, 255):
             raise DatasetError(
                 f"The label file {path} has transparent pixels, which have no class. Save it without an "
                 "alpha channel."
             )
-        pixels = np.array(upright.convert("RGB")).astype(np.int64)
+        pixels = np.array(turned.convert("RGB")).astype(np.int64)
         codes = _color_code(pixels[:, :, 0], pixels[:, :, 1], pixels[:, :, 2])
         place = np.searchsorted(self._colors, codes).clip(max=len(self._colors) - 1)
         unknown = self._colors[place] != codes
@@ -282,7 +282,7 @@ def _index_values(image: Image.Image, path: str | Path) -> np.ndarray:
             f'The label file {path} has mode "{image.mode}"; expected one channel of whole numbers '
             "(modes 1, L, P, I;16 or I). Save it as an 8- or 16-bit PNG of class indices."
         )
-    values = np.array(ImageOps.exif_transpose(image))
+    values = np.array(upright(image, path, "label"))
     if values.dtype == bool:
         return values.astype(np.uint8)
     if image.format == "PNG" and image.mode == "L":

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from regseg_d2.data.images import read_image
+from regseg_d2.data.labels import read_label
 from regseg_d2.errors import ConfigError, DatasetError
 
 RNG = np.random.default_rng(1)
@@ -79,3 +80,19 @@ def test_a_chunk_that_pillow_stumbles_over(tmp_path):
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + data)
     with pytest.raises(DatasetError, match="profile.png cannot be read"):
         read_image(path)
+
+
+@pytest.mark.parametrize("format", ["PNG", "WEBP"])
+def test_damaged_orientation_is_an_error_with_the_files_name(tmp_path, format):
+    damaged = b"\0M\0*\0\0\0\x08\0\x01\x01\x12\0\x03"
+    path = tmp_path / "turned"
+    Image.new("RGB", (6, 4)).save(path, format, exif=damaged)
+    with pytest.raises(DatasetError, match=r"The image file .*turned cannot be read"):
+        read_image(path)
+    if format == "PNG":
+        Image.new("L", (6, 4)).save(path, format, exif=damaged)
+        with pytest.raises(DatasetError, match=r"The label file .*turned cannot be read"):
+            read_label(path)
+        Image.new("RGB", (6, 4)).save(path, format, exif=damaged)
+        with pytest.raises(DatasetError, match=r"The label file .*turned cannot be read"):
+            read_label(path, color_table={(0, 0, 0): 0})
