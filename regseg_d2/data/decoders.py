@@ -137,8 +137,8 @@ def _is_sound(data: bytes, start: int, end: int) -> bool:
 def _decode_png(data: bytes, png: _PngHeader) -> np.ndarray | None:
     """Decodes the pixels; palette indices, which are stored like grey values, as such.
 
-    In two steps, of which the first is faster than any PNG decoder's own and checks what it gives, as they
-    do not: the Adler-32 sum at the compressed data's end tells whether it is damaged.
+    In two steps: the PNG decoder's own decompression is slower, and does not look at the Adler-32 sum at the
+    compressed data's end, which tells whether it is damaged.
     """
     channels = 3 if png.color_type == _RGB else 1
     lines_size = png.height * (1 + channels * png.width)

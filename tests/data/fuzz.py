@@ -33,6 +33,7 @@ from regseg_d2.data.datasets.spec import DatasetSpec
 from regseg_d2.data.images import read_image
 from regseg_d2.data.labels import LabelReader
 from regseg_d2.errors import UserError
+from tests.data.png_files import PNG_SIGNATURE, png_file
 
 # ------------------------------------------------------------------------------------------ label files
 
@@ -46,7 +47,6 @@ READERS = (
 )
 _MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16", "I", "F", "CMYK", "YCbCr", "PA")
 _FORMATS = ("PNG", "TIFF", "BMP", "GIF", "WEBP", "JPEG", "PPM", "TGA", "JPEG2000", "ICO")
-_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
 @st.composite
@@ -77,10 +77,6 @@ def _saved_images(draw) -> bytes:
     return file.getvalue()
 
 
-def _chunk(kind: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-
 @st.composite
 def _assembled_pngs(draw) -> bytes:
     """A PNG of chunks that need not fit each other, all with correct checksums."""
@@ -109,7 +105,7 @@ def _assembled_pngs(draw) -> bytes:
     chunks += draw(st.lists(extra, max_size=1))
     if draw(st.booleans()):
         chunks.append((b"IEND", b""))
-    return _SIGNATURE + b"".join(_chunk(kind, data) for kind, data in chunks)
+    return png_file(*chunks)
 
 
 @st.composite
@@ -131,7 +127,7 @@ def _damaged(draw, files) -> bytes:
 def label_files() -> st.SearchStrategy[bytes]:
     """Random bytes, and whole, damaged and contradictory images."""
     files = st.one_of(_saved_images(), _assembled_pngs())
-    start = st.sampled_from((b"", _SIGNATURE, b"\xff\xd8\xff", b"II*\0", b"GIF89a", b"BM", b"P5\n"))
+    start = st.sampled_from((b"", PNG_SIGNATURE, b"\xff\xd8\xff", b"II*\0", b"GIF89a", b"BM", b"P5\n"))
     noise = st.builds(lambda a, b: a + b, start, st.binary(max_size=200))
     return st.one_of(noise, files, _damaged(files))
 

@@ -13,6 +13,7 @@ from regseg_d2.data.decoders import decode_indices, decode_rgb
 from regseg_d2.data.images import read_image
 from regseg_d2.data.labels import read_label
 from regseg_d2.errors import DatasetError
+from tests.data.png_files import png_chunk, png_file
 
 RNG = np.random.default_rng(0)
 # Smooth, so that JPEG has something to do, and of odd size.
@@ -48,10 +49,6 @@ def _sixteen_bits() -> bytes:
     return cv2.imencode(".png", SMOOTH.astype(np.uint16) * 257)[1].tobytes()
 
 
-def _png_chunk(kind: bytes, content: bytes) -> bytes:
-    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-
-
 def _interlaced() -> bytes:
     """Adam7's seven passes (PNG specification, section 8), which Pillow does not write; no filter."""
     passes = [
@@ -70,8 +67,7 @@ def _interlaced() -> bytes:
         if row.size
     ]
     header = struct.pack(">IIBBBBB", SMOOTH.shape[1], SMOOTH.shape[0], 8, 2, 0, 0, 1)
-    pixels = _png_chunk(b"IDAT", zlib.compress(b"".join(lines)))
-    return b"\x89PNG\r\n\x1a\n" + _png_chunk(b"IHDR", header) + pixels + _png_chunk(b"IEND", b"")
+    return png_file((b"IHDR", header), (b"IDAT", zlib.compress(b"".join(lines))), (b"IEND", b""))
 
 
 def _animation() -> bytes:
@@ -190,9 +186,7 @@ def test_indices_are_those_of_pillow(name, image, options, plain, tmp_path):
 def test_indices_beyond_the_palette_are_kept():
     data = _saved(_palette(VALUES), "PNG", bits=8)
     start = data.index(b"PLTE") - 4
-    short = b"PLTE" + data[start + 8 : start + 8 + 15]
-    chunk = struct.pack(">I", 15) + short + struct.pack(">I", zlib.crc32(short))
-    data = data[:start] + chunk + data[start + 12 + 768 :]
+    data = data[:start] + png_chunk(b"PLTE", data[start + 8 : start + 8 + 15]) + data[start + 12 + 768 :]
     np.testing.assert_array_equal(np.array(Image.open(io.BytesIO(data))), VALUES)
     np.testing.assert_array_equal(decode_indices(data), VALUES)
 
@@ -255,7 +249,7 @@ def test_damage_under_a_right_checksum_ends_as_with_pillow(name):
         chunks[i] = chunks[i][0], _damaged_content(chunks[i][1], rng)
         if rng.random() < 0.1:
             chunks.insert(int(rng.integers(len(chunks))), chunks[i])
-        damaged = data[:8] + b"".join(_png_chunk(*chunk) for chunk in chunks)
+        damaged = png_file(*chunks)
         ours = (decode_indices if name == "palette" else decode_rgb)(damaged)
         refused += ours is None
         if ours is not None:

@@ -10,6 +10,7 @@ from PIL import Image
 from regseg_d2.data.images import read_image
 from regseg_d2.data.labels import read_label
 from regseg_d2.errors import ConfigError, DatasetError
+from tests.data.png_files import png_file
 
 RNG = np.random.default_rng(1)
 
@@ -67,17 +68,13 @@ def test_text_and_missing_file(tmp_path):
 
 
 def test_a_chunk_that_pillow_stumbles_over(tmp_path):
-    chunks = [
+    data = png_file(
         (b"IHDR", struct.pack(">IIBBBBB", 1, 1, 1, 0, 0, 0, 0)),
         (b"IDAT", zlib.compress(b"\0\0")),
         (b"iCCP", b""),  # behind the pixels; its reader indexes what is not there
-    ]
-    data = b"".join(
-        struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-        for kind, content in chunks
     )
     path = tmp_path / "profile.png"
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + data)
+    path.write_bytes(data)
     with pytest.raises(DatasetError, match="profile.png cannot be read"):
         read_image(path)
 

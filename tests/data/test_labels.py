@@ -10,6 +10,7 @@ from PIL import Image
 from regseg_d2.data.labels import LabelReader, label_reader_for, read_label
 from regseg_d2.errors import DatasetError
 from tests.data.data_helpers import registered, toy_spec, write_toy
+from tests.data.png_files import png_file
 
 RNG = np.random.default_rng(0)
 
@@ -56,20 +57,13 @@ def _grey_png(values: np.ndarray, bits: int) -> bytes:
     import struct
     import zlib
 
-    def chunk(kind: bytes, content: bytes) -> bytes:
-        return (
-            struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-        )
-
     rows = b""
     for row in values:
         digits = "".join(format(value, f"0{bits}b") for value in row)
         digits += "0" * (-len(digits) % 8)
         rows += b"\0" + bytes(int(digits[i : i + 8], 2) for i in range(0, len(digits), 8))
     header = struct.pack(">IIBBBBB", values.shape[1], values.shape[0], bits, 0, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + b"".join(
-        (chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(rows)), chunk(b"IEND", b""))
-    )
+    return png_file((b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
 
 
 def test_bilevel_files_are_zero_and_one(tmp_path):

@@ -5,7 +5,6 @@ Each either works, in all three, or is an error of ours that names the file, in 
 
 import os
 import struct
-import zlib
 
 import numpy as np
 import pytest
@@ -16,6 +15,7 @@ from regseg_d2.data.checks import check_datasets
 from regseg_d2.engine.trainer import Trainer
 from regseg_d2.errors import DatasetError
 from tests.data.data_helpers import registered, toy_cfg, toy_spec, write_toy
+from tests.data.png_files import png_file
 
 HEIGHT, WIDTH = 20, 30
 HTML = b"<!DOCTYPE html><html><body>Please log in to download this file.</body></html>\n"
@@ -71,8 +71,7 @@ def flipped_bytes(path):
 def bomb(path):
     """A PNG file whose header promises 60000 x 60000 pixels."""
     header = struct.pack(">IIBBBBB", 60000, 60000, 8, 2, 0, 0, 0)
-    chunk = struct.pack(">I", 13) + b"IHDR" + header + struct.pack(">I", zlib.crc32(b"IHDR" + header))
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk + path.read_bytes()[33:])
+    path.write_bytes(png_file((b"IHDR", header)) + path.read_bytes()[33:])
 
 
 def turned(path):
