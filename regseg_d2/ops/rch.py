@@ -18,6 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+ERRORS = ("image", "batch")
+
 # A pixel whose embedding is shorter than this has no direction: its cosines are 0, and so is their gradient.
 _MIN_NORM = 1e-6
 
@@ -51,11 +53,11 @@ def decouple(labels: Tensor, predicted: Tensor) -> PixelSets:
 
 
 def class_counts(sets: PixelSets, num_classes: int) -> Tensor:
-    """Sizes of the sets: long ``(3, K)``, the rows are TP, FN and FP."""
+    """Sizes of the sets in each image: long ``(3, N, K)``, the rows are TP, FN and FP."""
     # Pixels of no set are counted in a column that is cut off.
-    classes = torch.stack([torch.where(s >= 0, s, num_classes).flatten() for s in sets])
-    counts = classes.new_zeros(3, num_classes + 1)
-    return counts.scatter_add_(1, classes, torch.ones_like(classes))[:, :num_classes]
+    classes = torch.stack([torch.where(s >= 0, s, num_classes) for s in sets])
+    counts = classes.new_zeros(*classes.shape[:2], num_classes + 1)
+    return counts.scatter_add_(2, classes, torch.ones_like(classes))[..., :num_classes]
 
 
 def membership(classes: Tensor, rows: Tensor, dtype: torch.dtype) -> Tensor:
@@ -73,14 +75,14 @@ def membership(classes: Tensor, rows: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def unit_class_sums(x: Tensor, members: Tensor) -> tuple[Tensor, Tensor]:
-    """Sums unit embeddings over the pixels of each class, for the means in Eq. 6 and 7.
+    """Sums unit embeddings over the pixels of each class of each image, for the means in Eq. 6 and 7.
 
     Args:
         x: ``(N, D, P)`` embeddings; differentiable once.
         members: ``(N, R, P)`` of zeros and ones.
 
     Returns:
-        Sums ``(R, D)``, and one over the length of each pixel ``(N, P)``; both differentiable.
+        Sums ``(N, R, D)``, and one over the length of each pixel ``(N, P)``; both differentiable.
     """
     return _UnitClassSums.apply(x, members)
 
@@ -98,13 +100,13 @@ class _UnitClassSums(torch.autograd.Function):
         inverse_norms = torch.where(norms > _MIN_NORM, 1.0 / norms, 0.0)
         weights = members * inverse_norms.unsqueeze(1)
         ctx.save_for_backward(x, weights, inverse_norms)
-        return torch.bmm(weights, x.transpose(1, 2)).sum(dim=0), inverse_norms
+        return torch.bmm(weights, x.transpose(1, 2)), inverse_norms
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, sums: Tensor, lengths: Tensor) -> tuple[Tensor, None]:
         x, weights, inverse_norms = ctx.saved_tensors
-        gradient = torch.bmm(sums.t().expand(len(x), -1, -1), weights)
+        gradient = torch.bmm(sums.transpose(1, 2), weights)
         # d(1 / |x|) = -x / |x|^3 dx, both for the weights and for the lengths that were returned.
         along = (gradient * x).sum(dim=1) + lengths * inverse_norms
         gradient.addcmul_(x, (along * inverse_norms.square()).unsqueeze(1), value=-1.0)
@@ -117,12 +119,12 @@ def cosines(x: Tensor, inverse_norms: Tensor, vectors: Tensor) -> Tensor:
     Args:
         x: ``(N, D, P)`` embeddings.
         inverse_norms: ``(N, P)``, see :func:`unit_class_sums`.
-        vectors: ``(M, D)``.
+        vectors: ``(N, M, D)``, those that the pixels of each image are compared with.
 
     Returns:
         ``(N, M, P)``.
     """
-    return torch.bmm(vectors.expand(len(x), -1, -1), x) * inverse_norms.unsqueeze(1)
+    return torch.bmm(vectors, x) * inverse_norms.unsqueeze(1)
 
 
 def own_values(values: Tensor, members: Tensor) -> Tensor:
@@ -137,7 +139,7 @@ def calibration_terms(
 
     Neither the pixel nor the FN and FP pixels it is compared with are constants: "minimizing psi" pushes
     the FP pixels away from the anchor. The published code takes the cosine to the *direction of the mean*
-    embedding, image by image; the paper, as we do, the mean of the cosines.
+    embedding; the paper, as we do, the mean of the cosines.
 
     Args:
         fn_cosine: ``(N, P)`` mean cosine to the FN pixels of the pixel's class; None switches phi off.

@@ -31,12 +31,27 @@ class _Batch(NamedTuple):
         labels: ``(N, P)``, -1 for void.
         probability: ``(N, P)`` softmax probability of the pixel's class, a constant.
         sets: TP, FN and FP pixels.
+        counts: long ``(3, N, K)``, their sizes in each image.
     """
 
     x: Tensor
     labels: Tensor
     probability: Tensor
     sets: ops.PixelSets
+    counts: Tensor
+
+
+class _Errors(NamedTuple):
+    """The FN and FP pixels that the pixels of each image are compared with.
+
+    Attributes:
+        means: ``(N, 2R, D)`` mean unit embeddings of the FN pixels of R classes, then of their FP pixels; the
+            mean of no pixel is zero.
+        present: bool ``(2, N, K)``, classes with an FN and with an FP pixel.
+    """
+
+    means: Tensor
+    present: Tensor
 
 
 class _Step(NamedTuple):
@@ -67,6 +82,9 @@ class RCH(Regularizer):
     average of the embeddings of a class's correctly classified pixels, over all processes. A class takes
     part from the first step on that gives it a prototype; a pixel of a class without one has loss 0.
 
+    The FN and FP pixels that a pixel meets in phi and psi are those of its own image (section "Image
+    Decoupling Module": "the pixels of the input image"), or of the batch of all processes.
+
     Gradients flow through this batch's share of the prototypes, and through both sides of the cosines in
     phi and psi; the probability in Eq. 8 is a constant.
 
@@ -80,6 +98,7 @@ class RCH(Regularizer):
         prototypes: ``"tp"``, ``"gt"`` (of all pixels of a class) or ``"learned"`` (Table 1).
         fp_penalty: use psi (Eq. 6); without, it is 0 in Eq. 8.
         fn_compensation: use phi (Eq. 7); without, it is 0 in Eq. 8.
+        errors: whose FN and FP pixels phi and psi are means over: ``"image"`` or ``"batch"``.
         calibration_scale: factor of phi and psi; 1 in the paper, 0.25 in the published code.
         detach_prototypes: prototypes are constants (published code).
         **common: arguments of :class:`Regularizer`.
@@ -103,6 +122,7 @@ class RCH(Regularizer):
         prototypes: str = "tp",
         fp_penalty: bool = True,
         fn_compensation: bool = True,
+        errors: str = "image",
         calibration_scale: float = 1.0,
         detach_prototypes: bool = False,
         name: str = "rch",
@@ -114,6 +134,7 @@ class RCH(Regularizer):
         self.check_option("EMA_DECAY", ema_decay, 0.0 <= ema_decay < 1.0, "a number in [0, 1)")
         self.check_positive("TEMPERATURE", temperature)
         self.check_choice("PROTOTYPES", prototypes, PROTOTYPES)
+        self.check_choice("ERRORS", errors, ops.ERRORS)
         self.check_option("CALIBRATION_SCALE", calibration_scale, calibration_scale >= 0.0, "0 or more")
         moving = not (learned and detach_prototypes)
         self.check_option(
@@ -124,6 +145,7 @@ class RCH(Regularizer):
         self.prototypes = prototypes
         self.fp_penalty = fp_penalty
         self.fn_compensation = fn_compensation
+        self.errors = errors
         self.calibration_scale = calibration_scale
         self.detach_prototypes = detach_prototypes
         self.projection = LinearProjection(in_channels, channels, norm)
@@ -155,6 +177,7 @@ class RCH(Regularizer):
             "prototypes": rch.PROTOTYPES,
             "fp_penalty": rch.FP_PENALTY,
             "fn_compensation": rch.FN_COMPENSATION,
+            "errors": rch.ERRORS,
             "calibration_scale": rch.CALIBRATION_SCALE,
             "detach_prototypes": rch.DETACH_PROTOTYPES,
         }
@@ -162,16 +185,15 @@ class RCH(Regularizer):
     def losses(self, inputs: RegularizerInput) -> dict[str, Tensor]:
         """Computes the metric loss; see the class and ``ops/rch.py``."""
         batch = self._batch(inputs)
-        counts = all_reduce_sum_constant(ops.class_counts(batch.sets, self.num_classes))
+        counts = all_reduce_sum_constant(batch.counts.sum(dim=1))
         # FN and FP pixels matter to pixels of their class alone: only classes in the labels need sums.
         rows, _ = compact(counts[0] + counts[1] > 0)
-        means, inverse_norms = self._class_means(batch, counts, rows)
-        prototypes, known = self._class_prototypes(means[0], counts)
-        cosines = ops.cosines(
-            batch.x, inverse_norms, torch.cat([F.normalize(prototypes, dim=1), *means[1:, rows].unbind()])
-        )
+        errors, inverse_norms = self._errors(batch, counts, rows)
+        prototypes, known = self._class_prototypes(batch, counts, rows)
+        directions = F.normalize(prototypes, dim=1).expand(len(batch.x), -1, -1)
+        cosines = ops.cosines(batch.x, inverse_norms, torch.cat([directions, errors.means], dim=1))
         class_cosines, error_cosines = cosines.split([self.num_classes, 2 * len(rows)], dim=1)
-        phi, psi = self._calibration_terms(batch, error_cosines, counts, rows)
+        phi, psi = self._calibration_terms(batch, error_cosines, errors.present, rows)
         losses = ops.metric_losses(
             class_cosines,
             known,
@@ -231,61 +253,64 @@ class RCH(Regularizer):
         predictions = inputs.predictions(self.logits_tap, size)
         labels, predicted = labels.flatten(1), predictions.classes.flatten(1)
         probability = predictions.probability_of(labels.view(-1, *size)).flatten(1)
-        return _Batch(embeddings.flatten(2), labels, probability, ops.decouple(labels, predicted))
+        sets = ops.decouple(labels, predicted)
+        return _Batch(
+            embeddings.flatten(2), labels, probability, sets, ops.class_counts(sets, self.num_classes)
+        )
 
-    def _class_means(self, batch: _Batch, counts: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Means of the whole batch and one over the length of each pixel.
+    def _errors(self, batch: _Batch, counts: Tensor, rows: Tensor) -> tuple[_Errors, Tensor]:
+        """FN and FP pixels of each image or of the whole batch, and one over the length of each pixel.
 
         Args:
             batch: this process's pixels.
             counts: ``(3, K)`` sizes of the sets, of all processes.
             rows: ``(R,)`` classes in the labels of any process.
-
-        Returns:
-            ``(3, K, D)``: the mean embedding that prototypes are made of, and the mean unit embeddings of
-            the FN and the FP pixels; and ``(N, P)``. The mean of no pixel is zero.
         """
-        x, labels, _, sets = batch
-        errors = torch.cat(
+        x, sets = batch.x, batch.sets
+        members = torch.cat(
             [
                 ops.membership(classes, rows, x.dtype)
                 for classes in (sets.false_negative, sets.false_positive)
             ],
             dim=1,
         )
-        error_sums, inverse_norms = ops.unit_class_sums(x, errors)
-        if self.ema is None:
-            own_sums = x.new_zeros(len(rows), x.shape[1])
+        sums, inverse_norms = ops.unit_class_sums(x, members)
+        if self.errors == "image":
+            counts = batch.counts[1:]
+            means = divide_by_counts(sums, counts[..., rows].transpose(0, 1).flatten(1))
         else:
-            members = sets.true_positive if self.prototypes == "tp" else labels
-            source = x.detach() if self.detach_prototypes else x
-            own_sums = class_sums(source, ops.membership(members, rows, x.dtype))[0].sum(dim=0)
-        sums = torch.cat([own_sums, error_sums]).view(3, len(rows), x.shape[1])
-        # Of one size on all processes, whatever their labels are.
-        sums = x.new_zeros(3, self.num_classes, x.shape[1]).index_copy(1, rows, sums)
-        return divide_by_counts(all_reduce_sum(sums), self._mean_counts(counts)), inverse_norms
+            counts = counts[1:].unsqueeze(1).expand(-1, len(x), -1)
+            totals = self._sum_over_processes(sums.sum(dim=0).unflatten(0, (2, len(rows))), rows)
+            means = divide_by_counts(totals, counts[:, 0])[:, rows].flatten(0, 1).expand(len(x), -1, -1)
+        return _Errors(means, counts > 0), inverse_norms
 
-    def _mean_counts(self, counts: Tensor) -> Tensor:
-        """Numbers of pixels ``(3, K)`` behind each of the means."""
-        if self.prototypes == "gt":
-            return torch.stack([counts[0] + counts[1], counts[1], counts[2]])
-        return counts
-
-    def _class_prototypes(self, means: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
-        """Prototypes ``(K, D)`` of Eq. 4, and which classes have one."""
+    def _class_prototypes(self, batch: _Batch, counts: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Prototypes ``(K, D)`` of Eq. 4, and which classes have one; see :meth:`_errors`."""
         if self.ema is None:
             assert self.learned is not None
-            return self.learned.to(means.dtype), torch.ones_like(counts[0], dtype=torch.bool)
-        present = self._mean_counts(counts)[0] > 0
-        self._batch_means = (means.detach(), present)
-        return self.ema.blend(means, present), present | self.ema.seen
+            return self.learned.to(batch.x.dtype), torch.ones_like(counts[0], dtype=torch.bool)
+        is_tp = self.prototypes == "tp"
+        members = batch.sets.true_positive if is_tp else batch.labels
+        numbers = counts[0] if is_tp else counts[0] + counts[1]
+        source = batch.x.detach() if self.detach_prototypes else batch.x
+        sums, _ = class_sums(source, ops.membership(members, rows, source.dtype))
+        means = divide_by_counts(self._sum_over_processes(sums.sum(dim=0), rows), numbers)
+        self._batch_means = (means.detach(), numbers > 0)
+        return self.ema.blend(means, numbers > 0), (numbers > 0) | self.ema.seen
+
+    def _sum_over_processes(self, sums: Tensor, rows: Tensor) -> Tensor:
+        """Sums ``(..., R, D)`` of some classes over all processes: ``(..., K, D)``, zero for the others."""
+        # Of one size on all processes, whatever their labels are.
+        shape = (*sums.shape[:-2], self.num_classes, sums.shape[-1])
+        return all_reduce_sum(sums.new_zeros(shape).index_copy(-2, rows, sums))
 
     def _calibration_terms(
-        self, batch: _Batch, error_cosines: Tensor, counts: Tensor, rows: Tensor
+        self, batch: _Batch, error_cosines: Tensor, present: Tensor, rows: Tensor
     ) -> tuple[Tensor, Tensor]:
         members = ops.membership(batch.labels, rows, error_cosines.dtype)
         fn, fp = error_cosines.unflatten(1, (2, len(rows))).unbind(dim=1)
-        has_fn, has_fp = (counts[1:] > 0)[:, batch.labels.clamp(min=0)]
+        labels = batch.labels.clamp(min=0)
+        has_fn, has_fp = (own.gather(1, labels) for own in present)
         return ops.calibration_terms(
             ops.own_values(fn, members) if self.fn_compensation else None,
             ops.own_values(fp, members) if self.fp_penalty else None,

@@ -17,7 +17,10 @@ def test_a_wrong_pixel_is_missed_by_its_class_and_taken_by_another():
     assert sets.true_positive.tolist() == [[0, VOID, 1, VOID, VOID, VOID]]
     assert sets.false_negative.tolist() == [[VOID, 0, VOID, 2, VOID, 1]]
     assert sets.false_positive.tolist() == [[VOID, 1, VOID, 0, VOID, 2]]
-    assert ops.class_counts(sets, 4).tolist() == [[1, 1, 0, 0], [1, 1, 1, 0], [1, 1, 1, 0]]
+    counts = ops.class_counts(ops.PixelSets(*(torch.cat([s, s[:, [3] * 6]]) for s in sets)), 4)
+    assert counts[:, 0].tolist() == [[1, 1, 0, 0], [1, 1, 1, 0], [1, 1, 1, 0]]
+    # The second image is its fourth pixel, six times.
+    assert counts[:, 1].tolist() == [[0, 0, 0, 0], [0, 0, 6, 0], [6, 0, 0, 0]]
 
 
 def test_membership_and_own_values():
@@ -37,13 +40,13 @@ def make_embeddings(seed=0):
 def test_unit_class_sums_are_sums_of_normalised_pixels():
     x, members = make_embeddings()
     sums, inverse_norms = ops.unit_class_sums(x, members)
-    expected = torch.zeros(4, 3, dtype=torch.float64)
+    expected = torch.zeros(2, 4, 3, dtype=torch.float64)
     for n in range(2):
         for p in range(5):
             assert inverse_norms[n, p].item() == pytest.approx(1 / x[n, :, p].norm().item())
             for k in range(4):
                 if members[n, k, p]:
-                    expected[k] += (x[n, :, p] / x[n, :, p].norm()).detach()
+                    expected[n, k] += (x[n, :, p] / x[n, :, p].norm()).detach()
     torch.testing.assert_close(sums.detach(), expected)
     assert expected.abs().sum() > 1
 
@@ -59,7 +62,7 @@ def test_a_pixel_without_length_has_neither_direction_nor_gradient():
     members[:, 0] = 1
     sums, inverse_norms = ops.unit_class_sums(x, members)
     assert (inverse_norms[:, 2] == 0).all()
-    (sums.square().sum() + ops.cosines(x, inverse_norms, torch.ones(1, 3).double()).sum()).backward()
+    (sums.square().sum() + ops.cosines(x, inverse_norms, torch.ones(2, 1, 3).double()).sum()).backward()
     assert (x.grad[:, :, 2] == 0).all()
     assert torch.isfinite(x.grad).all()
     assert x.grad.abs().sum() > 0
@@ -68,7 +71,7 @@ def test_a_pixel_without_length_has_neither_direction_nor_gradient():
 def test_no_class_at_all():
     x, members = make_embeddings()
     sums, _ = ops.unit_class_sums(x, members[:, :0])
-    assert sums.shape == (0, 3)
+    assert sums.shape == (2, 0, 3)
     sums.sum().backward()
     assert (x.grad == 0).all()
 

@@ -1,6 +1,7 @@
 """RCH's equations as slow loops in float64, written from the paper (AAAI 2022, Eq. 2 to 8).
 
-Pixels of a batch are a flat list of embeddings ``(D,)`` with a list of class ids; void is None.
+Pixels of a batch are a flat list of embeddings ``(D,)`` with a list of class ids; void is None, and a list of
+the images that they are of.
 """
 
 import torch
@@ -47,7 +48,18 @@ def term(own, others):
 
 
 def pixel_losses(
-    pixels, labels, predicted, probability, prototypes, *, temperature, scale, fp_penalty, fn_compensation
+    pixels,
+    labels,
+    predicted,
+    probability,
+    prototypes,
+    images,
+    *,
+    temperature,
+    scale,
+    fp_penalty,
+    fn_compensation,
+    errors,
 ):
     """Eq. 6 to 8: loss, phi and psi of each pixel, None for a void pixel."""
     results = []
@@ -56,6 +68,9 @@ def pixel_losses(
             results.append(None)
             continue
         _, fn, fp = sets_of_class(k, labels, predicted)
+        if errors == "image":
+            # "Groups the pixels of the input image into three sets".
+            fn, fp = ([j for j in members if images[j] == images[i]] for members in (fn, fp))
         psi = 1 + mean_cosine(i, fp, pixels) if fp and fp_penalty else 0.0
         phi = 1 - mean_cosine(i, fn, pixels) if fn and fn_compensation else 0.0
         loss = 0.0 * pixels[i].sum()
@@ -86,6 +101,7 @@ def rch_loss(
     calibration_scale=1.0,
     fp_penalty=True,
     fn_compensation=True,
+    errors="image",
     detach_prototypes=False,
 ):
     """The mean of Eq. 8 over valid pixels, and the prototypes of Eq. 4 after the step.
@@ -95,6 +111,7 @@ def rch_loss(
     """
     num_classes = logits.shape[1]
     pixels = [pixel for image in embeddings for pixel in image.flatten(1).T]
+    images = [n for n, image in enumerate(labels) for _ in image.flatten()]
     scores = [pixel.detach() for image in logits for pixel in image.flatten(1).T]
     ids = [None if y == ignore_value else int(y) for y in labels.flatten().tolist()]
     predicted = [int(score.argmax()) for score in scores]
@@ -113,10 +130,12 @@ def rch_loss(
         predicted,
         probability,
         centers,
+        images,
         temperature=temperature,
         scale=calibration_scale,
         fp_penalty=fp_penalty,
         fn_compensation=fn_compensation,
+        errors=errors,
     )
     valid = [loss for loss, _, _ in filter(None, results)]
     return sum(valid) / len(valid), centers

@@ -70,16 +70,18 @@ def assert_like_reference(rch, feature, logits, labels, inputs, **options):
 SWITCHES = list(itertools.product((True, False), (True, False)))
 
 
+@pytest.mark.parametrize("errors", ["image", "batch"])
 @pytest.mark.parametrize(("fp_penalty", "fn_compensation"), SWITCHES)
 @pytest.mark.parametrize(
     ("prototypes", "detach"), [("tp", False), ("tp", True), ("gt", False), ("gt", True), ("learned", False)]
 )
-def test_losses_and_gradients_follow_the_equations(prototypes, detach, fp_penalty, fn_compensation):
+def test_losses_and_gradients_follow_the_equations(prototypes, detach, fp_penalty, fn_compensation, errors):
     options = {
         "prototypes": prototypes,
         "detach_prototypes": detach,
         "fp_penalty": fp_penalty,
         "fn_compensation": fn_compensation,
+        "errors": errors,
         "temperature": 0.3,
         "calibration_scale": 0.8,
     }
@@ -91,6 +93,58 @@ def test_losses_and_gradients_follow_the_equations(prototypes, detach, fp_penalt
 
 def test_the_paper_is_the_default():
     assert_like_reference(make_rch(), *make_inputs(seed=3))
+    assert RCH.from_config(small_cfg(), build_model(small_cfg()))["errors"] == "image"
+
+
+def make_pair(errors):
+    """Two images of classes 0 and 1; with ``errors`` the second takes a pixel of each for the other."""
+    generator = torch.Generator().manual_seed(4)
+    feature = torch.randn(2, D, 1, 4, dtype=torch.float64, generator=generator, requires_grad=True)
+    labels = torch.tensor([[[0, 0, 1, 1]], [[0, 0, 1, 1]]])
+    predicted = labels.clone()
+    if errors:
+        predicted[1, 0] = torch.tensor([0, 1, 0, 1])
+    logits = torch.zeros(2, K, 1, 4, dtype=torch.float64).scatter_(1, predicted.unsqueeze(1), 2.0)
+    return feature, logits, labels, RegularizerInput({TAP: feature, LOGITS: logits}, labels, IGNORE)
+
+
+def test_errors_of_one_image_calibrate_the_pixels_of_that_image_alone():
+    steps = {}
+    for errors in ("image", "batch"):
+        rch = make_rch(errors=errors, prototypes="learned")
+        rch(make_pair(errors=True)[3])
+        steps[errors] = rch._step
+    assert (steps["image"].phi[0] == 0).all()
+    assert (steps["image"].psi[0] == 0).all()
+    assert (steps["batch"].phi[0] > 0).all()
+    assert (steps["batch"].psi[0] > 0).all()
+    # Where only one image has errors, its own pixels meet the same ones either way.
+    for term in ("phi", "psi"):
+        own, pooled = (getattr(steps[errors], term)[1] for errors in ("image", "batch"))
+        torch.testing.assert_close(own, pooled)
+        assert (own != 0).any()
+
+
+def test_without_errors_both_settings_are_the_plain_loss():
+    losses = [
+        make_rch(errors=errors)(make_pair(errors=False)[3])["loss_rch_metric"]
+        for errors in ("image", "batch")
+    ]
+    torch.testing.assert_close(*losses, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("errors", ["image", "batch"])
+def test_static_shapes_as_on_a_gpu_give_the_same(monkeypatch, errors):
+    def compact_without_a_shape_that_depends_on_data(mask):
+        items = mask.logical_not().to(torch.uint8).argsort(stable=True)
+        return items, mask[items]
+
+    feature, _, _, inputs = make_inputs()
+    expected = make_rch(errors=errors)(inputs)["loss_rch_metric"]
+    monkeypatch.setattr("regseg_d2.regularizers.rch.compact", compact_without_a_shape_that_depends_on_data)
+    loss = make_rch(errors=errors)(inputs)["loss_rch_metric"]
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(*(torch.autograd.grad(value, feature)[0] for value in (loss, expected)))
 
 
 @pytest.mark.parametrize("prototypes", ["tp", "gt"])
@@ -113,11 +167,12 @@ def test_moving_prototypes_over_several_steps(prototypes, decay):
     assert rch.ema.counts[2] == 3
 
 
+@pytest.mark.parametrize("errors", ["image", "batch"])
 @pytest.mark.parametrize("prototypes", ["tp", "gt", "learned"])
-def test_gradcheck(prototypes):
+def test_gradcheck(prototypes, errors):
     feature, logits, labels, _ = make_inputs()
     torch.manual_seed(0)
-    rch = make_rch(prototypes=prototypes).eval()
+    rch = make_rch(prototypes=prototypes, errors=errors).eval()
 
     def total(x):
         return rch(RegularizerInput({TAP: x, LOGITS: logits}, labels, IGNORE))["loss_rch_metric"]
@@ -280,6 +335,7 @@ def test_keys_reach_the_regularizer(keys, tap):
     section.update({"EMA_DECAY": 0.8, "TEMPERATURE": 0.25, "PROTOTYPES": "gt", "WEIGHT": 0.4})
     section.update({"FP_PENALTY": False, "FN_COMPENSATION": False, "CALIBRATION_SCALE": 0.5})
     section.DETACH_PROTOTYPES = True
+    section.ERRORS = "batch"
     cfg.MODEL.SEM_SEG_HEAD.NORM = "GN"
     section.CHANNELS = 32
     network = build_model(small_cfg())
@@ -293,6 +349,7 @@ def test_keys_reach_the_regularizer(keys, tap):
     assert (rch.ema.centers.shape, rch.ema.decay) == ((K, 32), 0.8)
     assert (rch.temperature, rch.prototypes, rch.calibration_scale) == (0.25, "gt", 0.5)
     assert (rch.fp_penalty, rch.fn_compensation, rch.detach_prototypes) == (False, False, True)
+    assert rch.errors == "batch"
 
 
 @pytest.mark.parametrize(
@@ -300,6 +357,7 @@ def test_keys_reach_the_regularizer(keys, tap):
     [
         ({"prototypes": "mean"}, "PROTOTYPES is 'mean'"),
         ({"temperature": 0.0}, "TEMPERATURE is 0.0"),
+        ({"errors": "world"}, "ERRORS is 'world'"),
         ({"ema_decay": 1.0}, "EMA_DECAY is 1.0"),
         ({"calibration_scale": -1.0}, "CALIBRATION_SCALE is -1.0"),
         ({"prototypes": "learned", "detach_prototypes": True}, "DETACH_PROTOTYPES is True"),

@@ -27,6 +27,10 @@ def rch_defaults() -> CfgNode:
     rch.FP_PENALTY = True
     # phi of Eq. 7: pulls a pixel to the missed ones of its class (Table 1, column FN).
     rch.FN_COMPENSATION = True
+    # The FN and FP pixels of its class that psi and phi compare a pixel with are those of its own image
+    # (image; the paper's "pixels of the input image") or of the batch of all processes (batch). The
+    # published code pools the images of a GPU.
+    rch.ERRORS = "image"
     # Factor of both terms in Eq. 8. The published code's numbers amount to 0.25. Sane: 0 to 1.
     rch.CALIBRATION_SCALE = 1.0
     # No gradient through the prototypes (published code); False: through this batch's share of Eq. 4.
