@@ -101,7 +101,8 @@ def plain_loss(kind: str, case: PixelLossCase, device: str) -> Callable[[Tensor,
 def _plain_ohem(full: Tensor, targets: Tensor) -> Tensor:
     losses = F.cross_entropy(full, targets, ignore_index=VOID, reduction="none")
     ranked = losses.detach().flatten()
-    threshold = ranked.topk(OHEM_MIN_KEPT).values[-1].clamp(max=-math.log(OHEM_THRESHOLD))
+    kept = min(OHEM_MIN_KEPT * len(targets), len(ranked))
+    threshold = ranked.topk(kept).values[-1].clamp(max=-math.log(OHEM_THRESHOLD))
     return losses[(losses.detach() >= threshold) & (targets != VOID)].mean()
 
 

@@ -52,8 +52,13 @@ def add_head_config(cfg: CfgNode) -> None:
     head.CLASS_WEIGHTING_BETA = 0.999
     # OHEM keeps the pixels whose true class has a probability below this ...
     head.OHEM_THRESHOLD = 0.7
-    # ... and at least this many pixels of a process's batch.
+    # ... and at least this many pixels for each image of a process's batch, the hardest of all its images
+    # together. 100000 is RCH's, RegionContrast's and mmsegmentation's for crops of Cityscapes, a fifth of
+    # 512x1024; take a fifth of smaller crops.
     head.OHEM_MIN_KEPT = 100000
+    # What that number is for: an image (mmsegmentation, RCH's published code), or all images of a process
+    # (process; RegionContrast's published code).
+    head.OHEM_MIN_KEPT_PER = "image"
 
     # An FCN head on an earlier feature whose loss helps the backbone in training.
     head.AUX = CfgNode()

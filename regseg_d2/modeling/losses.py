@@ -13,24 +13,28 @@ from regseg_d2.errors import ConfigError
 from regseg_d2.ops.upsampled_cross_entropy import upsampled_cross_entropy, upsampled_pixel_losses
 
 LOSS_TYPES = ("cross_entropy", "ohem")
+MIN_KEPT_PER = ("image", "process")
 
 
 class SegmentationLoss(nn.Module):
     """Cross entropy over the valid pixels of the batch of all processes, or over the hardest of them.
 
     Weighted sums are divided by the sum of the weights over all processes, so that W processes of
-    batch B have the gradients of one process of batch W x B. (The hardest pixels, of which OHEM keeps
-    at least ``ohem_min_kept``, are looked for in each process's own batch.)
+    batch B have the gradients of one process of batch W x B. (OHEM looks for its hardest pixels in each
+    process's own batch, all images of it together.)
 
     Args:
         num_classes: number of classes K.
         ignore_value: label of void pixels, which do not count.
         loss_type: ``"cross_entropy"`` or ``"ohem"``: only pixels whose true class has a probability
-            below ``ohem_threshold``, and at least the ``ohem_min_kept`` hardest. Void pixels are never
+            below ``ohem_threshold``, and at least the hardest of ``ohem_min_kept``. Void pixels are never
             ranked and never averaged (Detectron2's ``DeepLabCE`` does both).
         class_weights: one weight a class, or empty.
         ohem_threshold: probability in (0, 1].
-        ohem_min_kept: pixels of a process's batch.
+        ohem_min_kept: pixels that are kept at least.
+        ohem_min_kept_per: ``"image"``: so many times the number of images of the process's batch (as
+            mmsegmentation and RCH's published code count), or ``"process"``: so many of its whole batch (as
+            RegionContrast's published code counts).
 
     Raises:
         ConfigError: if an argument is out of its range.
@@ -45,6 +49,7 @@ class SegmentationLoss(nn.Module):
         class_weights: Sequence[float] = (),
         ohem_threshold: float = 0.7,
         ohem_min_kept: int = 100_000,
+        ohem_min_kept_per: str = "image",
     ) -> None:
         super().__init__()
         if loss_type not in LOSS_TYPES:
@@ -58,10 +63,16 @@ class SegmentationLoss(nn.Module):
             raise ConfigError(
                 f"MODEL.SEM_SEG_HEAD.OHEM_THRESHOLD is {ohem_threshold}; expected 0 < value <= 1"
             )
+        if ohem_min_kept_per not in MIN_KEPT_PER:
+            raise ConfigError(
+                f"MODEL.SEM_SEG_HEAD.OHEM_MIN_KEPT_PER is {ohem_min_kept_per!r}; "
+                f"expected one of {MIN_KEPT_PER}"
+            )
         self.ignore_value = ignore_value
         self.loss_type = loss_type
         self.ohem_threshold = ohem_threshold
         self.ohem_min_kept = ohem_min_kept
+        self.ohem_min_kept_per = ohem_min_kept_per
         weights = torch.tensor(class_weights, dtype=torch.float32) if len(class_weights) else None
         self.register_buffer("class_weights", weights, persistent=False)
 
@@ -101,7 +112,8 @@ class SegmentationLoss(nn.Module):
         return global_mean(total, pixel_weights.sum())
 
     def _is_hard(self, losses: Tensor) -> Tensor:
-        kept = min(self.ohem_min_kept, losses.numel())
+        num_shares = len(losses) if self.ohem_min_kept_per == "image" else 1
+        kept = min(self.ohem_min_kept * num_shares, losses.numel())
         # A probability below the threshold is a loss above its negative logarithm. Void pixels have a
         # loss of zero, the lowest there is, so they rank last.
         is_hard = losses > -math.log(self.ohem_threshold)

@@ -70,17 +70,18 @@ def test_loss_tensors_have_twelve_classes_and_a_fifth_wrong():
 
 @pytest.mark.parametrize("kind", benchmark_pixel_loss.KINDS)
 def test_pixel_losses_that_are_compared_are_the_same_function(kind):
-    # As many pixels as are kept, and more.
-    case = benchmark_pixel_loss.PixelLossCase((2, 5, 32, 32))
+    # More pixels an image than OHEM keeps at least.
+    case = benchmark_pixel_loss.PixelLossCase((2, 5, 48, 48))
     logits, targets = benchmark_pixel_loss.make_tensors(case, "cpu")
-    assert targets.shape == (2, 256, 256)
+    assert targets.shape == (2, 384, 384)
     assert targets.max() == benchmark_pixel_loss.VOID
     results = []
     for make_loss in (benchmark_pixel_loss.plain_loss, benchmark_pixel_loss.package_loss):
         value = make_loss(kind, case, "cpu")(logits, targets)
         results.append((value, torch.autograd.grad(value, logits)[0]))
     torch.testing.assert_close(results[0][0], results[1][0])
-    torch.testing.assert_close(results[0][1], results[1][1], rtol=1e-4, atol=1e-9)
+    # Rounding may decide on another pixel at OHEM's threshold.
+    assert (results[0][1] - results[1][1]).norm() < 1e-3 * results[1][1].norm()
 
 
 def test_ways_to_run_a_network_differ_in_what_they_are_named_for(tmp_path):

@@ -5,9 +5,11 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from detectron2.modeling import build_model
 
 from regseg_d2.errors import ConfigError
 from regseg_d2.modeling.losses import SegmentationLoss
+from tests.helpers import small_cfg
 
 K, IGNORE = 4, 255
 
@@ -45,9 +47,14 @@ CASES = {
         {"loss_type": "ohem", "ohem_threshold": 0.3, "ohem_min_kept": 1},
         {"threshold": 0.3, "min_kept": 1},
     ),
+    # The example has two images: 2 x 10 of all their pixels.
     "ohem_min_kept": (
-        {"loss_type": "ohem", "ohem_threshold": 0.001, "ohem_min_kept": 20},
+        {"loss_type": "ohem", "ohem_threshold": 0.001, "ohem_min_kept": 10},
         {"threshold": 0.001, "min_kept": 20},
+    ),
+    "ohem_min_kept_of_a_process": (
+        {"loss_type": "ohem", "ohem_threshold": 0.001, "ohem_min_kept": 10, "ohem_min_kept_per": "process"},
+        {"threshold": 0.001, "min_kept": 10},
     ),
     "ohem_more_than_there_are": (
         {"loss_type": "ohem", "ohem_min_kept": 1000},
@@ -105,6 +112,33 @@ def test_half_precision_logits_are_computed_in_float32():
     torch.testing.assert_close(module(half, targets), module(half.float(), targets))
 
 
+@pytest.mark.parametrize("num_images", [1, 3])
+def test_the_hardest_of_all_images_together_are_kept(num_images):
+    # The first image has the hardest pixels, twice as many as there are for each image.
+    logits = torch.zeros(num_images, K, 4, 5, dtype=torch.float64)
+    logits[1:, 0] = 3.0
+    logits[0, 0] = -torch.linspace(0, 1, 20, dtype=torch.float64).view(4, 5)
+    logits.requires_grad_(True)
+    targets = torch.zeros(num_images, 4, 5, dtype=torch.long)
+    loss = SegmentationLoss(
+        num_classes=K, ignore_value=IGNORE, loss_type="ohem", ohem_threshold=0.01, ohem_min_kept=5
+    )(logits, targets)
+    (gradient,) = torch.autograd.grad(loss, logits)
+    taking_part = (gradient != 0).any(dim=1).flatten(1).sum(dim=1).tolist()
+    assert taking_part == [5 * num_images] + [0] * (num_images - 1)
+
+
+def test_the_keys_of_ohem_reach_the_heads_loss():
+    cfg = small_cfg()
+    keys = {"LOSS_TYPE": "ohem", "OHEM_MIN_KEPT": 7, "OHEM_THRESHOLD": 0.5}
+    cfg.MODEL.SEM_SEG_HEAD.update(keys)
+    loss = build_model(cfg).sem_seg_head.loss
+    assert (loss.loss_type, loss.ohem_min_kept, loss.ohem_threshold) == ("ohem", 7, 0.5)
+    assert loss.ohem_min_kept_per == "image"
+    cfg.MODEL.SEM_SEG_HEAD.OHEM_MIN_KEPT_PER = "process"
+    assert build_model(cfg).sem_seg_head.loss.ohem_min_kept_per == "process"
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -112,6 +146,7 @@ def test_half_precision_logits_are_computed_in_float32():
         ({"class_weights": [1.0, 2.0, -1.0, 1.0]}, ">= 0"),
         ({"loss_type": "dice"}, "dice"),
         ({"ohem_threshold": 0.0}, "OHEM_THRESHOLD"),
+        ({"ohem_min_kept_per": "class"}, "OHEM_MIN_KEPT_PER is 'class'; expected one of .*'process'"),
     ],
 )
 def test_bad_options(options, message):

@@ -152,6 +152,7 @@ class ContextHead(nn.Module):
                 class_weights=head.CLASS_WEIGHTS,
                 ohem_threshold=head.OHEM_THRESHOLD,
                 ohem_min_kept=head.OHEM_MIN_KEPT,
+                ohem_min_kept_per=head.OHEM_MIN_KEPT_PER,
             ),
             "loss_weight": head.LOSS_WEIGHT,
             "auxiliary": auxiliary,
