@@ -12,6 +12,7 @@ from torch import Tensor
 from regseg_d2.ops.stored_contrast import Contrast, Memory, contrast_with_stored
 
 CENTERS = ("dynamic", "gt_mean", "predicted")
+REDUCTIONS = ("mean", "class_sum")
 
 
 def dynamic_weights(labels: Tensor, predictions: Tensor, confidence: Tensor) -> Tensor:
@@ -46,6 +47,24 @@ def unit_centers(centers: Tensor) -> tuple[Tensor, Tensor]:
     safe = torch.where(present.unsqueeze(2), centers, 1.0)
     unit = safe / torch.linalg.vector_norm(safe, dim=2, keepdim=True)
     return torch.where(present.unsqueeze(2), unit, 0.0), present
+
+
+def sums_by_class(
+    losses: Tensor, counted: Tensor, classes: Tensor, num_classes: int
+) -> tuple[Tensor, Tensor]:
+    """Sums the losses of regions class by class.
+
+    Args:
+        losses: ``(R,)`` losses of region centers.
+        counted: ``(R,)`` of zeros and ones: which of them count.
+        classes: ``(R,)`` long, their classes.
+        num_classes: number of classes K.
+
+    Returns:
+        Sums ``(K,)``, differentiable, and how many centers are behind each ``(K,)``.
+    """
+    zeros = losses.new_zeros(num_classes)
+    return zeros.index_add(0, classes, losses * counted), zeros.index_add(0, classes, counted)
 
 
 def region_contrast(

@@ -48,6 +48,8 @@ class RegionContrast(Regularizer):
     A region without a stored positive takes no part: on the first step, when the bank is empty, the
     loss is zero.
 
+    Eq. 4 is the loss of one region. The paper does not say how regions add up; ``reduction`` does.
+
     Args:
         channels: channels C of the feature.
         num_classes: number of classes K.
@@ -56,6 +58,9 @@ class RegionContrast(Regularizer):
             processes, with each other.
         bank_dtype: ``"float32"`` or ``"float16"``.
         temperature: tau of Eq. 4.
+        reduction: ``"mean"`` over the regions of the batch of all processes, or ``"class_sum"``: the mean
+            over the regions of each class, summed over classes (the published code sums over the classes of
+            a GPU's batch, this over those of the batch of all processes).
         **common: arguments of :class:`Regularizer`.
 
     Raises:
@@ -74,6 +79,7 @@ class RegionContrast(Regularizer):
         bank_size: int = 1000,
         bank_dtype: str = "float32",
         temperature: float = 0.2,
+        reduction: str = "mean",
         name: str = "region_contrast",
         **common: Any,
     ) -> None:
@@ -84,9 +90,11 @@ class RegionContrast(Regularizer):
         self.check_option(
             "TEMPERATURE", temperature, temperature >= MIN_TEMPERATURE, f"{MIN_TEMPERATURE} or more"
         )
+        self.check_choice("REDUCTION", reduction, ops.REDUCTIONS)
         self.num_classes = num_classes
         self.center = center
         self.temperature = temperature
+        self.reduction = reduction
         self.bank: MemoryBank | None = None
         if bank_size:
             self.bank = MemoryBank(num_classes, bank_size, channels, BANK_DTYPES[bank_dtype])
@@ -110,17 +118,19 @@ class RegionContrast(Regularizer):
             "bank_size": section.BANK_SIZE,
             "bank_dtype": section.BANK_DTYPE,
             "temperature": section.TEMPERATURE,
+            "reduction": section.REDUCTION,
         }
 
     def losses(self, inputs: RegularizerInput) -> dict[str, Tensor]:
-        """Computes the loss of this process's regions, divided by the number of regions of all."""
+        """Computes the loss of this process's regions, divided by numbers of regions of all processes."""
         centers, present = ops.unit_centers(self._centers(inputs))
         self._regions = (centers.detach(), present)
         samples = self._samples(*self._regions)
         items, valid = compact(present.flatten())
+        classes = items % self.num_classes
         contrast = ops.region_contrast(
             centers.flatten(0, 1)[items],
-            items % self.num_classes,
+            classes,
             samples.rows,
             samples.filled,
             self.temperature,
@@ -128,7 +138,10 @@ class RegionContrast(Regularizer):
         )
         counted = (valid & (contrast.num_positives > 0)).to(centers.dtype)
         self._last = self._describe(contrast, counted, present)
-        return {"contrast": global_mean((contrast.losses * counted).sum(), counted.sum())}
+        if self.reduction == "mean":
+            return {"contrast": global_mean((contrast.losses * counted).sum(), counted.sum())}
+        sums, counts = ops.sums_by_class(contrast.losses, counted, classes, self.num_classes)
+        return {"contrast": global_mean(sums, counts).sum()}
 
     def update_state(self, inputs: RegularizerInput) -> None:
         """Stores the region centers of all processes."""

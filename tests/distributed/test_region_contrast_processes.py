@@ -13,7 +13,9 @@ CASES = {
     "gt_mean": {"bank_size": 30, "center": "gt_mean"},
     "predicted": {"bank_size": 4, "center": "predicted"},
     "half": {"bank_size": 4, "bank_dtype": "float16"},
+    "class_sum": {"bank_size": 4, "reduction": "class_sum"},
     "no_bank": {"bank_size": 0},
+    "no_bank_class_sum": {"bank_size": 0, "reduction": "class_sum"},
     "no_bank_predicted": {"bank_size": 0, "center": "predicted"},
 }
 

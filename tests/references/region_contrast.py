@@ -61,8 +61,12 @@ def region_loss(query, class_id, stored, temperature):
     return sum(terms) / len(terms)
 
 
-def region_contrast_loss(centers, stored, temperature):
-    """Mean of Eq. 4 over regions; with ``stored`` None the other regions of the batch are the samples."""
+def region_contrast_loss(centers, stored, temperature, reduction="mean"):
+    """Eq. 4 over regions; with ``stored`` None the other regions of the batch are the samples.
+
+    ``reduction``: the ``"mean"`` over regions, or ``"class_sum"``: the sum over classes of the means over the
+    regions of a class.
+    """
     losses = []
     for image, regions in enumerate(centers):
         for class_id, query in regions.items():
@@ -75,8 +79,16 @@ def region_contrast_loss(centers, stored, temperature):
                             samples.setdefault(k, []).append(center.detach())
             loss = region_loss(query, class_id, samples, temperature)
             if loss is not None:
-                losses.append(loss)
-    return sum(losses) / len(losses) if losses else torch.zeros((), dtype=torch.float64)
+                losses.append((class_id, loss))
+    if not losses:
+        return torch.zeros((), dtype=torch.float64)
+    if reduction == "mean":
+        return sum(loss for _, loss in losses) / len(losses)
+    total = 0
+    for k in {class_id for class_id, _ in losses}:
+        own = [loss for class_id, loss in losses if class_id == k]
+        total = total + sum(own) / len(own)
+    return total
 
 
 def store(stored, centers, bank_size):

@@ -1,12 +1,16 @@
 """RegionContrast against the paper's equations as slow loops, over all options and several steps."""
 
+import math
+
 import pytest
 import torch
+from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 
 from regseg_d2.config import get_regseg_cfg
 from regseg_d2.errors import ConfigError
 from regseg_d2.regularizers import RegionContrast, RegularizerInput
+from tests.helpers import small_cfg
 from tests.references.region_contrast import region_centers, region_contrast_loss, store
 
 K, C, IGNORE = 4, 6, 255
@@ -37,8 +41,8 @@ def make_inputs(seed=0, labels=None, batch_size=2):
     return feature, logits, labels, RegularizerInput({FEATURE: feature, LOGITS: logits}, labels, IGNORE)
 
 
-def assert_like_reference(loss, centers, stored, feature, temperature=0.2, rtol=1e-9):
-    expected = region_contrast_loss(centers, stored, temperature)
+def assert_like_reference(loss, centers, stored, feature, temperature=0.2, rtol=1e-9, reduction="mean"):
+    expected = region_contrast_loss(centers, stored, temperature, reduction)
     torch.testing.assert_close(loss, expected, rtol=rtol, atol=1e-12)
     if expected.requires_grad:
         (gradient,) = torch.autograd.grad(loss, feature, retain_graph=True)
@@ -50,9 +54,11 @@ def assert_like_reference(loss, centers, stored, feature, temperature=0.2, rtol=
 
 @pytest.mark.parametrize("center", CENTERS)
 @pytest.mark.parametrize("bank_size", [1, 3, 50])
-@pytest.mark.parametrize("temperature", [0.1, 0.2])
-def test_losses_gradients_and_bank_over_several_steps(center, bank_size, temperature):
-    module = make_region_contrast(center=center, bank_size=bank_size, temperature=temperature)
+@pytest.mark.parametrize(("temperature", "reduction"), [(0.1, "mean"), (0.2, "mean"), (0.2, "class_sum")])
+def test_losses_gradients_and_bank_over_several_steps(center, bank_size, temperature, reduction):
+    module = make_region_contrast(
+        center=center, bank_size=bank_size, temperature=temperature, reduction=reduction
+    )
     stored = {}
     losses = []
     for step in range(5):
@@ -60,7 +66,10 @@ def test_losses_gradients_and_bank_over_several_steps(center, bank_size, tempera
         result = module(inputs)
         assert tuple(result) == (KEY,) == module.loss_keys
         centers = region_centers(feature, labels, logits, K, IGNORE, center)
-        losses.append(assert_like_reference(result[KEY], centers, stored, feature, temperature).item())
+        expected = assert_like_reference(
+            result[KEY], centers, stored, feature, temperature, reduction=reduction
+        )
+        losses.append(expected.item())
         store(stored, centers, bank_size)
         for k in range(K):
             kept = module.bank.rows[k][module.bank.filled[k]]
@@ -92,9 +101,10 @@ def test_a_bank_of_lower_precision_is_read_as_it_was_stored(dtype):
                 torch.testing.assert_close(stored_row, center.detach().to(stored_row.dtype))
 
 
+@pytest.mark.parametrize("reduction", ["mean", "class_sum"])
 @pytest.mark.parametrize("center", CENTERS)
-def test_without_a_bank_the_other_regions_of_the_batch_are_the_samples(center):
-    module = make_region_contrast(center=center, bank_size=0)
+def test_without_a_bank_the_other_regions_of_the_batch_are_the_samples(center, reduction):
+    module = make_region_contrast(center=center, bank_size=0, reduction=reduction)
     assert module.bank is None
     assert module.memory_bytes == 0
     # The forwards counted are all that a bankless one keeps.
@@ -103,16 +113,47 @@ def test_without_a_bank_the_other_regions_of_the_batch_are_the_samples(center):
         feature, logits, labels, inputs = make_inputs(seed=step, batch_size=3)
         centers = region_centers(feature, labels, logits, K, IGNORE, center)
         loss = module(inputs)[KEY]
-        assert assert_like_reference(loss, centers, None, feature).item() > 0
+        assert assert_like_reference(loss, centers, None, feature, reduction=reduction).item() > 0
 
 
-@pytest.mark.parametrize("bank_size", [0, 3])
-def test_static_shapes_as_on_a_gpu_give_the_same(monkeypatch, bank_size):
+def test_a_sum_over_classes_is_larger_by_their_number_and_weighs_rare_ones_alike():
+    # Three regions of class 0 and two of class 1, on unit vectors; class 2 is alone and has no positive.
+    feature = torch.zeros(3, C, 1, 3, dtype=torch.float64)
+    angles = torch.tensor([[0.0, 1.2, 2.0], [0.3, 1.5, 0.0], [0.1, 0.0, 0.0]], dtype=torch.float64)
+    feature[:, 0, 0], feature[:, 1, 0] = angles.cos(), angles.sin()
+    labels = torch.tensor([[[0, 1, 2]], [[0, 1, IGNORE]], [[0, IGNORE, IGNORE]]])
+    inputs = RegularizerInput(
+        {FEATURE: feature.requires_grad_(True), LOGITS: torch.zeros(3, K, 1, 3)}, labels, IGNORE
+    )
+    # A gt_mean center is the pixel itself here.
+    module = {
+        reduction: make_region_contrast(center="gt_mean", bank_size=0, reduction=reduction)
+        for reduction in ("mean", "class_sum")
+    }
+    mean, class_sum = (module[reduction](inputs)[KEY].item() for reduction in ("mean", "class_sum"))
+    points = {0: [0.0, 0.3, 0.1], 1: [1.2, 1.5], 2: [2.0]}
+    own_losses = {0: [], 1: []}
+    for k, losses in own_losses.items():
+        for i, angle in enumerate(points[k]):
+            pushes = sum(
+                math.exp(math.cos(angle - other) / 0.2) for j in points if j != k for other in points[j]
+            )
+            pulls = [math.exp(math.cos(angle - other) / 0.2) for j, other in enumerate(points[k]) if j != i]
+            losses.append(sum(-math.log(pull / (pull + pushes)) for pull in pulls) / len(pulls))
+    assert mean == pytest.approx(sum(sum(losses) for losses in own_losses.values()) / 5)
+    assert class_sum == pytest.approx(sum(sum(losses) / len(losses) for losses in own_losses.values()))
+    assert 1.5 * mean < class_sum < 3 * mean
+
+
+@pytest.mark.parametrize(("bank_size", "reduction"), [(0, "mean"), (3, "mean"), (3, "class_sum")])
+def test_static_shapes_as_on_a_gpu_give_the_same(monkeypatch, bank_size, reduction):
     def compact_without_a_shape_that_depends_on_data(mask):
         items = mask.logical_not().to(torch.uint8).argsort(stable=True)
         return items, mask[items]
 
-    expected_module, module = (make_region_contrast(bank_size=bank_size) for _ in range(2))
+    expected_module, module = (
+        make_region_contrast(bank_size=bank_size, reduction=reduction) for _ in range(2)
+    )
     for step in range(3):
         feature, _, _, inputs = make_inputs(seed=step)
         expected = expected_module(inputs)[KEY]
@@ -133,9 +174,10 @@ def test_one_image_without_a_bank_has_no_positive():
     assert torch.autograd.grad(loss, feature)[0].abs().sum() == 0
 
 
-def test_gradcheck():
+@pytest.mark.parametrize("reduction", ["mean", "class_sum"])
+def test_gradcheck(reduction):
     feature, logits, labels, inputs = make_inputs()
-    module = make_region_contrast()
+    module = make_region_contrast(reduction=reduction)
     module(inputs)
     module.eval()
 
@@ -192,9 +234,9 @@ def test_a_class_that_the_network_is_sure_of_has_no_dynamic_center():
 @pytest.mark.parametrize("center", CENTERS)
 @pytest.mark.parametrize("bank_size", [0, 3])
 @pytest.mark.parametrize("kind", ["void", "class_zero", "all_right", "all_wrong"])
-@pytest.mark.parametrize("batch_size", [1, 2])
-def test_degenerate_batches_are_finite_and_attached(center, bank_size, kind, batch_size):
-    module = make_region_contrast(center=center, bank_size=bank_size)
+@pytest.mark.parametrize(("batch_size", "reduction"), [(1, "mean"), (2, "mean"), (2, "class_sum")])
+def test_degenerate_batches_are_finite_and_attached(center, bank_size, kind, batch_size, reduction):
+    module = make_region_contrast(center=center, bank_size=bank_size, reduction=reduction)
     module(make_inputs(seed=1)[3])
     labels = {
         "void": torch.full((batch_size, 3, 4), IGNORE),
@@ -292,13 +334,20 @@ def test_memory_bytes_and_half_of_it():
 def test_defaults_are_the_papers():
     section = get_regseg_cfg().MODEL.REGULARIZERS.RegionContrast
     assert (section.WEIGHT, section.CENTER, section.BANK_SIZE) == (0.1, "dynamic", 1000)
-    assert (section.BANK_DTYPE, section.TEMPERATURE) == ("float32", 0.2)
+    assert (section.BANK_DTYPE, section.TEMPERATURE, section.REDUCTION) == ("float32", 0.2, "mean")
+
+
+def test_the_reduction_reaches_the_regularizer():
+    cfg = small_cfg()
+    cfg.MODEL.REGULARIZERS.RegionContrast.REDUCTION = "class_sum"
+    assert RegionContrast(cfg, build_model(small_cfg())).reduction == "class_sum"
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"center": "median"}, r"RegionContrast\.CENTER is 'median'; expected one of .*'gt_mean'"),
+        ({"reduction": "sum"}, r"RegionContrast\.REDUCTION is 'sum'; expected one of .*'class_sum'"),
         ({"bank_size": -1}, r"RegionContrast\.BANK_SIZE is -1; expected 0 \(no bank\) or more"),
         (
             {"bank_dtype": "bfloat16"},

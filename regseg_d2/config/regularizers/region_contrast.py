@@ -26,4 +26,8 @@ def region_contrast_defaults() -> CfgNode:
     # tau of Eq. 4; the paper gives no value, this is the published code's. Sane: 0.05 to 1;
     # at least 0.025.
     node.TEMPERATURE = 0.2
+    # How the losses of regions add up, about which the paper is silent. mean: over all regions of the
+    # batch of all processes. class_sum: over the regions of each class, then summed over the classes (the
+    # published code sums over those of a GPU's batch); larger about by the number of classes in the batch.
+    node.REDUCTION = "mean"
     return node
