@@ -25,7 +25,7 @@ from regseg_d2.ops.sampling import GroupOrder, compact, group_order
 SCOPES = ("image", "batch")
 CONTRASTS = ("pne", "asymmetric")
 POSITIVE_WEIGHTS = ("softmax", "logit", "none")
-NO_NEGATIVES = ("anchors", "skip")
+NO_NEGATIVES = ("skip", "exclude", "anchors")
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,10 @@ class Construction:
             predicted as (section 3.3.1).
         corresponding_negatives: negatives are pixels of the classes that the set's pixels are predicted as;
             else of all classes but the anchor's (section 3.3.2).
-        no_negatives: what becomes of a set without a negative: ``"anchors"`` or ``"skip"``.
+        no_negatives: what becomes of a set without a negative. ``"skip"``: its anchors have no loss and count
+            in |S|, as Eq. 9 has it: the sum over no negative is 0, log(1 + 0) too, and |S| is the number of
+            misclassified pixels. ``"exclude"``: they do not count either. ``"anchors"``: they are their own
+            negatives (published code).
     """
 
     num_classes: int
@@ -50,7 +53,7 @@ class Construction:
     scope: str = "image"
     individual_anchor_sets: bool = True
     corresponding_negatives: bool = True
-    no_negatives: str = "anchors"
+    no_negatives: str = "skip"
 
     def num_pools(self, num_images: int) -> int:
         """Number of pools of a batch of this process."""
@@ -89,6 +92,8 @@ class Draw:
         crowd_ranks: ``(Q,)`` number of that anchor in its set.
         crowd_places: ``(A,)`` place of an anchor in the crowd; Q where it is not in it.
         first_of_set: ``(A,)`` bool, true for one anchor of each set.
+        num_counted: this process's share of |S| of Eq. 9: its anchors, and the pixels that have no loss
+            for want of a negative.
     """
 
     anchors: Tensor
@@ -100,6 +105,7 @@ class Draw:
     crowd_ranks: Tensor
     crowd_places: Tensor
     first_of_set: Tensor
+    num_counted: Tensor
 
 
 def draw_pixels(labels: Tensor, predictions: Tensor, how: Construction, bits: RandomBits) -> Draw:
@@ -138,12 +144,12 @@ def draw_pixels(labels: Tensor, predictions: Tensor, how: Construction, bits: Ra
         union_samples, union_slots = _compact_sets(*unions)
         negative_slots = torch.where(union_slots >= 0, union_slots + len(samples), -1)[classes.clamp(min=0)]
         samples = torch.cat([samples, union_samples])
-    if how.no_negatives == "skip":
-        kept = kept & (negative_slots >= 0)
+    contrasted = kept if how.no_negatives == "anchors" else kept & (negative_slots >= 0)
+    in_mean = kept if how.no_negatives == "skip" else contrasted
 
-    crowd, crowd_counted, crowd_places = _gather_crowd(in_sets, kept & (negative_slots < 0))
+    crowd, crowd_counted, crowd_places = _gather_crowd(in_sets, contrasted & (negative_slots < 0), how)
     own = slice(offset, offset + num_images * num_pixels)
-    anchors, counted = compact(kept[own])
+    anchors, counted = compact(contrasted[own])
     pooled = anchors + offset
     return Draw(
         anchors=anchors,
@@ -155,11 +161,15 @@ def draw_pixels(labels: Tensor, predictions: Tensor, how: Construction, bits: Ra
         crowd_ranks=ranks[crowd],
         crowd_places=crowd_places[pooled],
         first_of_set=counted & (ranks[pooled] == 0),
+        num_counted=in_mean[own].sum(),
     )
 
 
-def _gather_crowd(in_sets: GroupOrder, in_crowd: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _gather_crowd(in_sets: GroupOrder, in_crowd: Tensor, how: Construction) -> tuple[Tensor, Tensor, Tensor]:
     """The pixels of a mask ``(M,)`` by set, which of them count, and the place of each pixel, or Q."""
+    if how.no_negatives != "anchors":
+        # There is no crowd, whatever a device without data-dependent sizes would gather for it.
+        return in_sets.items[:0], in_crowd[:0], torch.zeros_like(in_sets.items)
     found, counted = compact(in_crowd[in_sets.items])
     crowd = in_sets.items[found]
     count = len(crowd)
@@ -341,7 +351,7 @@ def _crowd_sums(
     """Log sums over negatives, and mean products, of the anchors whose negatives are anchors."""
     count = len(draw.crowd_sets)
     crowd = rows.new_zeros(count + 1, rows.shape[1]).index_copy(0, draw.crowd_places, rows)[:count]
-    if how.scope == "batch":
+    if how.scope == "batch" and how.no_negatives == "anchors":
         crowd = all_reduce_sum(crowd)
     columns = crowd.detach() if detach_samples else crowd
     return log_sums_within_sets(

@@ -27,7 +27,8 @@ class PNE(Regularizer):
 
     ``contrast`` is Eq. 9: the mean over the anchors of all images and processes (each anchor counts the same,
     whatever its pair and image) of the loss of Eq. 8. |S| of Eq. 9 is their number, after at most
-    ``MAX_ANCHORS`` of each set were drawn.
+    ``MAX_ANCHORS`` of each set were drawn. An anchor without a negative adds 0 and counts in |S|
+    (``NO_NEGATIVES`` has other ways); for one without a positive Eq. 9 has no value, and it does not count.
 
     Args:
         channels: channels of the feature.
@@ -130,7 +131,7 @@ class PNE(Regularizer):
             "positive_similarity": contrast.positive_similarity,
             "negative_similarity": contrast.negative_similarity,
         }
-        return {"contrast": global_mean(contrast.losses.sum(), draw.counted.sum())}
+        return {"contrast": global_mean(contrast.losses.sum(), draw.num_counted)}
 
     def update_state(self, inputs: RegularizerInput) -> None:
         """Goes to the next step's random numbers."""
@@ -139,7 +140,7 @@ class PNE(Regularizer):
     def diagnostics(self, inputs: RegularizerInput) -> dict[str, Tensor]:
         """Numbers of this process's last step.
 
-        ``anchors`` and ``sets`` of anchors (pairs, by default) that the loss was taken of;
+        ``anchors`` that were contrasted, and ``sets`` of them (pairs, by default);
         ``positive_similarity`` and ``negative_similarity``, the mean cosine of an anchor with its
         positives and negatives; ``misclassified``, the share of the valid pixels that are predicted
         wrong.

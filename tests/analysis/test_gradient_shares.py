@@ -50,7 +50,9 @@ def test_a_weight_scales_its_share():
     shares = []
     for weight in (1.0, 3.0):
         torch.manual_seed(0)
-        model = build_model(small_cfg("FCN", ["PNE"], MODEL__REGULARIZERS__PNE__WEIGHT=weight))
+        # An untrained network is right in one class only: anchors would have no negatives.
+        keys = {"REGULARIZERS__PNE__WEIGHT": weight, "REGULARIZERS__PNE__NO_NEGATIVES": "anchors"}
+        model = build_model(small_cfg("FCN", ["PNE"], **keys))
         torch.manual_seed(1)
         measured = measure_gradient_shares(model, [small_batch()])
         shares.append({share.loss: share for share in measured}["loss_pne_contrast"])

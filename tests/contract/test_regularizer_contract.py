@@ -11,6 +11,8 @@ from regseg_d2.regularizers import REGULARIZER
 from tests.helpers import HEADS, small_batch, small_cfg
 
 REGULARIZERS = sorted(name for name, _ in REGULARIZER)
+# Images in which several classes are right somewhere, as PNE's negatives have to be.
+BIG_ENOUGH = (128, 128)
 PAIRS = [(regularizer, head) for regularizer in REGULARIZERS for head in HEADS]
 
 
@@ -20,8 +22,13 @@ def build(head, regularizers=(), **overrides):
 
 
 def build_with_memory(head, regularizer):
-    """A model after one step, so that memories are not empty, with a state that is worth keeping."""
+    """A model after one step, so that memories are not empty, with a state that is worth keeping.
+
+    Its predictions differ from pixel to pixel, so that more than one class is right somewhere.
+    """
     model = build(head, [regularizer])
+    with torch.no_grad():
+        model.sem_seg_head.predictor.weight.mul_(100)
     model(small_batch(seed=7))
     return model
 
@@ -44,7 +51,7 @@ def test_the_battery_covers_what_is_registered():
 def test_losses_have_the_declared_keys_and_finite_gradients(regularizer, head, autocast):
     model = build_with_memory(head, regularizer)
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        losses = model(small_batch())
+        losses = model(small_batch(size=BIG_ENOUGH))
     declared = model.regularizers[regularizer].loss_keys
     assert set(declared) < set(losses)
     for key in declared:
@@ -61,7 +68,7 @@ def test_losses_have_the_declared_keys_and_finite_gradients(regularizer, head, a
 @pytest.mark.parametrize(("regularizer", "head"), PAIRS)
 def test_own_parameters_and_the_network_get_gradients_from_the_regularizer_alone(regularizer, head):
     model = build_with_memory(head, regularizer)
-    losses = model(small_batch())
+    losses = model(small_batch(size=BIG_ENOUGH))
     sum(losses[key] for key in model.regularizers[regularizer].loss_keys).backward()
     assert all(p.grad is not None for p in model.regularizers.parameters())
     assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in model.backbone.parameters())

@@ -32,6 +32,7 @@ def draw(labels, predictions, how, stream):
 
 def draws(seed=0, **options):
     """Draws of many steps, with the labels and predictions of the numbered pixels."""
+    options = {"no_negatives": "anchors", **options}
     _, logits, labels = make_batch(IMAGES)
     labels, predictions = labels.flatten(1), logits.argmax(1).flatten(1)
     how = pne.Construction(NUM_CLASSES, S, MAX, **options)
@@ -171,6 +172,31 @@ def test_anchors_of_a_set_without_negatives_are_numbered_in_it():
     assert crowded == 20 * 2
 
 
+@pytest.mark.parametrize("scope", ["image", "batch"])
+def test_without_a_negative_anchors_are_left_out_and_may_count_in_the_mean(scope):
+    numbers = {}
+    for no_negatives in pne.NO_NEGATIVES:
+        result, labels, predictions = draws(scope=scope, no_negatives=no_negatives)
+        numbers[no_negatives] = {(len(one.anchors), one.num_counted.item()) for one in result}
+        if no_negatives == "anchors":
+            continue
+        for one in result[:20]:
+            assert len(one.crowd_sets) == 0
+            assert (one.negatives >= 0).all()
+            for anchor in one.anchors.tolist():
+                pool = pool_of(anchor, scope)
+                assert right_pixels(labels, predictions, scope, pool, predictions[anchor])
+    # Sets of (true, predicted) with positives: at most 4 of (0, 1), (1, 0), (2, 3), (0, 2), and of (0, 1),
+    # (1, 0), (1, 2). No pixel is rightly 3, and in the second image none is rightly 2.
+    with_negatives = {"image": 4 + 2 + 3 + 1 + 4, "batch": 4 + 4 + 3 + 4}[scope]
+    everything = with_negatives + {"image": 4 + 4, "batch": 4}[scope]
+    assert numbers == {
+        "anchors": {(everything, everything)},
+        "skip": {(with_negatives, everything)},
+        "exclude": {(with_negatives, with_negatives)},
+    }
+
+
 def test_an_image_gets_the_same_draw_in_any_batch(monkeypatch):
     _, logits, labels = make_batch(IMAGES)
     labels, predictions = labels.flatten(1), logits.argmax(1).flatten(1)
@@ -190,7 +216,7 @@ def test_a_crowd_beyond_the_number_of_samples_is_cut_to_it():
     embeddings, logits, labels = make_batch(images)
     values = set()
     for seed in range(60):
-        regularizer = make_pne(seed=seed, num_samples=2)
+        regularizer = make_pne(seed=seed, num_samples=2, no_negatives="anchors")
         values.add(round(regularizer(inputs_of(embeddings, logits, labels))["loss_pne_contrast"].item(), 12))
     wrong = (labels == 0) & (logits.argmax(1) == 1)
     right = (labels == 0) & (logits.argmax(1) == 0)

@@ -66,12 +66,12 @@ def pne_loss(
     contrast="pne",
     individual_anchor_sets=True,
     corresponding_negatives=True,
-    no_negatives="anchors",
+    no_negatives="skip",
     detach_samples=True,
 ):
     """Eq. 9 of ``embeddings (N, C, h, w)``, ``logits (N, K, h, w)``, ``labels (N, h, w)``.
 
-    Returns the loss, the anchors that it was taken of, and the number of their sets.
+    Returns the loss, the number of anchors with a positive and a negative, and the number of their sets.
     """
     num_classes = logits.shape[1]
     images = []
@@ -95,14 +95,19 @@ def pne_loss(
                 )
         images.append(image)
     pools = images if scope == "image" else [sum(images, [])]
-    losses, num_sets = [], 0
+    losses, num_sets, num_without = [], 0, 0
     for pool in pools:
         for k, predictions, anchors in anchor_sets(pool, num_classes, individual_anchor_sets):
             positives = right_pixels(pool, k)
             if not positives:
                 continue
             negatives = negatives_of(pool, k, predictions, num_classes, corresponding_negatives)
-            if not negatives and no_negatives == "skip":
+            if not negatives and no_negatives != "anchors":
+                # The sum over no negative is 0 and so is log(1 + 0) (Eq. 9), or -log(p / (p + 0)) (Eq. 1);
+                # |S| counts the pixels that are predicted wrong.
+                if no_negatives == "skip":
+                    losses += [(0 * anchor["anchor"]).sum() for anchor in anchors]
+                    num_without += len(anchors)
                 continue
             negatives = negatives or anchors
             # |N| = |P|: fewer negatives count as much as num_samples of them.
@@ -121,4 +126,4 @@ def pne_loss(
                     loss = eq8(*chosen, weights, temperature, scale * len(positives) / num_samples)
                     losses.append(loss)
     total = sum(losses) / len(losses) if losses else (embeddings * 0).sum()
-    return total, len(losses), num_sets
+    return total, len(losses) - num_without, num_sets

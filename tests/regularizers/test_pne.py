@@ -7,6 +7,7 @@ import torch
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 
+from regseg_d2.config import get_regseg_cfg
 from regseg_d2.errors import ConfigError
 from regseg_d2.ops import grouped_products, pne
 from tests.helpers import small_batch, small_cfg
@@ -41,7 +42,7 @@ def assert_like_reference(batch, pne_options, reference_options):
 
 
 CHOICES = list(
-    itertools.product(("pne", "asymmetric"), ("softmax", "logit", "none"), ("anchors", "skip"), (True, False))
+    itertools.product(("pne", "asymmetric"), ("softmax", "logit", "none"), pne.NO_NEGATIVES, (True, False))
 )
 
 
@@ -79,21 +80,29 @@ def test_temperatures_of_table_8(temperature):
 
 @pytest.mark.parametrize(("individual", "corresponding"), list(itertools.product((True, False), repeat=2)))
 @pytest.mark.parametrize("contrast", ["pne", "asymmetric"])
-def test_strategies_of_table_6(individual, corresponding, contrast, sizes):
+@pytest.mark.parametrize("no_negatives", ["skip", "anchors"])
+def test_strategies_of_table_6(individual, corresponding, contrast, no_negatives, sizes):
     options = {
         "num_samples": S,
         "contrast": contrast,
         "individual_anchor_sets": individual,
         "corresponding_negatives": corresponding,
+        "no_negatives": no_negatives,
     }
     batch = make_batch(UNIONS, same_within_class=True)
     assert_like_reference(batch, options, options)
     assert_like_reference(make_batch(TWO_CLASSES), options, options)
 
 
+@pytest.mark.parametrize("no_negatives", ["skip", "anchors"])
 @pytest.mark.parametrize("detach", [True, False])
-def test_pooled_batch(detach, sizes):
-    options = {"num_samples": 2 * S, "scope": "batch", "detach_samples": detach}
+def test_pooled_batch(detach, no_negatives, sizes):
+    options = {
+        "num_samples": 2 * S,
+        "scope": "batch",
+        "detach_samples": detach,
+        "no_negatives": no_negatives,
+    }
     images = [WHOLE[0], ((4, 4, 4, 0), WHOLE[1][1])]
     assert_like_reference(make_batch(images), options, options)
     unions = {**options, "num_samples": 2 * S, "corresponding_negatives": False}
@@ -150,7 +159,7 @@ def test_extreme_temperature_and_features_stay_finite():
 def test_zero_embeddings_and_negative_logits_stay_finite():
     embeddings, logits, labels = make_batch(WHOLE)
     zero = torch.zeros_like(embeddings, requires_grad=True)
-    regularizer = make_pne(num_samples=S, positive_weights="logit")
+    regularizer = make_pne(num_samples=S, positive_weights="logit", no_negatives="anchors")
     loss = regularizer(inputs_of(zero, logits - 100.0, labels))["loss_pne_contrast"]
     # All similarities are 0: log(1 + S / S), with weights that are all alike.
     assert loss.item() == pytest.approx(torch.tensor(2.0).log().item())
@@ -178,14 +187,53 @@ def test_degenerate_batches_have_an_attached_zero(case, batch_size, scope, indiv
     assert torch.equal(gradient, torch.zeros_like(gradient))
 
 
-def test_one_class_with_errors_uses_its_own_anchors_as_negatives():
+def test_one_class_with_errors_has_no_negatives_but_its_own_anchors():
     batch = make_batch([((S, 0, 0, 0), {(0, 1): 3, (0, 2): 1})])
-    loss = make_pne(num_samples=S)(inputs_of(*batch))["loss_pne_contrast"]
-    expected, num_anchors, _ = pne_loss(*batch, num_samples=S)
+    options = {"num_samples": S, "no_negatives": "anchors"}
+    loss = make_pne(**options)(inputs_of(*batch))["loss_pne_contrast"]
+    expected, num_anchors, _ = pne_loss(*batch, **options)
     assert num_anchors == 4
     torch.testing.assert_close(loss, expected)
-    skipped = make_pne(num_samples=S, no_negatives="skip")(inputs_of(*batch))
-    assert skipped["loss_pne_contrast"].item() == 0.0
+    for no_negatives in ("skip", "exclude"):
+        loss = make_pne(num_samples=S, no_negatives=no_negatives)(inputs_of(*batch))["loss_pne_contrast"]
+        assert loss.item() == 0.0
+        assert torch.autograd.grad(loss, batch[0])[0].abs().sum() == 0
+
+
+def test_by_default_pixels_of_one_class_are_not_pushed_apart():
+    # Anchors of class 0 that are alike, seen as class 1, which is never right; positives far from them.
+    batch = make_batch([((S, 0, 0, 0), {(0, 1): S})])
+    embeddings, logits, labels = batch
+    is_anchor = (labels == 0) & (logits.argmax(1) == 1)
+    near = torch.zeros_like(embeddings)
+    near[:, 0] = 1.0
+    near[:, 1] = torch.linspace(-0.1, 0.1, labels.numel(), dtype=torch.float64).view(labels.shape)
+    embeddings = torch.where(is_anchor.unsqueeze(1), near, -near).detach().requires_grad_(True)
+
+    def spread_after_a_step(**options):
+        loss = make_pne(num_samples=S, **options)(inputs_of(embeddings, logits, labels))["loss_pne_contrast"]
+        (gradient,) = torch.autograd.grad(loss, embeddings)
+        moved = torch.nn.functional.normalize(embeddings.detach() - gradient, dim=1)
+        return moved.movedim(1, -1)[is_anchor].std(dim=0).sum().item()
+
+    unmoved = spread_after_a_step(weights={"contrast": 1e-9})
+    assert spread_after_a_step() == pytest.approx(unmoved, rel=1e-6)
+    assert spread_after_a_step(no_negatives="anchors") > 1.01 * unmoved
+
+
+def test_anchors_without_negatives_count_in_the_mean_of_eq_9():
+    # Of 5 anchors 2 have negatives (class 1 is right somewhere), 3 have none (class 3 is never right).
+    batch = make_batch([((S, S, 0, 0), {(0, 1): 2, (0, 3): 3})])
+    losses = {
+        no_negatives: make_pne(num_samples=S, no_negatives=no_negatives)(inputs_of(*batch))[
+            "loss_pne_contrast"
+        ]
+        for no_negatives in ("skip", "exclude")
+    }
+    torch.testing.assert_close(losses["skip"], losses["exclude"] * 2 / 5)
+    default = make_pne(num_samples=S)(inputs_of(*batch))["loss_pne_contrast"]
+    torch.testing.assert_close(default, losses["skip"], rtol=0, atol=0)
+    assert get_regseg_cfg().MODEL.REGULARIZERS.PNE.NO_NEGATIVES == "skip"
 
 
 def test_weight_scales_the_loss_and_0_switches_it_off():
@@ -235,7 +283,7 @@ def test_diagnostics_by_hand():
     second = torch.tensor([0.0, 0.0, 1.0, 1.0, 4.0, 4.0, 0.0])
     embeddings[0, 0, 0], embeddings[0, 1, 0] = first.double(), second.double()
     embeddings.requires_grad_(True)
-    regularizer = make_pne(num_samples=2, temperature=0.5, diagnostics_period=1)
+    regularizer = make_pne(num_samples=2, temperature=0.5, no_negatives="anchors", diagnostics_period=1)
     with EventStorage() as storage:
         regularizer(inputs_of(embeddings, logits, labels))
         latest = {key: value for key, (value, _) in storage.latest().items()}
@@ -268,7 +316,9 @@ def test_bad_keys_are_named_with_their_value(key, value):
 
 def test_projection_leaves_no_trace_and_one_pixel_does_not_break_it():
     torch.manual_seed(1)
-    model = build_model(small_cfg("FCN", ["PNE"], REGULARIZERS__PNE__CHANNELS=12))
+    model = build_model(
+        small_cfg("FCN", ["PNE"], REGULARIZERS__PNE__CHANNELS=12, REGULARIZERS__PNE__NO_NEGATIVES="anchors")
+    )
     projection = model.regularizers["PNE"].projection
     assert projection.out.out_channels == 12
     before = {name: buffer.clone() for name, buffer in projection.named_buffers()}

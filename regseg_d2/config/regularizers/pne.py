@@ -35,9 +35,10 @@ def pne_defaults() -> CfgNode:
     # Negatives of a set are right pixels of the classes that the set's pixels are predicted as (section
     # 3.3.2); False: of all classes but the anchors' own (Table 6, column CN).
     pne.CORRESPONDING_NEGATIVES = True
-    # A set without a negative (no right pixel of the predicted class): anchors: the set's own anchors are
-    # its negatives (published code; the paper does not say). skip: it is left out.
-    pne.NO_NEGATIVES = "anchors"
+    # A set without a negative (no right pixel of the predicted class). skip: its anchors have loss 0 and
+    # count in the mean, as Eq. 9 has it. exclude: they do not count either. anchors: they are their own
+    # negatives (published code), which pushes pixels of one class apart.
+    pne.NO_NEGATIVES = "skip"
     # Positives and negatives are constants (published code; the paper does not say).
     pne.DETACH_SAMPLES = True
     return pne
