@@ -22,33 +22,41 @@ LEAVES = sorted(path for path in CONFIGS.rglob("*.yaml") if "_base_" not in path
 BASES = sorted(path for path in CONFIGS.rglob("*.yaml") if "_base_" in path.parts)
 ABLATIONS = [path for path in LEAVES if "ablations" in path.parts]
 # Folders of the papers' main tables.
-TABLES = ("ade20k", "cityscapes", "coco_stuff_10k", "pascal_context")
+TABLES = ("ade20k", "cityscapes", "cityscapes_test", "coco_stuff_10k", "pascal_context")
 # Folders whose methods are compared with the baseline beside them.
 COMPARED = ("camvid", "camvid_half", "cooccurrence", *TABLES)
 # For users: the papers' tables have Pascal Context without background, and COCO-Stuff 10K.
 UNUSED_BASES = {"_base_/datasets/pascal_context_60.yaml", "_base_/datasets/coco_stuff_164k.yaml"}
+# Rows that a paper compares with other works alone: the baseline is the same config without its regularizer.
+WITHOUT_BASELINE = {
+    "ade20k/deeplabv3_resnet101_region_contrast.yaml",
+    "cityscapes_test/deeplabv3_resnet101_region_contrast.yaml",
+    "coco_stuff_10k/deeplabv3_resnet101_region_contrast.yaml",
+}
 
 NUM_LEAVES = {
-    "ablations/car": 12,
+    "ablations/car": 22,
     "ablations/contrast_seg": 9,
     "ablations/mdrl": 17,
     "ablations/pne": 24,
-    "ablations/rch": 5,
+    "ablations/rch": 11,
     "ablations/region_contrast": 5,
-    "ade20k": 14,
+    "ade20k": 23,
     "camvid": 8,
     "camvid_half": 10,
     "cityscapes": 38,
-    "coco_stuff_10k": 38,
+    "cityscapes_test": 5,
+    "coco_stuff_10k": 39,
     "cooccurrence": 2,
-    "pascal_context": 32,
+    "pascal_context": 34,
     "quick": 9,
 }
 NUM_BASES = {
-    "_base_/datasets": 8,
+    "_base_/datasets": 9,
     "_base_/models": 49,
+    "_base_/protocols": 6,
     "_base_/regularizers": 7,
-    "_base_/schedules": 18,
+    "_base_/schedules": 22,
 }
 HEAD = "MODEL.SEM_SEG_HEAD."
 _steps = {}
@@ -71,9 +79,23 @@ def load(path):
     return _loaded(path).clone()
 
 
+def structure(value):
+    """A config without what its numbers are: of each stays whether it is 0, between 0 and 1, 1, or more.
+
+    Networks with equal structures differ in widths, weights, rates and numbers of classes alone.
+    """
+    if isinstance(value, dict):
+        return tuple((key, structure(value[key])) for key in sorted(value))
+    if isinstance(value, (list, tuple)):
+        return tuple(structure(item) for item in value)
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return "number", value < 0, value > 0, value == 1, value > 1
+    return value
+
+
 def take_step(cfg):
-    """Names of the losses and of the regularizers' own of a thin network; one step for equal networks."""
-    key = cfg.MODEL.dump()
+    """Names of the losses and of the regularizers' own of a thin network; one step for equal structures."""
+    key = structure(cfg.MODEL)
     if key not in _steps:
         torch.manual_seed(0)
         model = build_model(cfg)
@@ -141,7 +163,9 @@ def test_output_goes_to_a_folder_of_its_own(path):
 
 @pytest.mark.parametrize("path", ABLATIONS, ids=shown)
 def test_an_ablation_says_which_row_it_is(path):
-    assert re.match(r"# .*\b(Tables?|Section) [\d.]+", path.read_text(encoding="utf-8").splitlines()[0])
+    assert re.match(
+        r"# .*\b(Tables?|Section|Figure) [\d.]+", path.read_text(encoding="utf-8").splitlines()[0]
+    )
 
 
 @pytest.mark.parametrize("path", BASES, ids=shown)
@@ -166,7 +190,7 @@ def test_a_leaf_of_the_tables_says_paper_table_and_figure_first():
             assert first.startswith(f"# {paper}, {number}, row "), row.config
             assert f"(paper: {row.paper} mIoU" in first, row.config
         elif not row.paper and row.config.split("/")[0] in TABLES:
-            assert re.search(r"section [\d.]+|appendix", first), row.config
+            assert re.search(r"section [\d.]+|appendix|Figure \d", first), row.config
         checked.add(row.config)
     assert {shown(path) for path in LEAVES if path.parent.name in TABLES} <= {f"{c}.yaml" for c in checked}
 
@@ -181,7 +205,7 @@ def compared_pairs():
         stems = {path.stem: path for path in LEAVES if path.parent.name == folder}
         for stem, path in stems.items():
             method = re.search(r"(?:_(?:car|pne|rch|mdrl|region_contrast|contrast_seg))+$", stem)
-            if method:
+            if method and shown(path) not in WITHOUT_BASELINE:
                 network = stem.removesuffix(method[0])
                 pairs.append((path, stems.get(f"{stem}_baseline", stems.get(network)), method[0]))
     return pairs
@@ -207,8 +231,31 @@ def test_method_and_baseline_share_their_schedule(path, baseline, said):
     assert {"OUTPUT_DIR", "MODEL.REGULARIZERS.NAMES"} <= different
 
 
+def other_protocols():
+    """Each config of a training that another config tests at one scale, and that other config."""
+    paths = [path for path in LEAVES if path.stem.endswith("_multi_scale")]
+    return [(path, path.with_name(f"{path.stem.removesuffix('_multi_scale')}.yaml")) for path in paths]
+
+
+@pytest.mark.parametrize(("path", "trained"), other_protocols(), ids=str)
+def test_another_protocol_is_the_same_training(path, trained):
+    ours, theirs = flatten_config(load(path)), flatten_config(load(trained))
+    different = {key for key in ours if theirs.get(key) != ours[key]}
+    assert {"OUTPUT_DIR", "TEST.AUG.ENABLED"} == {key for key in different if key != "TEST.AUG.SCALES"}
+
+
+def test_a_config_without_a_baseline_beside_it_becomes_one_without_its_regularizer():
+    for name in WITHOUT_BASELINE:
+        path = CONFIGS / name
+        assert not path.with_name(f"{path.stem}_baseline.yaml").exists()
+        cfg = load(path)
+        head, names = cfg.MODEL.SEM_SEG_HEAD, cfg.MODEL.REGULARIZERS.NAMES
+        assert (names, head.AUGMENT, head.PROJECTION) == (["RegionContrast"], "", "ConvBlock")
+
+
 def test_every_leaf_of_the_tables_is_a_method_or_a_baseline():
-    pairs = {path for pair in compared_pairs() for path in pair[:2]}
+    pairs = {path for pair in (*compared_pairs(), *other_protocols()) for path in pair[:2]}
+    pairs |= {CONFIGS / name for name in WITHOUT_BASELINE}
     alone = {shown(path) for path in LEAVES if path.parent.name in TABLES and path not in pairs}
     own_schedules = {f"{row.config}.yaml" for _, row in zoo_rows() if not row.paper}
     quoted = {f"{row.config}.yaml" for _, row in zoo_rows() if row.quoted}

@@ -32,8 +32,12 @@ INTRODUCTION = """\
 The configs of the main tables of the five papers. Each has its paper's own schedule, and differs from its
 baseline in the method alone. A file is `<head>_<backbone>.yaml`, with the method behind it if there is one;
 where two papers train the same baseline in different ways, it is `<head>_<backbone>_<method>_baseline.yaml`.
+`_multi_scale` behind a name is the same training, tested at several scales. `configs/cityscapes_test` is for
+the test server of Cityscapes. The papers' other tables are in `configs/ablations`, a file a row, whose first
+line says which.
 
-- **Paper**: mIoU (%) **as the paper prints it**. None of these was measured with this package.
+- **Paper**: mIoU (%) **as the paper prints it**. None of these was measured with this package. The config tests
+  as the paper did: at one scale, or as `configs/_base_/protocols` says.
 - **Ours**: mIoU (%) measured with this package, `-` where it was not; how is in [results.md](results.md).
 - **Parameters**: millions, of the exported network: without regularizers and auxiliary heads (OCRNet's stays,
   which it reads), linear convolutions folded (what stays of them is a bias). CAR's networks have fewer than

@@ -25,7 +25,7 @@ from tests.helpers import small_cfg
 
 ROOT = Path(__file__).parents[2]
 CONFIGS, DATA, PAGE = ROOT / "configs", ROOT / "docs" / "model_zoo.yaml", ROOT / "docs" / "model_zoo.md"
-FOLDERS = ("ade20k", "cityscapes", "coco_stuff_10k", "pascal_context")
+FOLDERS = ("ade20k", "cityscapes", "cityscapes_test", "coco_stuff_10k", "pascal_context")
 HOW = "run tools/make_model_zoo.py"
 
 
