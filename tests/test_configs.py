@@ -244,6 +244,12 @@ def test_another_protocol_is_the_same_training(path, trained):
     assert {"OUTPUT_DIR", "TEST.AUG.ENABLED"} == {key for key in different if key != "TEST.AUG.SCALES"}
 
 
+def test_configs_of_several_scales_are_tested_once():
+    paths = [path for path in LEAVES if load(path).TEST.AUG.ENABLED]
+    assert len(paths) == 33
+    assert {load(path).TEST.EVAL_PERIOD for path in paths} == {0}
+
+
 def test_a_config_without_a_baseline_beside_it_becomes_one_without_its_regularizer():
     for name in WITHOUT_BASELINE:
         path = CONFIGS / name

@@ -36,8 +36,9 @@ where two papers train the same baseline in different ways, it is `<head>_<backb
 the test server of Cityscapes. The papers' other tables are in `configs/ablations`, a file a row, whose first
 line says which.
 
-- **Paper**: mIoU (%) **as the paper prints it**. None of these was measured with this package. The config tests
-  as the paper did: at one scale, or as `configs/_base_/protocols` says.
+- **Paper**: mIoU (%) **as the paper prints it**. None of these was measured with this package. The config
+  tests as the paper did: at one scale, or as `configs/_base_/protocols` says. `tests/paper_values/` has what
+  each paper prints, what a config has where it prints nothing, and where it deviates, with the reasons.
 - **Ours**: mIoU (%) measured with this package, `-` where it was not; how is in [results.md](results.md).
 - **Parameters**: millions, of the exported network: without regularizers and auxiliary heads (OCRNet's stays,
   which it reads), linear convolutions folded (what stays of them is a bias). CAR's networks have fewer than
