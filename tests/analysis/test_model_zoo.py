@@ -1,5 +1,6 @@
 """docs/model_zoo.md says what its data and the configs say."""
 
+import re
 import runpy
 import sys
 from pathlib import Path
@@ -36,6 +37,37 @@ def test_every_config_of_the_tables_is_in_the_page_once_a_table():
     assert there == {name for name in zoo.configs if name.split("/")[0] in FOLDERS}
     for table in zoo.tables:
         assert len({row.config for row in table.rows}) == len(table.rows)
+
+
+# Tables and figures with results; PNE's first table is of settings.
+RESULTS = {
+    "CAR": [f"Table {number}" for number in range(1, 9)],
+    "RegionContrast": [f"Table {number}" for number in range(1, 8)],
+    "RCH": ["Table 1", "Table 2", "Table 3", "Figure 4", "Figure 8"],
+    "PNE": [f"Table {number}" for number in range(2, 9)],
+    "MDRL": [f"Table {number}" for number in range(1, 7)],
+}
+
+
+def named(text):
+    """Tables and figures that a text names, those of "Tables 5 to 7" one by one."""
+    found = set()
+    for kind, first, word, last in re.findall(r"(Table|Figure)s? (\d+)(?: (to|and) (\d+))?", text):
+        between = range(int(first), int(last or first) + 1) if word == "to" else (first, last or first)
+        found |= {f"{kind} {number}" for number in between}
+    return found
+
+
+@pytest.mark.parametrize("paper", RESULTS)
+def test_every_table_of_a_paper_has_configs_or_a_reason(paper):
+    zoo = read_zoo(DATA)
+    folder = CONFIGS / "ablations" / {"RegionContrast": "region_contrast"}.get(paper, paper.lower())
+    ablations = [path.read_text(encoding="utf-8").splitlines()[:2] for path in folder.glob("*.yaml")]
+    assert ablations
+    titles = [table.title for table in zoo.tables if table.title.startswith(f"{paper}, ")]
+    left_out = [text.split(":")[0] for text in zoo.left_out if text.startswith(f"{paper}, ")]
+    texts = [*titles, *left_out, *(line for lines in ablations for line in lines)]
+    assert set(RESULTS[paper]) <= set().union(*map(named, texts))
 
 
 def test_the_page_is_what_the_data_gives():
