@@ -16,8 +16,8 @@ from regseg_d2.modeling.norms import resolve_auto_norm
 
 # From the modules: the package's __init__ imports methods, which build layers with this package.
 from regseg_d2.regularizers.base import Regularizer
-from regseg_d2.regularizers.build import build_regularizers
-from regseg_d2.regularizers.inputs import RegularizerInput
+from regseg_d2.regularizers.build import build_label_sampling, build_regularizers
+from regseg_d2.regularizers.inputs import LabelSampling, RegularizerInput
 from regseg_d2.taps import TapRecorder
 
 
@@ -29,11 +29,15 @@ class RegularizationMixin:
     hooks record the taps, then each regularizer adds its losses. In evaluation nothing is added.
     """
 
-    def add_regularizers(self, regularizers: Mapping[str, Regularizer]) -> None:
+    def add_regularizers(
+        self, regularizers: Mapping[str, Regularizer], label_sampling: LabelSampling | None = None
+    ) -> None:
         """Takes the regularizers in and checks their taps.
 
         Args:
             regularizers: regularizers by name.
+            label_sampling: how labels come down to the size of a feature; None takes the pixels at the
+                centers of its cells.
 
         Raises:
             ConfigError: if a tap does not exist.
@@ -41,6 +45,7 @@ class RegularizationMixin:
         self.regularizers = nn.ModuleDict(regularizers)
         taps = [tap for regularizer in regularizers.values() for tap in regularizer.taps]
         self._tap_recorder = TapRecorder(self, taps)
+        self._label_sampling = label_sampling or LabelSampling()
 
     def forward(self, batched_inputs: list[dict[str, Any]]) -> Any:
         """Runs the network; in training with the losses of the regularizers.
@@ -66,6 +71,7 @@ class RegularizationMixin:
             targets=targets[0],
             ignore_value=self.sem_seg_head.ignore_value,
             image_ids=tuple(str(x.get("image_id", x.get("file_name", ""))) for x in batched_inputs),
+            label_sampling=self._label_sampling,
         )
         for regularizer in self.regularizers.values():
             losses.update(regularizer(inputs))
@@ -106,18 +112,24 @@ class RegularizedSegmentor(RegularizationMixin, SemanticSegmentor):
 
     Args:
         regularizers: regularizers by name.
+        label_sampling: how labels come down to the size of a feature.
         channels_last: keep weights, and with them the features, in channels-last memory format.
         **segmentor: arguments of ``SemanticSegmentor``.
     """
 
     @configurable
     def __init__(
-        self, *, regularizers: Mapping[str, Regularizer], channels_last: bool = False, **segmentor: Any
+        self,
+        *,
+        regularizers: Mapping[str, Regularizer],
+        label_sampling: LabelSampling | None = None,
+        channels_last: bool = False,
+        **segmentor: Any,
     ) -> None:
         super().__init__(**segmentor)
         if channels_last:
             self.to(memory_format=torch.channels_last)
-        self.add_regularizers(regularizers)
+        self.add_regularizers(regularizers, label_sampling)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
@@ -129,5 +141,6 @@ class RegularizedSegmentor(RegularizationMixin, SemanticSegmentor):
         return {
             **parts,
             "regularizers": build_regularizers(cfg, network),
+            "label_sampling": build_label_sampling(cfg),
             "channels_last": cfg.MODEL.CHANNELS_LAST,
         }

@@ -9,7 +9,9 @@ from detectron2.config import CfgNode
 from torch import nn
 
 from regseg_d2.errors import ConfigError
+from regseg_d2.ops.labels import LABEL_RULES
 from regseg_d2.regularizers.base import REGULARIZER, Regularizer
+from regseg_d2.regularizers.inputs import LabelSampling
 from regseg_d2.regularizers.places import PLACE_MARK, split_name, with_place_keys
 from regseg_d2.suggestions import did_you_mean
 
@@ -74,6 +76,20 @@ def _build(cfg: CfgNode, name: str, network: nn.Module) -> Regularizer:
         raise ConfigError(f"{name}: {error}") from error
     regularizer.name = f"{regularizer.name}@{place}"
     return regularizer
+
+
+def build_label_sampling(cfg: CfgNode) -> LabelSampling:
+    """Reads ``MODEL.REGULARIZERS.LABELS`` and ``LABEL_PURITY``.
+
+    Raises:
+        ConfigError: if one of them has a value that cannot be used.
+    """
+    node = cfg.MODEL.REGULARIZERS
+    if node.LABELS not in LABEL_RULES:
+        raise ConfigError(f"MODEL.REGULARIZERS.LABELS is {node.LABELS!r}; expected one of {LABEL_RULES}")
+    if not 0.0 <= node.LABEL_PURITY <= 1.0:
+        raise ConfigError(f"MODEL.REGULARIZERS.LABEL_PURITY is {node.LABEL_PURITY}; expected 0 to 1")
+    return LabelSampling(node.LABELS, node.LABEL_PURITY, cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES)
 
 
 def common_arguments(cfg: CfgNode, method: str) -> dict[str, Any]:

@@ -12,10 +12,35 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from regseg_d2.ops.class_statistics import ClassStatistics, class_statistics
-from regseg_d2.ops.labels import downsample_labels, one_hot_labels
+from regseg_d2.ops.labels import downsample_labels, majority_labels, one_hot_labels
 from regseg_d2.ops.precision import full_precision
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class LabelSampling:
+    """How label maps come down to the size of a feature; ``MODEL.REGULARIZERS.LABELS`` and ``LABEL_PURITY``.
+
+    Attributes:
+        rule: ``"center"``, the pixel at a cell's center; ``"corner"``, its first pixel, as published codes
+            do; ``"majority"``, the class of most of its pixels.
+        purity: with ``"majority"``, a cell is void where its class holds less than this share of the valid
+            pixels.
+        num_classes: with ``"majority"``, the number of classes.
+    """
+
+    rule: str = "center"
+    purity: float = 0.0
+    num_classes: int = 0
+
+    def __call__(self, labels: Tensor, size: tuple[int, int], ignore_value: int) -> Tensor:
+        """Brings labels ``(N, H, W)`` to ``(N, h, w)``; void is -1, even if it is numbered like a class."""
+        if self.rule == "majority":
+            labels = labels.masked_fill(labels == ignore_value, -1)
+            return majority_labels(labels, size, self.num_classes, self.purity)
+        labels = downsample_labels(labels, size, self.rule)
+        return labels.masked_fill(labels == ignore_value, -1)
 
 
 @dataclass(frozen=True)
@@ -30,20 +55,21 @@ class RegularizerInput:
         targets: labels ``(N, H, W)`` as the head got them, padded with ``ignore_value``.
         ignore_value: label of void pixels.
         image_ids: one id an image, from the data set.
+        label_sampling: how labels come down to the size of a feature.
     """
 
     taps: Mapping[str, Tensor]
     targets: Tensor
     ignore_value: int
     image_ids: tuple[str, ...] = ()
+    label_sampling: LabelSampling = LabelSampling()
     _cache: dict[Hashable, Any] = field(default_factory=dict, repr=False)
 
     def labels_at(self, size: tuple[int, int]) -> Tensor:
-        """Labels ``(N, h, w)`` by nearest neighbour; void is -1, even if it is numbered like a class."""
+        """Labels ``(N, h, w)`` by ``label_sampling``; void is -1, even if it is numbered like a class."""
 
         def compute() -> Tensor:
-            labels = downsample_labels(self.targets, (int(size[0]), int(size[1])))
-            return labels.masked_fill(labels == self.ignore_value, -1)
+            return self.label_sampling(self.targets, (int(size[0]), int(size[1])), self.ignore_value)
 
         return self._once(("labels", *size), compute)
 

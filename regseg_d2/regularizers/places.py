@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 
 from detectron2.config import CfgNode
+from detectron2.projects.deeplab import DeepLabV3Head
 from torch import nn
 
 from regseg_d2.errors import ConfigError
@@ -96,7 +97,7 @@ def find_place(cfg: CfgNode, network: nn.Module, method: str, paper_tap: str = "
         cfg: a full config, as :func:`with_place_keys` returns it.
         network: the module that tap paths start from.
         method: name of the method's section in ``MODEL.REGULARIZERS``.
-        paper_tap: tap that ``FEATURES: auto`` stands for; by default the classifier's input.
+        paper_tap: tap that ``FEATURES: auto`` stands for; by default :func:`penultimate_tap`.
 
     Raises:
         ConfigError: if there is no such module; lists the near names.
@@ -109,16 +110,46 @@ def find_place(cfg: CfgNode, network: nn.Module, method: str, paper_tap: str = "
             f"{key}.CLASSIFIER is {classifier!r}, and the head has no auxiliary head: set "
             "MODEL.SEM_SEG_HEAD.AUX.IN_FEATURE to a backbone feature, such as 'res4'"
         )
-    tap = section.FEATURES
-    if tap == "auto":
-        tap = paper_tap or f"{classifier}:in"
     logits_tap = f"{classifier}:out"
     tap_channels(network, logits_tap, f"{key}.CLASSIFIER")
-    return Place(tap, tap_channels(network, tap, f"{key}.FEATURES"), logits_tap)
+    penultimate = penultimate_tap(network, classifier)
+    tap = section.FEATURES
+    if tap == "auto":
+        tap = paper_tap or penultimate
+    # A dropout does not tell its channels; they are the classifier's.
+    measured = f"{classifier}:in" if tap == penultimate else tap
+    return Place(tap, tap_channels(network, measured, f"{key}.FEATURES"), logits_tap)
+
+
+def penultimate_tap(network: nn.Module, classifier: str) -> str:
+    """Tap of the feature that a classifier reads, before the dropout where the head has one in between.
+
+    Behind a dropout two views of a pixel differ, and a class center is one of features with missing channels.
+
+    Args:
+        network: the module that tap paths start from.
+        classifier: module path of the classifier.
+    """
+    path, _, name = classifier.rpartition(".")
+    head = network.get_submodule(path) if name == "predictor" and has_module(network, path) else None
+    dropout = getattr(head, "dropout", None)
+    if isinstance(head, DeepLabV3Head) and head.aspp.dropout > 0:
+        # Detectron2's ASPP ends in a functional dropout, behind its last block.
+        return f"{path}.aspp.project:out"
+    if getattr(head, "dropout_feeds_predictor", False) and dropout.p > 0:
+        return f"{path}.dropout:in"
+    return f"{classifier}:in"
 
 
 def encoder_output_tap(network: nn.Module) -> str:
-    """Tap of the encoder's last feature: the one of the largest stride, before any feature pyramid."""
+    """Tap of what the encoder hands to the head.
+
+    That is all stages side by side where the head's fusion keeps them so (SegFormer, HRNet), else the feature
+    of the largest stride, before any feature pyramid.
+    """
+    fusion = "sem_seg_head.fusion"
+    if has_module(network, fusion) and getattr(network.get_submodule(fusion), "keeps_levels_apart", False):
+        return f"{fusion}:out"
     path = "backbone.bottom_up" if has_module(network, "backbone.bottom_up") else "backbone"
     shapes = network.get_submodule(path).output_shape()
     # Dilated stages share a stride: the later one is the wider one, or else the one of the larger name.

@@ -228,7 +228,7 @@ def test_without_a_norm():
 def test_alone_it_has_its_own_memory_at_the_classifier():
     model = build_model(small_cfg("FCN", ["MDRL"]))
     regularizer = model.regularizers["MDRL"]
-    assert regularizer.feature_tap == "sem_seg_head.predictor:in"
+    assert regularizer.feature_tap == "sem_seg_head.dropout:in"
     assert "regularizers.MDRL.own_memory.distributions" in model.state_dict()
 
 

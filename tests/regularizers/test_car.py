@@ -125,7 +125,7 @@ def test_weights_scale_and_switch_terms():
     torch.testing.assert_close(result["loss_car_inter_c2p"], 0.5 * full["loss_car_inter_c2p"])
 
 
-def test_pooling_averages_the_feature_and_takes_the_nearest_label():
+def test_pooling_averages_the_feature_and_takes_the_label_at_its_center():
     generator = torch.Generator().manual_seed(3)
     feature = torch.randn(1, C, 4, 6, dtype=torch.float64, generator=generator, requires_grad=True)
     labels = torch.randint(0, K, (1, 4, 6), generator=generator)
@@ -138,7 +138,7 @@ def test_pooling_averages_the_feature_and_takes_the_nearest_label():
         ],
         dim=2,
     ).view(1, C, 2, 3)
-    expected = car_losses(pooled, labels[:, ::2, ::2], K, IGNORE)
+    expected = car_losses(pooled, labels[:, 1::2, 1::2], K, IGNORE)
     torch.testing.assert_close(result["loss_car_intra_c2p"], expected["intra_c2p"])
 
 

@@ -10,7 +10,7 @@ from regseg_d2.config_files import flatten_config, format_config, load_config, l
 from regseg_d2.errors import ConfigError
 from regseg_d2.modeling.norms import resolve_auto_norm
 from regseg_d2.regularizers.places import encoder_output_tap, find_place, split_name, with_place_keys
-from regseg_d2.taps import tap_channels
+from regseg_d2.taps import TapRecorder, tap_channels
 from tests.helpers import small_batch, small_cfg
 
 PREFIX = "MODEL.REGULARIZERS."
@@ -170,7 +170,7 @@ def test_both_places_are_regularized_with_their_own_keys():
     main, aux = model.regularizers["CAR"], model.regularizers["CAR@aux"]
     assert (main.name, aux.name) == ("car", "car@aux")
     assert main.feature_tap == "sem_seg_head.projection.linear:out"
-    assert aux.feature_tap == "sem_seg_head.auxiliary.predictor:in"
+    assert aux.feature_tap == "sem_seg_head.auxiliary.dropout:in"
     assert aux.loss_keys == ("loss_car@aux_intra_c2p", "loss_car@aux_inter_c2p")
     assert set(main.weights.values()) == {1.0}
     assert set(aux.weights.values()) == {0.5}
@@ -201,7 +201,7 @@ def test_the_value_at_a_place_is_that_of_the_method_with_this_classifier():
 @pytest.mark.parametrize("written", [{}, {"CLASSIFIER": "auto"}])
 def test_auto_at_aux_is_the_auxiliary_classifier(written):
     cfg = placed_cfg(**written)
-    assert build_model(cfg).regularizers["CAR@aux"].feature_tap == "sem_seg_head.auxiliary.predictor:in"
+    assert build_model(cfg).regularizers["CAR@aux"].feature_tap == "sem_seg_head.auxiliary.dropout:in"
 
 
 def test_another_place_is_told_by_a_tap_or_a_classifier():
@@ -211,7 +211,7 @@ def test_another_place_is_told_by_a_tap_or_a_classifier():
     torch.manual_seed(0)
     model = build_model(cfg)
     assert model.regularizers["CAR@low"].feature_tap == "backbone:out[res2]"
-    assert model.regularizers["CAR@again"].feature_tap == "sem_seg_head.predictor:in"
+    assert model.regularizers["CAR@again"].feature_tap == "sem_seg_head.dropout:in"
     losses = model(small_batch())
     assert losses["loss_car@low_intra_c2p"] > 0
     assert losses["loss_car@again_intra_c2p"] > 0
@@ -335,6 +335,61 @@ ENCODERS = {
         16,
     ),
 }
+
+
+def test_side_by_side_stages_are_the_encoders_output():
+    """SegFormer hands all stages to its head; UPerNet's pyramid mixes them."""
+    for fusion, expected in {
+        "MLPFusion": "sem_seg_head.fusion:out",
+        "Concat": "sem_seg_head.fusion:out",
+        "UPerFPN": "backbone:out[res4]",
+    }.items():
+        cfg = small_cfg(
+            "FCN", ["RCH"], SEM_SEG_HEAD__FUSION=fusion, SEM_SEG_HEAD__IN_FEATURES=["res2", "res4"]
+        )
+        assert build_model(cfg).regularizers["RCH"].feature_tap == expected, fusion
+    cfg.MODEL.REGULARIZERS.RCH.FEATURES = "backbone:out[res4]"
+    cfg.MODEL.SEM_SEG_HEAD.FUSION = "MLPFusion"
+    assert build_model(cfg).regularizers["RCH"].feature_tap == "backbone:out[res4]"
+
+
+@pytest.mark.parametrize(
+    ("head", "keys", "tap"),
+    [
+        ("FCN", {}, "sem_seg_head.dropout:in"),
+        ("FCN", {"SEM_SEG_HEAD__DROPOUT": 0.0}, "sem_seg_head.predictor:in"),
+        ("DeepLabV3", {"SEM_SEG_HEAD__ASPP_DROPOUT": 0.1}, "sem_seg_head.aspp.project:out"),
+        ("DeepLabV3", {"SEM_SEG_HEAD__ASPP_DROPOUT": 0.0}, "sem_seg_head.predictor:in"),
+        ("DeepLabV3Plus", {"SEM_SEG_HEAD__ASPP_DROPOUT": 0.1}, "sem_seg_head.predictor:in"),
+        ("SemSegFPN", {}, "sem_seg_head.predictor:in"),
+    ],
+)
+def test_the_feature_is_taken_before_the_dropout(head, keys, tap):
+    model = build_model(small_cfg(head, ["PNE"], **keys))
+    assert model.regularizers["PNE"].feature_tap == tap
+    behind = build_model(
+        small_cfg(head, ["PNE"], REGULARIZERS__PNE__FEATURES="sem_seg_head.predictor:in", **keys)
+    )
+    assert behind.regularizers["PNE"].feature_tap == "sem_seg_head.predictor:in"
+    model.train()
+    recorder = TapRecorder(model, [tap, "sem_seg_head.predictor:in"])
+    with recorder.record(model) as taps:
+        losses = model(small_batch())
+    assert torch.isfinite(losses["loss_pne_contrast"])
+    before, after = taps[tap], taps["sem_seg_head.predictor:in"]
+    kept = after != 0
+    torch.testing.assert_close(
+        (after / before)[kept], torch.ones_like(after[kept]) * after[kept].max() / before[kept].max()
+    )
+
+
+def test_labels_key_is_checked():
+    for key, value in {"LABELS": "nearest", "LABEL_PURITY": 1.5}.items():
+        with pytest.raises(ConfigError, match=f"MODEL.REGULARIZERS.{key} is"):
+            build_model(small_cfg("FCN", ["CAR"], **{f"REGULARIZERS__{key}": value}))
+    for rule in ("center", "corner", "majority"):
+        model = build_model(small_cfg("FCN", ["CAR", "PNE", "RCH"], REGULARIZERS__LABELS=rule)).train()
+        assert all(torch.isfinite(loss) for loss in model(small_batch()).values())
 
 
 @pytest.mark.parametrize("case", ENCODERS)

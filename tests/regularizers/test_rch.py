@@ -205,7 +205,7 @@ def test_logits_and_labels_of_another_size():
     labels = small.argmax(1)
     labels[0, 0] = torch.tensor([0, 1, 2])
     expected, _ = rch_loss(feature, small, labels, IGNORE)
-    # Blocks of 2x2: the bilinear mean of a block is the block, the nearest label its first one.
+    # Blocks of 2x2: the bilinear mean of a block is the block, the label any of its pixels.
     big = small.repeat_interleave(2, 2).repeat_interleave(2, 3)
     targets = labels.repeat_interleave(4, 1).repeat_interleave(4, 2)
     result = make_rch()(RegularizerInput({TAP: feature, LOGITS: big}, targets, IGNORE))
@@ -325,7 +325,7 @@ def test_the_projection_is_a_convolution_and_a_norm():
     [
         ({}, "backbone:out[res4]"),
         ({"FEATURES": "sem_seg_head.predictor:in"}, "sem_seg_head.predictor:in"),
-        ({"CLASSIFIER": "sem_seg_head.predictor"}, "sem_seg_head.predictor:in"),
+        ({"CLASSIFIER": "sem_seg_head.predictor"}, "sem_seg_head.dropout:in"),
     ],
 )
 def test_keys_reach_the_regularizer(keys, tap):

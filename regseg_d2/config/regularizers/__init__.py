@@ -25,6 +25,12 @@ def add_regularizer_config(cfg: CfgNode) -> None:
     node.DIAGNOSTICS_PERIOD = 20
     # Warn when a loss has been exactly zero for so many training forwards in a row; 0 never warns.
     node.WARN_ZERO_STEPS = 200
+    # How labels come down to the size of a feature. center: the pixel at the center of a cell, where the
+    # network's predictions sit. corner: the cell's first pixel, half a stride off (published codes).
+    # majority: the class of most of the cell's valid pixels.
+    node.LABELS = "center"
+    # majority: a cell is void where its class holds less than this share of the valid pixels. In [0, 1].
+    node.LABEL_PURITY = 0.5
     node.CAR = car_defaults()
     node.RegionContrast = region_contrast_defaults()
     node.RCH = rch_defaults()

@@ -26,6 +26,9 @@ class Concat(nn.Module):
         in_channels: channels of each feature.
     """
 
+    #: The output is the encoder's stages side by side; nothing mixes them yet.
+    keeps_levels_apart = True
+
     @configurable
     def __init__(self, *, in_channels: Sequence[int]) -> None:
         super().__init__()

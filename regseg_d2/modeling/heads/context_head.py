@@ -55,6 +55,9 @@ class ContextHead(nn.Module):
         side_losses: loss of each side output that is no logits, by name.
     """
 
+    #: The classifier reads what ``dropout`` puts out: the feature before it is that module's input.
+    dropout_feeds_predictor = True
+
     @configurable
     def __init__(
         self,

@@ -67,6 +67,9 @@ class FCNAuxiliary(nn.Module):
         norm: name of the norm.
     """
 
+    #: As in ``ContextHead``.
+    dropout_feeds_predictor = True
+
     def __init__(
         self,
         *,

@@ -34,6 +34,9 @@ class MLPFusion(nn.Module):
         level_norm: a norm and a ReLU behind the linear layer of each feature.
     """
 
+    #: The output is the encoder's stages side by side; nothing mixes them yet.
+    keeps_levels_apart = True
+
     @configurable
     def __init__(self, *, in_channels: Sequence[int], channels: int, norm: str, level_norm: bool) -> None:
         super().__init__()
