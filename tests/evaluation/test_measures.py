@@ -178,7 +178,7 @@ def test_the_command_line_measures_what_the_evaluation_prints(tmp_path):
     measured = subprocess.run(
         [sys.executable, "tools/measure.py", "--config-file", f"{folder}/config.yaml"]
         + ["--corruptions", "jpeg", "--output", str(tmp_path / "m.json")]
-        + ["--", "MODEL.WEIGHTS", f"{folder}/model_final.pth"],
+        + ["MODEL.WEIGHTS", f"{folder}/model_final.pth"],
         capture_output=True,
         text=True,
     )
