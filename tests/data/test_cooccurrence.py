@@ -223,3 +223,50 @@ def test_colour_alone_does_not_tell_look_alikes_apart():
         gap = np.abs(means[0].mean(axis=0) - means[1].mean(axis=0))
         spread = (means[0].std(axis=0) + means[1].std(axis=0)) / 2
         assert (gap < spread).all(), (first, second, gap, spread)
+
+
+def test_variants_differ_in_the_share_on_own_ground_alone(tmp_path, monkeypatch):
+    monkeypatch.setenv("REGSEG_CACHE", str(tmp_path))
+    drawn = []
+
+    def folder(parameters):
+        drawn.append(parameters)
+        raise DatasetError("not drawn")
+
+    monkeypatch.setattr(build, "cooccurrence_folder", folder)
+    for percent in (70, 98):
+        for split in ("train", "val", "swapped"):
+            with pytest.raises(DatasetError):
+                DatasetCatalog.get(f"cooccurrence_{percent}_{split}")
+    assert [p.own_ground for p in drawn] == [0.7] * 3 + [0.98] * 3
+    assert len({p.seed for p in drawn}) == 1 and not any(p.pasted for p in drawn)
+
+
+def test_pasted_scenes_hold_the_objects_of_another_scene(tmp_path, monkeypatch):
+    monkeypatch.setenv("REGSEG_CACHE", str(tmp_path))
+    plain = cooccurrence_folder(TINY)
+    folder = cooccurrence_folder(CooccurrenceParameters(size=64, train=6, val=2, swapped=3, pasted=True))
+    assert folder != plain and _digest(folder / "train") == _digest(plain / "train")
+
+    def label(split, i):
+        return read_label(str(folder / split / "labels" / f"{i:04d}.png"), num_classes=len(CLASSES))
+
+    def pixels(split, i, kind="images"):
+        return np.asarray(Image.open(folder / split / kind / f"{i:04d}.jpg"), dtype=int)
+
+    donors = []
+    for i in range(6):
+        pasted = label("pasted", i)
+        explained = [
+            j
+            for j in range(6)
+            if (
+                np.where(label("train", j) >= len(GROUNDS), label("train", j), label("train", i)) == pasted
+            ).all()
+        ]
+        assert len(explained) == 1 and explained != [i]
+        donors += explained
+        objects = label("train", donors[-1]) >= len(GROUNDS)
+        expected = np.where(objects[..., None], pixels("train", donors[-1]), pixels("train", i))
+        assert np.abs(pixels("pasted", i) - expected).mean() < 3  # written as JPEG once more
+    assert sorted(donors) == list(range(6))

@@ -8,12 +8,16 @@ import logging
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from regseg_d2.data.datasets.cooccurrence.pasting import pasted_scenes
 from regseg_d2.data.datasets.cooccurrence.scenes import CLASSES, COLORS, draw_scene
 from regseg_d2.data.datasets.spec import DatasetSpec
 from regseg_d2.errors import DatasetError
@@ -21,6 +25,8 @@ from regseg_d2.errors import DatasetError
 # Counts up when the drawings change, so that an old cache is not taken for a new one.
 _VERSION = 1
 _SPLITS = ("train", "val", "swapped")
+# Percent of the objects on their own ground in the variants.
+_OTHER_SHARES = (70, 98)
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +42,7 @@ class CooccurrenceParameters:
         val: number of images in ``cooccurrence_val``.
         swapped: number of images in ``cooccurrence_swapped``.
         own_ground: probability that an object of ``train`` and ``val`` is one of its ground's own.
+        pasted: draw also ``pasted``, the scenes of ``train`` with objects of other ones.
     """
 
     seed: int = 2022
@@ -44,10 +51,14 @@ class CooccurrenceParameters:
     val: int = 100
     swapped: int = 100
     own_ground: float = 0.9
+    pasted: bool = False
 
     def digest(self) -> str:
         """Returns 12 hexadecimal digits that stand for the parameters."""
-        text = json.dumps(asdict(self), sort_keys=True)
+        values = asdict(self)
+        if not self.pasted:
+            del values["pasted"]
+        text = json.dumps(values, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
@@ -113,11 +124,20 @@ def _write_splits(folder: Path, parameters: CooccurrenceParameters) -> None:
         own_ground = 0.0 if split == "swapped" else parameters.own_ground
         for i in range(getattr(parameters, split)):
             rng = np.random.default_rng((parameters.seed, split_number, i))
-            image, label = draw_scene(rng, parameters.size, own_ground)
-            Image.fromarray(image).save(images / f"{i:04d}.jpg", quality=95, subsampling=0)
-            _save_label(label, labels / f"{i:04d}.png")
+            _save_scene(*draw_scene(rng, parameters.size, own_ground), images, labels, f"{i:04d}")
+    if parameters.pasted:
+        images, labels = (folder / "pasted" / kind for kind in ("images", "labels"))
+        images.mkdir(parents=True)
+        labels.mkdir(parents=True)
+        for i, scene in enumerate(pasted_scenes(folder / "train", parameters.seed)):
+            _save_scene(*scene, images, labels, f"{i:04d}")
     text = json.dumps({"version": _VERSION, "classes": CLASSES, **asdict(parameters)}, indent=2)
     (folder / "parameters.json").write_text(text + "\n")
+
+
+def _save_scene(image: np.ndarray, label: np.ndarray, images: Path, labels: Path, name: str) -> None:
+    Image.fromarray(image).save(images / f"{name}.jpg", quality=95, subsampling=0)
+    _save_label(label, labels / f"{name}.png")
 
 
 def _save_label(label: np.ndarray, path: Path) -> None:
@@ -128,14 +148,31 @@ def _save_label(label: np.ndarray, path: Path) -> None:
 
 
 def register_cooccurrence() -> None:
-    """Registers ``cooccurrence_train``, ``cooccurrence_val`` and ``cooccurrence_swapped``."""
+    """Registers ``cooccurrence_{train,val,swapped}`` and their variants.
+
+    ``cooccurrence_70_*`` and ``cooccurrence_98_*`` have other shares of objects on their own ground;
+    ``cooccurrence_pasted_train`` has the scenes of ``cooccurrence_train`` with objects of other scenes.
+    """
     for split in _SPLITS:
-        DatasetSpec(
-            name=f"cooccurrence_{split}",
-            image_root=f"{split}/images",
-            label_root=f"{split}/labels",
-            classes=CLASSES,
-            colors=COLORS,
-            base=cooccurrence_folder,
-            how_to_get="Its files are generated; delete the folder above it, and they are drawn again.",
-        ).register()
+        _register(f"cooccurrence_{split}", split, cooccurrence_folder)
+        for percent in _OTHER_SHARES:
+            _register(f"cooccurrence_{percent}_{split}", split, _folder_with(own_ground=percent / 100))
+    _register("cooccurrence_pasted_train", "pasted", _folder_with(pasted=True))
+
+
+@cache
+def _folder_with(**changes: Any) -> Callable[[], Path]:
+    """The same function for the same changes: a data set that is registered twice is then seen to be one."""
+    return lambda: cooccurrence_folder(CooccurrenceParameters(**changes))
+
+
+def _register(name: str, split: str, base: Callable[[], Path]) -> None:
+    DatasetSpec(
+        name=name,
+        image_root=f"{split}/images",
+        label_root=f"{split}/labels",
+        classes=CLASSES,
+        colors=COLORS,
+        base=base,
+        how_to_get="Its files are generated; delete the folder above it, and they are drawn again.",
+    ).register()

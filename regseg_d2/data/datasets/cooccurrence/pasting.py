@@ -1,0 +1,55 @@
+"""The training scenes with their objects pasted into each other: they then stand on any ground."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from regseg_d2.data.datasets.cooccurrence.scenes import GROUNDS
+
+
+def paste_objects(
+    image: np.ndarray, label: np.ndarray, donor_image: np.ndarray, donor_label: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Pastes all objects of one scene into another one, at the same place.
+
+    Args:
+        image: RGB image ``(H, W, 3)`` that is pasted into.
+        label: its classes ``(H, W)``.
+        donor_image: RGB image of the same size that objects are cut from.
+        donor_label: its classes.
+
+    Returns:
+        A new image and its classes.
+    """
+    objects = donor_label >= len(GROUNDS)
+    return np.where(objects[..., None], donor_image, image), np.where(objects, donor_label, label)
+
+
+def pasted_scenes(train: Path, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Gives each scene of a training split the objects of another one.
+
+    Nothing but the training split is used: this is a data augmentation, drawn once.
+
+    Args:
+        train: folder with ``images/*.jpg`` and ``labels/*.png``.
+        seed: of the donors.
+
+    Returns:
+        As many images and labels as there are in the split, in its order.
+    """
+    names = sorted(path.stem for path in (train / "images").iterdir())
+    scenes = [
+        (
+            np.asarray(Image.open(train / "images" / f"{name}.jpg")),
+            np.asarray(Image.open(train / "labels" / f"{name}.png")),
+        )
+        for name in names
+    ]
+    rng = np.random.default_rng((seed, len(names)))
+    # A shift of a random order: nobody is his own donor.
+    order = rng.permutation(len(names))
+    donors = dict(zip(order.tolist(), np.roll(order, 1).tolist(), strict=True))
+    return [paste_objects(*scene, *scenes[donors[i]]) for i, scene in enumerate(scenes)]
