@@ -11,6 +11,12 @@ def add_data_config(cfg: CfgNode) -> None:
     # to the working folder. Their splits are names for DATASETS.TRAIN and DATASETS.TEST.
     cfg.DATASETS.DECLARED = []
 
+    # Share of the training images that is trained on, drawn from SEED; for experiments with few labels.
+    cfg.DATASETS.TRAIN_FRACTION = 1.0
+    # The share is taken of each "folder", of each "sequence" (file names up to the first underscore), of
+    # each at least one image; or of all images together ("").
+    cfg.DATASETS.TRAIN_FRACTION_BY = ""
+
     # A training file that goes missing or is damaged while the run lasts: "stop", or "skip", which puts
     # another sample in its place, the same for every number of workers and processes. Evaluation always
     # stops: scores of fewer images could not be compared.

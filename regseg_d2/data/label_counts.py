@@ -21,7 +21,7 @@ from regseg_d2.data.bad_files import skips_bad_files
 from regseg_d2.data.inspection.balance import ClassBalance, count_classes
 from regseg_d2.data.labels import LabelReader, label_reader_for
 from regseg_d2.data.preparation.conversion import parallel_results
-from regseg_d2.data.records import load_training_records
+from regseg_d2.data.subsets import load_train_subset
 from regseg_d2.data.transforms import count_labels
 from regseg_d2.engine.files import atomic_writer
 from regseg_d2.errors import DatasetError, UserError
@@ -64,14 +64,14 @@ def training_label_counts(cfg: CfgNode) -> LabelCounts:
         cfg: the run's config.
 
     Returns:
-        The counts, in the order of ``load_training_records``.
+        The counts, in the order of ``load_train_subset``.
 
     Raises:
         ConfigError: a data set's name is unknown.
         DatasetError: a data set cannot be loaded; a label cannot be used and ``DATALOADER.BAD_FILES`` is
             "stop".
     """
-    records = load_training_records(cfg.DATASETS.TRAIN)
+    records = load_train_subset(cfg, max(cfg.SEED, 0))
     readers = {name: label_reader_for(name) for name in cfg.DATASETS.TRAIN}
     path, key = Path(cfg.OUTPUT_DIR) / FILE_NAME, _fingerprint(records, readers)
     counts = _read(path, key)

@@ -17,8 +17,9 @@ from regseg_d2.data.bad_files import ReplacingSamples, skips_bad_files
 from regseg_d2.data.class_sampling import build_sample_order
 from regseg_d2.data.mapper import TestMapper, TrainMapper
 from regseg_d2.data.memory import keep_freed_memory
-from regseg_d2.data.records import load_records, load_training_records
+from regseg_d2.data.records import load_records
 from regseg_d2.data.sampler import ResumableTrainingSampler
+from regseg_d2.data.subsets import load_train_subset
 from regseg_d2.data.transforms import WantedClass
 from regseg_d2.engine.interruption import obey_the_parent_alone
 from regseg_d2.errors import ConfigError, UserError
@@ -154,7 +155,7 @@ def build_train_loader(cfg: CfgNode, *, seed: int, start_iter: int = 0) -> Sampl
     """
     world_size = comm.get_world_size()
     per_process = forward_batch_size(cfg, world_size)
-    records = load_training_records(cfg.DATASETS.TRAIN)
+    records = load_train_subset(cfg, seed)
     order = build_sample_order(cfg, len(records), seed=seed)
     sampler = ResumableTrainingSampler(
         len(records),

@@ -12,7 +12,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils import comm
 
 from regseg_d2.data import loader as loader_module
-from regseg_d2.data.loader import build_test_loader, build_train_loader, forward_batch_size, load_records
+from regseg_d2.data.loader import build_test_loader, build_train_loader, forward_batch_size
+from regseg_d2.data.records import load_records, load_training_records
 from regseg_d2.errors import ConfigError, DatasetError
 from tests.data.data_helpers import registered, toy_cfg, toy_spec, write_toy
 
@@ -205,4 +206,4 @@ def test_data_sets_of_others():
 
 def test_no_training_data():
     with pytest.raises(ConfigError, match="DATASETS.TRAIN"):
-        loader_module.load_training_records(())
+        load_training_records(())
