@@ -11,7 +11,6 @@ import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils import comm
 
-from regseg_d2.data import loader as loader_module
 from regseg_d2.data.loader import build_test_loader, build_train_loader, forward_batch_size
 from regseg_d2.data.records import load_records, load_training_records
 from regseg_d2.errors import ConfigError, DatasetError
