@@ -1,0 +1,90 @@
+"""``python -m regseg_d2.experiment``: the command line of ``tools/experiment.py``."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from regseg_d2.engine.interruption import INTERRUPTED_EXIT_CODE, Interrupted
+from regseg_d2.errors import errors_end_the_program
+from regseg_d2.experiment.plan import Run, choose_runs, plan_runs
+from regseg_d2.experiment.running import TAKEN, Options, check_records, work_off, write_description
+from regseg_d2.experiment.spec import read_experiment
+
+
+def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
+    """Returns the arguments of the command line."""
+    parser = argparse.ArgumentParser(
+        prog="experiment.py",
+        description="Trains the arms of an experiment, each over several seeds, and reports what differs. "
+        "What has a record is not trained again; a training that was interrupted goes on.",
+    )
+    parser.add_argument("file", metavar="FILE", help="YAML file of the experiment; see docs/experiments.md")
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="trainings at a time (default: 1)")
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        default=[],
+        metavar="RUN",
+        help="runs by name, CONDITION/ARM/seedN, with * for anything (default: all)",
+    )
+    parser.add_argument("--list", action="store_true", help="show what is done and what is missing, and stop")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("output/experiments"),
+        help="folder of the trainings' folders (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--keep-weights", action="store_true", help="keep the checkpoints of finished trainings"
+    )
+    parser.add_argument(
+        "--nice", type=int, default=0, metavar="N", help="be nice to other processes (0 to 19)"
+    )
+    parser.add_argument(
+        "--allow-commit-mix", action="store_true", help="take records of other commits and arms as they are"
+    )
+    parser.add_argument("--run", metavar="RUN", help="make this one run in this process, and stop")
+    args = parser.parse_args(words)
+    if args.jobs < 1:
+        parser.error(f"--jobs is {args.jobs}; expected 1 or more")
+    return args
+
+
+def main() -> None:
+    """Does what the command line says."""
+    args = parse_arguments()
+    with errors_end_the_program():
+        experiment = read_experiment(args.file)
+        runs = plan_runs(experiment)
+        if args.run:
+            make_one(choose_runs(runs, [args.run])[0], args)
+            return
+        check_records(runs, args.allow_commit_mix)
+        chosen = choose_runs(runs, args.only)
+        if args.list:
+            for run in chosen:
+                print(f"{'done   ' if run.record.is_file() else 'missing'}  {run.name}")
+            return
+        write_description(experiment)
+        work_off(chosen, Options(args.output, args.jobs, args.keep_weights, args.nice))
+
+
+def make_one(run: Run, args: argparse.Namespace) -> None:
+    """Makes one run in this process, and ends with a status that the runner knows."""
+    from regseg_d2.experiment.one_run import RunIsTaken, perform
+
+    try:
+        perform(run, args.output, keep_weights=args.keep_weights)
+    except RunIsTaken as error:
+        print(error, file=sys.stderr)
+        sys.exit(TAKEN)
+    except Interrupted as interruption:
+        print(interruption, file=sys.stderr, flush=True)
+        os._exit(INTERRUPTED_EXIT_CODE)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,119 @@
+"""One run of an experiment, from nothing or from its last checkpoint to its record."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import platform
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from regseg_d2.config_files import load_config
+from regseg_d2.engine.launch import build_argument_parser
+from regseg_d2.engine.main import main as train
+from regseg_d2.engine.trained_model import load_trained_model
+from regseg_d2.errors import UserError
+from regseg_d2.experiment.plan import Run
+from regseg_d2.experiment.records import VERSION, collect_results, config_digest, current_commit, write_json
+
+logger = logging.getLogger(__name__)
+
+
+class RunIsTaken(UserError):
+    """Another process works on the run."""
+
+
+@contextmanager
+def only_one(folder: Path) -> Iterator[None]:
+    """Keeps other processes off a run; the lock of a process that was killed is gone with it.
+
+    Raises:
+        RunIsTaken: another process holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RunIsTaken(f"Another process works on the run in '{folder}'.") from None
+        yield
+
+
+def perform(run: Run, output: Path, *, keep_weights: bool = False) -> None:
+    """Trains a run to its end, measures it, and writes its record; does nothing where that is there.
+
+    Args:
+        run: which.
+        output: folder of all runs.
+        keep_weights: keep the checkpoints of the finished run.
+
+    Raises:
+        RunIsTaken: another process works on it.
+        UserError: the training failed for a reason that the user can cure.
+    """
+    folder = run.existing or run.folder(output)
+    with only_one(folder if run.existing is None else run.folder(output)):
+        if run.record.is_file():
+            return
+        commit = current_commit()
+        started = time.time()
+        if run.existing is None:
+            _train(run, output)
+            cfg = load_config(str(run.experiment.base), run.options(output))
+        else:
+            cfg = load_config(str(folder / "config.yaml"))
+        record = {
+            "version": VERSION,
+            "experiment": run.experiment.name,
+            "condition": run.condition,
+            "arm": run.arm,
+            "control": run.experiment.arms[run.arm].control,
+            "seed": run.seed,
+            "commit": commit.name + ("+changes" if commit.dirty else ""),
+            "config_digest": config_digest(cfg),
+            "overrides": run.overrides,
+            "iterations": cfg.SOLVER.MAX_ITER,
+            **collect_results(folder, list(cfg.DATASETS.TEST)),
+            "measures": _measures(run, folder, cfg),
+            "run": {
+                "seconds": round(time.time() - started, 1),
+                "finished": time.strftime("%Y-%m-%d %H:%M"),
+                "machine": platform.machine(),
+                "torch": torch.__version__,
+                "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+            },
+        }
+        write_json(run.record, record)
+        if run.existing is None and not keep_weights:
+            for file in folder.glob("*.pth"):
+                file.unlink()
+
+
+def _train(run: Run, output: Path) -> None:
+    words = ["--config-file", str(run.experiment.base), "--resume", *run.options(output)]
+    train(build_argument_parser().parse_args(words))
+
+
+def _measures(run: Run, folder: Path, cfg: Any) -> dict[str, Any]:
+    wanted = run.experiment.measures
+    if wanted is None:
+        return {}
+    from regseg_d2.engine.devices import with_available_device
+    from regseg_d2.evaluation.measuring import measure
+
+    cfg = with_available_device(cfg)
+    cfg.defrost()
+    cfg.MODEL.WEIGHTS = str(folder / "model_final.pth")
+    cfg.OUTPUT_DIR = str(folder)
+    return measure(
+        cfg,
+        load_trained_model(cfg).model,
+        wanted["datasets"] or list(cfg.DATASETS.TEST),
+        train_images=wanted.get("train_images"),
+        corruptions=wanted["corruptions"],
+    )

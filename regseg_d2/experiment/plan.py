@@ -1,0 +1,134 @@
+"""The runs of an experiment."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from regseg_d2.config_files import load_config
+from regseg_d2.errors import ConfigError
+from regseg_d2.experiment.spec import Condition, Experiment
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training.
+
+    Attributes:
+        experiment: what it belongs to.
+        condition: name of the condition it is recorded under.
+        arm: name of the arm.
+        seed: its SEED.
+        overrides: config values by dotted key, without SEED and OUTPUT_DIR.
+        existing: a run folder that is there already and only recorded.
+    """
+
+    experiment: Experiment
+    condition: str
+    arm: str
+    seed: int
+    overrides: dict[str, Any]
+    existing: Path | None = None
+
+    @property
+    def name(self) -> str:
+        """``condition/arm/seed``: how it is named on the command line and in the log."""
+        return f"{self.condition}/{self.arm}/seed{self.seed}"
+
+    @property
+    def record(self) -> Path:
+        """The file that says that it is done, and what came out."""
+        return self.experiment.results / f"{self.name}.json"
+
+    def folder(self, output: Path) -> Path:
+        """Its OUTPUT_DIR below the folder of all runs."""
+        return output / self.experiment.name / self.name
+
+    def options(self, output: Path) -> list[str]:
+        """``KEY VALUE`` pairs of the command line that trains it."""
+        values = {**self.overrides, "SEED": self.seed, "OUTPUT_DIR": str(self.folder(output))}
+        return [part for key, value in values.items() for part in (key, as_word(value))]
+
+
+def as_word(value: Any) -> str:
+    """Writes a value as a word of a command line."""
+    return value if isinstance(value, str) else repr(value)
+
+
+def plan_runs(experiment: Experiment) -> list[Run]:
+    """Lists all runs: seed by seed, so that what is done at any time is paired; longer schedules last.
+
+    Raises:
+        ConfigError: an existing run is not one, or two have the same seed.
+    """
+    runs = []
+    for condition in experiment.conditions.values():
+        for arm in condition.arms:
+            runs += _runs_of(experiment, condition, arm)
+    order = {seed: i for i, seed in enumerate(dict.fromkeys(run.seed for run in runs))}
+    runs.sort(key=lambda run: order[run.seed])
+    return runs + _longer_runs(experiment)
+
+
+def _runs_of(experiment: Experiment, condition: Condition, name: str) -> list[Run]:
+    arm = experiment.arms[name]
+    if arm.runs:
+        seeds = [_seed_of(folder) for folder in arm.runs]
+        if len(set(seeds)) != len(seeds):
+            raise ConfigError(
+                f"{experiment.file}: arms.{name}.runs have the seeds {seeds}: one is there twice"
+            )
+        return [
+            Run(experiment, condition.name, name, seed, {}, folder)
+            for seed, folder in zip(seeds, arm.runs, strict=True)
+        ]
+    overrides = {**experiment.common, **condition.overrides, **arm.overrides}
+    return [
+        Run(experiment, condition.name, name, seed, overrides)
+        for seed in condition.seeds
+        if arm.seeds is None or seed in arm.seeds
+    ]
+
+
+def _seed_of(folder: Path) -> int:
+    config = folder / "config.yaml"
+    if not config.is_file():
+        raise ConfigError(f"'{folder}' is no folder of a run: it has no config.yaml.")
+    return load_config(str(config)).SEED
+
+
+def _longer_runs(experiment: Experiment) -> list[Run]:
+    check = experiment.schedule_check
+    if check is None:
+        return []
+    condition, arm = experiment.conditions[check.condition], experiment.arms[check.arm]
+    overrides = {**experiment.common, **condition.overrides, **arm.overrides}
+    cfg = load_config(str(experiment.base), [w for k, v in overrides.items() for w in (k, as_word(v))])
+    for key in ("SOLVER.MAX_ITER", "SOLVER.STEPS"):
+        value = cfg.SOLVER.MAX_ITER if key == "SOLVER.MAX_ITER" else cfg.SOLVER.STEPS
+        longer = (
+            [step * check.factor for step in value]
+            if isinstance(value, (list, tuple))
+            else value * check.factor
+        )
+        overrides[key] = longer
+    return [Run(experiment, check.name, check.arm, seed, overrides) for seed in check.seeds]
+
+
+def choose_runs(runs: Sequence[Run], patterns: Sequence[str]) -> list[Run]:
+    """Keeps the runs whose name matches one of the patterns (``*`` for anything); all without patterns.
+
+    Raises:
+        ConfigError: a pattern matches nothing.
+    """
+    for pattern in patterns:
+        if not any(fnmatch.fnmatchcase(run.name, pattern) for run in runs):
+            raise ConfigError(
+                f"No run is named {pattern!r}; names are like {runs[0].name!r}, and '*' stands for anything."
+            )
+    if not patterns:
+        return list(runs)
+    return [run for run in runs if any(fnmatch.fnmatchcase(run.name, pattern) for pattern in patterns)]

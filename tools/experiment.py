@@ -1,0 +1,11 @@
+#!/usr/bin/env python3
+"""Trains the arms of an experiment over several seeds, and records each run.
+
+Example:
+    tools/experiment.py experiments/cooccurrence.yaml --jobs 2
+"""
+
+from regseg_d2.experiment.__main__ import main
+
+if __name__ == "__main__":
+    main()
