@@ -47,16 +47,16 @@ NUM_LEAVES = {
     "cityscapes": 38,
     "cityscapes_test": 5,
     "coco_stuff_10k": 39,
-    "cooccurrence": 2,
+    "cooccurrence": 3,
     "pascal_context": 34,
     "quick": 9,
 }
 NUM_BASES = {
     "_base_/datasets": 9,
-    "_base_/models": 49,
+    "_base_/models": 50,
     "_base_/protocols": 6,
     "_base_/regularizers": 7,
-    "_base_/schedules": 22,
+    "_base_/schedules": 23,
 }
 HEAD = "MODEL.SEM_SEG_HEAD."
 _steps = {}

@@ -51,17 +51,17 @@ def make_model(cfg):
 
 
 def record(model, batch, forward=None):
-    """Result of a forward (or what else runs one), and the classifier's input and its labels."""
+    """Result of a forward (or what else runs one), the feature before the dropout, and its labels."""
     seen = []
-    handle = model.sem_seg_head.predictor.register_forward_pre_hook(
+    handle = model.sem_seg_head.dropout.register_forward_pre_hook(
         lambda _, args: seen.append(args[0].detach())
     )
     result = (forward or model)(batch)
     handle.remove()
     targets = torch.stack([sample["sem_seg"] for sample in batch])
     height, width = seen[0].shape[-2:]
-    rows = [i * targets.shape[1] // height for i in range(height)]
-    columns = [j * targets.shape[2] // width for j in range(width)]
+    rows = [(2 * i + 1) * targets.shape[1] // (2 * height) for i in range(height)]
+    columns = [(2 * j + 1) * targets.shape[2] // (2 * width) for j in range(width)]
     return result, seen[0].double(), targets[:, rows][:, :, columns]
 
 
@@ -94,6 +94,7 @@ def test_losses_are_those_of_a_slow_computation(example):
     centers = {}
     for step in range(3):
         batch = small_batch(seed=step)
+        batch[0]["sem_seg"][:32, :32] = IGNORE
         losses, feature, labels = record(model, batch)
         expected = 0.3 * slow_loss(feature, labels, centers)
         assert losses[KEY].item() == pytest.approx(expected.item(), rel=1e-5)

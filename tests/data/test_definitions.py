@@ -9,6 +9,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.data.datasets import builtin_meta
 
 import regseg_d2.data  # noqa: F401  registers the data sets
+from regseg_d2.config_files import load_config
 from regseg_d2.data.datasets import definitions
 from regseg_d2.data.datasets.definitions import definition_names, load_definition
 from tests.setup.setup_helpers import ROOT
@@ -122,11 +123,11 @@ def test_registered_metadata_is_the_definitions(dataset, name):
     "path", sorted((ROOT / "configs/_base_/datasets").glob("*.yaml")), ids=lambda p: p.stem
 )
 def test_data_sets_of_the_configs_are_built_in(path):
-    content = yaml.safe_load(path.read_text())
-    for name in [*content["DATASETS"]["TRAIN"], *content["DATASETS"]["TEST"]]:
+    cfg = load_config(str(path))
+    for name in [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]:
         metadata = MetadataCatalog.get(name)
-        assert len(metadata.stuff_classes) == content["MODEL"]["SEM_SEG_HEAD"]["NUM_CLASSES"], name
-        assert metadata.ignore_label == content["MODEL"]["SEM_SEG_HEAD"].get("IGNORE_VALUE", 255)
+        assert len(metadata.stuff_classes) == cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES, name
+        assert metadata.ignore_label == cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE
 
 
 def test_definitions_are_installed_with_the_package():

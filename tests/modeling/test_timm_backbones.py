@@ -196,3 +196,22 @@ def test_weights_of_the_full_network_by_name(kind, tmp_path):
         if original not in full.state_dict():
             original = original.replace("_", ".", 1)
         assert torch.equal(value, full.state_dict()[original]), key
+
+
+def test_blocks_behind_the_last_feature_are_not_computed():
+    full = TimmBackbone(name="tf_efficientnet_lite0", output_stride=16, out_features=["res2", "res4", "res5"])
+    part = TimmBackbone(name="tf_efficientnet_lite0", output_stride=16, out_features=["res2", "res4"])
+    missing = part.load_state_dict(full.state_dict(), strict=False)
+    assert not missing.missing_keys and {key[:16] for key in missing.unexpected_keys} == {
+        "network.blocks.5",
+        "network.blocks.6",
+    }
+    image = torch.randn(1, 3, 64, 64)
+    expected, features = full.eval()(image), part.train()(image)
+    sum(feature.sum() for feature in features.values()).backward()
+    assert all(parameter.grad is not None for parameter in part.parameters())
+    features = part.eval()(image)
+    assert set(features) == {"res2", "res4"}
+    part.load_state_dict(full.state_dict(), strict=False)
+    for name, feature in part(image).items():
+        assert torch.equal(feature, expected[name])

@@ -23,6 +23,7 @@ from regseg_d2.modeling.backbones.timm_features import (
     choose_features,
     create,
     creation_options,
+    drop_unused_blocks,
     family,
     known_features,
 )
@@ -93,6 +94,7 @@ class TimmBackbone(Backbone):
         known = known_features(name, arguments)
         features = choose_features(name, known, out_features, out_blocks)
         network = create(name, arguments, out_indices=tuple(feature.index for feature in features))
+        drop_unused_blocks(network, features)
         _check_drop_path(network, name, arguments)
         if pretrained:
             load_pretrained(network, name, pretrained, arguments)

@@ -10,6 +10,7 @@ from typing import Any
 
 import timm
 import torch
+from timm.models.efficientnet import EfficientNetFeatures
 from torch import nn
 
 from regseg_d2.errors import ConfigError
@@ -175,6 +176,20 @@ def stage_names(known: Sequence[Mapping[str, Any]]) -> list[str]:
     """Names of all features of a network with stages: the first one's stride tells how they begin."""
     first = round(math.log2(known[0]["reduction"]))
     return [f"res{first + index}" for index in range(len(known))]
+
+
+def drop_unused_blocks(network: nn.Module, features: Sequence[Feature]) -> None:
+    """Takes away the blocks behind the last feature, where timm would compute them for nothing.
+
+    Their parameters would never have a gradient, which DistributedDataParallel refuses.
+
+    Args:
+        network: a network of features, changed in place.
+        features: what it puts out.
+    """
+    stage, _, number = features[-1].module.partition(".")
+    if isinstance(network, EfficientNetFeatures) and network.feature_hooks is None and stage == "blocks":
+        network.blocks = network.blocks[: int(number) + 1]
 
 
 def _blocks(name: str, depth: int, count: int, out_blocks: Sequence[int]) -> list[int]:
