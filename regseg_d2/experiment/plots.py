@@ -16,12 +16,12 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from regseg_d2.experiment.report_input import Results
-from regseg_d2.experiment.scores import Quantity
+from regseg_d2.experiment.scores import Pairs, Quantity
 from regseg_d2.experiment.statistics import GAIN, LOSS
 from regseg_d2.experiment.tables import Compared, number
 
 # Of Okabe and Ito's palette, told apart with every kind of colour vision; marks differ in shape too.
-BLUE, ORANGE, GREY, LIGHT = "#0072B2", "#D55E00", "#595959", "#B3B3B3"
+BLUE, ORANGE, GREY, LIGHT = "#0072B2", "#D55E00", "#595959", "#8C8C8C"
 DPI = 150
 _STYLE = {
     "svg.hashsalt": "regseg_d2",
@@ -42,6 +42,7 @@ _STYLE = {
 def draw_all(
     results: Results,
     primary: Quantity,
+    digits: int,
     compared: Compared,
     others: Mapping[tuple[str, str], Compared],
 ) -> dict[str, bytes]:
@@ -50,6 +51,7 @@ def draw_all(
     Args:
         results: of the experiment.
         primary: what verdicts are about.
+        digits: of its numbers, behind the point.
         compared: its comparisons in the primary condition.
         others: the primary metric's comparisons, by (condition, data set), the primary ones among them.
 
@@ -60,7 +62,7 @@ def draw_all(
     with matplotlib.rc_context({**matplotlib.rcParamsDefault, "backend": "agg", **_STYLE}):
         if any(pairs.seeds for pairs, _ in compared.values()):
             figures["differences"] = _differences(primary, compared)
-            figures["pairs"] = _pairs(primary, compared)
+            figures["pairs"] = _pairs(primary, digits, compared)
         shown = {key: each for key, each in others.items() if any(pairs.seeds for pairs, _ in each.values())}
         if len(shown) > 1:
             figures["conditions"] = _conditions(primary, shown)
@@ -78,41 +80,36 @@ def draw_all(
 
 
 def _differences(primary: Quantity, compared: Compared) -> Figure:
-    """A forest plot: differences of seeds, mean, intervals and verdict of each arm."""
-    figure = Figure(figsize=(7.2, 1.25 + 0.44 * len(compared)), layout="constrained")
+    """A forest plot: mean, intervals and verdict of each arm, and below them the differences of its seeds."""
+    labels = [_arm_label(arm, pairs) for arm, (pairs, _) in compared.items()]
+    figure = Figure(figsize=(7.2, 1.1 + len(labels) * _row_height(labels, 0.46)), layout="constrained")
     axes = figure.add_subplot()
     for row, (pairs, result) in enumerate(compared.values()):
         color = _color(result.mean, primary)
-        axes.plot(
-            pairs.differences, _spread(row, len(pairs.seeds)), "o", color=LIGHT, markersize=3.2, zorder=1
-        )
+        heights = row + 0.27 + 0.05 * (np.arange(len(pairs.seeds)) % 3 - 1)  # equal ones stay apart
+        axes.plot(pairs.differences, heights, "o", color=LIGHT, markersize=2.8, markeredgewidth=0)
         if not math.isnan(result.simultaneous[0]):
-            axes.plot(result.simultaneous, [row, row], color=color, linewidth=1.1, zorder=2)
-            axes.plot(result.interval, [row, row], color=color, linewidth=3.6, zorder=2)
-        axes.plot([result.mean], [row], "D", color=color, markersize=5.5, markeredgecolor="white", zorder=3)
+            axes.plot(result.simultaneous, [row, row], color=color, linewidth=1.1, marker="|", markersize=6)
+            axes.plot(result.interval, [row, row], color=color, linewidth=3.6, solid_capstyle="butt")
+        axes.plot([result.mean], [row], "D", color=color, markersize=5.5, markeredgecolor="white")
+        clear = result.verdict in (GAIN, LOSS)
         axes.annotate(
             result.verdict,
             (1.01, row),
             xycoords=axes.get_yaxis_transform(),
             va="center",
-            fontweight="bold" if result.verdict in (GAIN, LOSS) else "normal",
-            color="black" if result.verdict in (GAIN, LOSS) else GREY,
+            fontweight="bold" if clear else "normal",
+            color="black" if clear else GREY,
         )
     axes.axvline(0, color="black", linewidth=0.9, zorder=0)
-    axes.set_yticks(
-        range(len(compared)),
-        [_arm_label(arm, pairs.control, len(pairs.seeds)) for arm, (pairs, _) in compared.items()],
-    )
-    axes.set_ylim(len(compared) - 0.4, -0.6)
-    axes.grid(axis="y", visible=False)
-    axes.tick_params(axis="y", length=0)
+    _rows(axes, labels)
     axes.set_xlabel(f"{_name(primary)}: difference to the control")
     figure.legend(
         handles=[
             Line2D([], [], marker="D", linestyle="", color=GREY, markeredgecolor="white", label="mean"),
             Line2D([], [], color=GREY, linewidth=3.6, label="95 % interval"),
             Line2D([], [], color=GREY, linewidth=1.1, label="simultaneous interval"),
-            Line2D([], [], marker="o", linestyle="", color=LIGHT, markersize=3.2, label="a seed"),
+            Line2D([], [], marker="o", linestyle="", color=LIGHT, markersize=2.8, label="a seed"),
         ],
         loc="outside upper center",
         ncols=4,
@@ -121,23 +118,29 @@ def _differences(primary: Quantity, compared: Compared) -> Figure:
     return figure
 
 
-def _pairs(primary: Quantity, compared: Compared) -> Figure:
+def _pairs(primary: Quantity, digits: int, compared: Compared) -> Figure:
     """One panel an arm: its runs beside those of its control, joined by seed."""
     shown = {arm: each for arm, each in compared.items() if each[0].seeds}
-    figure, panels = _grid(len(shown), height=2.35)
+    figure, panels = _grid(len(shown), height=2.3)
     for axes, (arm, (pairs, result)) in zip(panels, shown.items(), strict=True):
         for before, after in zip(pairs.control_values, pairs.arm_values, strict=True):
             color = _color(after - before, primary)
             axes.plot([0, 1], [before, after], color=color, linewidth=1, alpha=0.75)
             axes.plot([0], [before], "o", color=GREY, markersize=4)
-            axes.plot([1], [after], "^" if after >= before else "v", color=color, markersize=4.5)
+            axes.plot(
+                [1],
+                [after],
+                "^" if after > before else "v" if after < before else "o",
+                color=color,
+                markersize=4.5,
+            )
         axes.set_xlim(-0.35, 1.35)
-        axes.set_xticks([0, 1], [_wrapped(pairs.control, 14), _wrapped(arm, 14)], fontsize=7.5)
+        axes.set_xticks([0, 1], [_wrapped(pairs.control, 16), "arm"], fontsize=7.5)
         axes.grid(axis="x", visible=False)
+        axes.yaxis.set_major_locator(MaxNLocator(6))
         better = sum(d < 0 if primary.lower_is_better else d > 0 for d in pairs.differences)
-        axes.set_title(
-            f"{number(result.mean, 2, sign=True)}, {better} of {len(pairs.seeds)} better", fontsize=8.5
-        )
+        mean = number(result.mean, digits, sign=True).replace("-", "\u2212")
+        axes.set_title(f"{_wrapped(arm, 28)}\n{mean}, {better} of {len(pairs.seeds)} better", fontsize=8)
     figure.supylabel(_name(primary), fontsize=9)
     return figure
 
@@ -147,9 +150,9 @@ def _conditions(primary: Quantity, shown: Mapping[tuple[str, str], Compared]) ->
     arms = list(dict.fromkeys(arm for compared in shown.values() for arm in compared))
     columns = min(3, len(shown))
     rows = math.ceil(len(shown) / columns)
-    figure = Figure(
-        figsize=(1.9 + 2.3 * columns, rows * (0.75 + 0.27 * len(arms)) + 0.3), layout="constrained"
-    )
+    labels = [_wrapped(arm, 26) for arm in arms]
+    height = rows * (0.75 + len(arms) * _row_height(labels, 0.27)) + 0.3
+    figure = Figure(figsize=(1.9 + 2.3 * columns, height), layout="constrained")
     grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flat
     for axes, ((condition, dataset), compared) in zip(grid, shown.items(), strict=False):
         for row, arm in enumerate(arms):
@@ -162,13 +165,10 @@ def _conditions(primary: Quantity, shown: Mapping[tuple[str, str], Compared]) ->
             axes.plot([result.mean], [row], "D", color=color, markersize=4.5, markeredgecolor="white")
         axes.axvline(0, color="black", linewidth=0.9, zorder=0)
         axes.set_title(f"{_wrapped(condition, 30)}\n{_wrapped(dataset, 30)}", fontsize=8)
-        axes.grid(axis="y", visible=False)
-        axes.tick_params(axis="y", length=0)
     for axes in list(figure.axes)[len(shown) :]:
         axes.remove()
     for axes in figure.axes:
-        axes.set_yticks(range(len(arms)), [_wrapped(arm, 24) for arm in arms], fontsize=7.5)
-        axes.set_ylim(len(arms) - 0.4, -0.6)
+        _rows(axes, labels)
         axes.tick_params(axis="x", labelbottom=True)
     figure.supxlabel(f"{primary.name}: difference to the control, 95 % interval", fontsize=9)
     return figure
@@ -237,18 +237,27 @@ def _grid(count: int, height: float) -> tuple[Figure, list[Axes]]:
     return figure, panels[:count]
 
 
-def _spread(row: int, count: int) -> np.ndarray:
-    """Heights of the seeds' dots, so that equal ones do not hide each other."""
-    return row + (np.linspace(-0.22, 0.22, count) if count > 1 else np.zeros(count))
+def _rows(axes: Axes, labels: list[str]) -> None:
+    """One row an arm, from the top down."""
+    axes.set_yticks(range(len(labels)), labels, fontsize=7.5)
+    axes.set_ylim(len(labels) - 0.4, -0.6)
+    axes.grid(axis="y", visible=False)
+    axes.tick_params(axis="y", length=0)
+
+
+def _row_height(labels: list[str], least: float) -> float:
+    """Inches that keep the labels apart."""
+    return max(least, 0.05 + 0.135 * max(label.count("\n") + 1 for label in labels))
 
 
 def _color(difference: float, quantity: Quantity) -> str:
-    better = difference < 0 if quantity.lower_is_better else difference > 0
-    return BLUE if better else ORANGE
+    if not difference:
+        return GREY
+    return BLUE if (difference < 0) == quantity.lower_is_better else ORANGE
 
 
-def _arm_label(arm: str, control: str, count: int) -> str:
-    return f"{_wrapped(arm, 26)}\n" + _wrapped(f"− {control}, n = {count}", 30)
+def _arm_label(arm: str, pairs: Pairs) -> str:
+    return f"{_wrapped(arm, 28)}\n" + _wrapped(f"\u2212 {pairs.control}, n = {len(pairs.seeds)}", 34)
 
 
 def _name(quantity: Quantity) -> str:
@@ -256,13 +265,13 @@ def _name(quantity: Quantity) -> str:
 
 
 def _wrapped(text: str, width: int) -> str:
-    """Breaks long names, after a separator where one is near; three lines at most."""
+    """Breaks long names, after a separator where one is near; the middle of very long ones is left out."""
+    if len(text) > 2.5 * width:  # names of one grid of settings differ at their ends
+        text = f"{text[:width]}…{text[-int(1.2 * width) :]}"
     lines = [""]
-    for part in re.split(r"(?<=[-_.+ ])", text):
+    for part in re.split(r"(?<=[-_+ ])", text):
         for piece in (part[i : i + width] for i in range(0, len(part), width)):
             if len(lines[-1]) + len(piece.rstrip()) > width:
                 lines.append("")
             lines[-1] += piece
-    if len(lines) > 3:
-        lines = [*lines[:2], lines[2][: width - 1] + "…"]
     return "\n".join(line.strip() for line in lines)

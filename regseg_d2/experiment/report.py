@@ -72,7 +72,8 @@ class _Report:
             for (condition, quantity), compared in self.compared.items()
             if (quantity.kind, quantity.name) == (self.primary.kind, self.primary.name)
         }
-        self.plots = draw_all(self.results, self.primary, self.main, others)
+        self.digits = tables.digits_of(scores, self.primary)
+        self.plots = draw_all(self.results, self.primary, self.digits, self.main, others)
 
     def text(self) -> str:
         """The Markdown file."""
@@ -108,7 +109,7 @@ class _Report:
             "two-sided. ± is the standard deviation over seeds."
         )
         parts = [about, "\n".join(summary), "## Verdicts"]
-        parts += [tables.primary_table(self.main, tables.digits_of(self.scores, self.primary)), how]
+        parts += [tables.primary_table(self.main, self.digits), how]
         few = [arm for arm, (_, result) in self.main.items() if result.verdict == TOO_FEW_SEEDS]
         if few:
             parts.append(
@@ -145,7 +146,7 @@ class _Report:
         gain = sum(longer[seed] - usual[seed] for seed in seeds) / len(seeds)
         if self.primary.lower_is_better:
             return (
-                f"A {times} schedule changes {check.arm} by {number(gain, 4, sign=True)} {self.primary.name} "
+                f"A {times} schedule changes {check.arm} by {number(gain, self.digits, sign=True)} {self.primary.name} "
                 f"({_count(len(seeds), 'seed')}: {seed_list(seeds)})."
             )
         verdict = (

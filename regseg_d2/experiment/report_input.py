@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +104,14 @@ class Results:
 
     def runs(self, condition: str, arm: str) -> dict[int, Record]:
         """The records of an arm in a condition, by seed."""
-        return {r.seed: r for r in self.records.values() if (r.condition, r.arm) == (condition, arm)}
+        return self._by_arm.get((condition, arm), {})
+
+    @cached_property
+    def _by_arm(self) -> dict[tuple[str, str], dict[int, Record]]:
+        found: dict[tuple[str, str], dict[int, Record]] = {}
+        for (condition, arm, seed), record in self.records.items():
+            found.setdefault((condition, arm), {})[seed] = record
+        return found
 
     def arms_of(self, condition: str) -> list[str]:
         """The arms that are run in a condition, an arm after its control."""

@@ -78,6 +78,12 @@ class Scores:
 
     def __init__(self, results: Results) -> None:
         self.results = results
+        self._classes = {
+            dataset: {name for run in results.records.values() for name in run.iou.get(dataset, {})}
+            for dataset in results.datasets()
+        }
+        self._shares = {dataset: self._find_shares(dataset) for dataset in self._classes}
+        self._tails = {dataset: _rare_third(shares) for dataset, shares in self._shares.items()}
 
     def values(self, condition: str, arm: str, quantity: Quantity) -> dict[int, float]:
         """A number of an arm by seed; seeds for which it is not defined are left out."""
@@ -152,9 +158,8 @@ class Scores:
 
     def classes(self, dataset: str) -> list[str]:
         """Classes of a data set, frequent ones first; by name where their frequency is not known."""
-        names = {name for run in self.results.records.values() for name in run.iou.get(dataset, {})}
         shares = self.shares(dataset)
-        return sorted(names, key=lambda name: (-shares.get(name, 0.0), name))
+        return sorted(self._classes.get(dataset, ()), key=lambda name: (-shares.get(name, 0.0), name))
 
     def shares(self, dataset: str) -> dict[str, float]:
         """Share of the training pixels of each class of a data set; empty if it is not known.
@@ -162,18 +167,23 @@ class Scores:
         A test set has the shares of the training sets that name all of its classes, each of them counted the
         same.
         """
-        known = self.results.class_shares
-        names = {name for run in self.results.records.values() for name in run.iou.get(dataset, {})}
+        return self._shares.get(dataset, {})
+
+    def tail(self, dataset: str) -> list[str]:
+        """The third of the classes (rounded up) with the least training pixels, among those with any."""
+        return self._tails.get(dataset, [])
+
+    def _find_shares(self, dataset: str) -> dict[str, float]:
+        known, names = self.results.class_shares, self._classes[dataset]
         fitting = [known[dataset]] if dataset in known else [s for s in known.values() if names <= s.keys()]
         if not names or not fitting:
             return {}
         return {name: float(np.mean([share.get(name, 0.0) for share in fitting])) for name in sorted(names)}
 
-    def tail(self, dataset: str) -> list[str]:
-        """The third of the classes (rounded up) with the least training pixels, among those with any."""
-        shares = self.shares(dataset)
-        present = sorted((share, name) for name, share in shares.items() if share > 0)
-        return [name for _, name in present[: math.ceil(len(present) / 3)]]
+
+def _rare_third(shares: Mapping[str, float]) -> list[str]:
+    present = sorted((share, name) for name, share in shares.items() if share > 0)
+    return [name for _, name in present[: math.ceil(len(present) / 3)]]
 
 
 def mean_and_std(values: Sequence[float]) -> tuple[float, float]:
