@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Trains the arms of an experiment over several seeds, and records each run.
+"""Trains the arms of an experiment over several seeds and reports what differs; see docs/experiments.md.
 
 Example:
     tools/experiment.py experiments/cooccurrence.yaml --jobs 2

@@ -10,6 +10,7 @@ from pathlib import Path
 from regseg_d2.engine.interruption import INTERRUPTED_EXIT_CODE, Interrupted
 from regseg_d2.errors import errors_end_the_program
 from regseg_d2.experiment.plan import Run, choose_runs, plan_runs
+from regseg_d2.experiment.report import write_report
 from regseg_d2.experiment.running import TAKEN, Options, check_records, work_off, write_description
 from regseg_d2.experiment.spec import read_experiment
 
@@ -31,6 +32,7 @@ def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
         help="runs by name, CONDITION/ARM/seedN, with * for anything (default: all)",
     )
     parser.add_argument("--list", action="store_true", help="show what is done and what is missing, and stop")
+    parser.add_argument("--report", action="store_true", help="write the report from the records, and stop")
     parser.add_argument(
         "--output",
         type=Path,
@@ -69,7 +71,13 @@ def main() -> None:
                 print(f"{'done   ' if run.record.is_file() else 'missing'}  {run.name}")
             return
         write_description(experiment)
-        work_off(chosen, Options(args.output, args.jobs, args.keep_weights, args.nice))
+        try:
+            if not args.report:
+                work_off(chosen, Options(args.output, args.jobs, args.keep_weights, args.nice))
+        finally:
+            # Also of what there is when some runs failed or were stopped.
+            write_report(experiment.results, experiment.results)
+            print(f"The report is in {experiment.results / 'report.md'}", flush=True)
 
 
 def make_one(run: Run, args: argparse.Namespace) -> None:

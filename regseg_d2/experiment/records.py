@@ -175,5 +175,5 @@ def _history(lines: list[dict[str, Any]], datasets: list[str]) -> dict[str, Any]
         "curve": [{"iteration": iteration, **scores} for iteration, scores in sorted(curve.items())],
         "losses": losses[::-step][::-1],
         "diagnostics": {key: sum(values) / len(values) for key, values in diagnostics.items()},
-        "skipped_steps": max((line.get("skipped_steps", 0) for line in lines), default=0),
+        "skipped_steps": int(max((line.get("skipped_steps", 0) for line in lines), default=0)),
     }

@@ -142,7 +142,7 @@ class _Checked:
         shown = repr(value) if len(repr(value)) < 80 else repr(value)[:77] + "..."
         return ConfigError(f"{self.file}: {name} is {shown}; expected {expected}")
 
-    def take(self, key: str, kind: type, expected: str, default: Any = ...) -> Any:
+    def take(self, key: str, kind: type | tuple[type, ...], expected: str, default: Any = ...) -> Any:
         if key not in self.data and default is ...:
             raise ConfigError(f"{self.file}: {'.'.join(filter(None, (self.where, key)))} is missing")
         value = self.data.get(key, default)
@@ -154,10 +154,11 @@ class _Checked:
         return self.take(key, str, "a text")
 
     def count(self, key: str, default: Any = ...) -> int:
-        value = self.take(key, int, "a whole number from 0 on", default)
-        if value < 0:
-            raise self.error(key, value, "a whole number from 0 on")
-        return value
+        expected = "a whole number from 0 on"
+        value = self.take(key, (int, float), expected, default)
+        if value < 0 or value != int(value):
+            raise self.error(key, value, expected)
+        return int(value)
 
     def part(self, key: str, default: Any = ...) -> _Checked:
         value = self.take(key, dict, "an object", default)
