@@ -9,7 +9,8 @@ def add_model_config(cfg: CfgNode) -> None:
     """Adds the keys of meta-architecture and backbone."""
     cfg.MODEL.META_ARCHITECTURE = "RegularizedSegmentor"
     # Normalisation wherever a NORM key says "auto". One of auto, BN, SyncBN, naiveSyncBN, FrozenBN,
-    # GN. auto: BN on one process, SyncBN on several GPUs, naiveSyncBN on several CPU processes.
+    # GN. auto: BN on one process, SyncBN on several GPUs, an exact batch norm over several CPU processes
+    # (naiveSyncBN is Detectron2's for these: wrong for uneven shapes, and NaN in bf16).
     cfg.MODEL.NORM = "auto"
     cfg.MODEL.RESNETS.NORM = "auto"
     cfg.MODEL.FPN.NORM = "auto"

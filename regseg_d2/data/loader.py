@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from collections.abc import Callable, Iterator
+from multiprocessing.context import BaseContext
 
 import cv2
 import torch
@@ -67,7 +69,7 @@ class _MappedSamples(Dataset):
         self,
         records: list[dict],
         mapper: Callable[..., dict],
-        wanted_class: Callable[[int], WantedClass | None] = lambda number: None,
+        wanted_class: Callable[[int], WantedClass | None] | None = None,
     ) -> None:
         # One buffer of bytes instead of many objects: forked workers then share its memory.
         self.records = DatasetFromList(records, copy=False, serialize=True)
@@ -82,7 +84,8 @@ class _MappedSamples(Dataset):
         try:
             if number is None:
                 return self.mapper(self.records[index])
-            return self.mapper(self.records[index], number, self.wanted_class(number))
+            wanted = self.wanted_class(number) if self.wanted_class is not None else None
+            return self.mapper(self.records[index], number, wanted)
         except UserError as error:
             return error
 
@@ -121,6 +124,14 @@ def _start_worker(worker: int) -> None:
     torch.set_num_threads(1)
     keep_freed_memory()
     obey_the_parent_alone()
+
+
+def _worker_context(cfg: CfgNode) -> BaseContext | None:
+    """How workers begin: by a fork, also in a process that was itself begun by a spawn (``--num-gpus``).
+
+    A forked worker has everything imported and shares the records; a spawned one imports torch anew.
+    """
+    return multiprocessing.get_context("fork") if cfg.DATALOADER.NUM_WORKERS > 0 else None
 
 
 def _prefetch(cfg: CfgNode) -> int | None:
@@ -177,6 +188,7 @@ def build_train_loader(cfg: CfgNode, *, seed: int, start_iter: int = 0) -> Sampl
             num_workers=workers,
             collate_fn=trivial_batch_collator,
             worker_init_fn=_start_worker,
+            multiprocessing_context=_worker_context(cfg),
             persistent_workers=workers > 0,
             prefetch_factor=_prefetch(cfg),
             # Pinned memory goes to a GPU faster; without one it is only a copy more.
@@ -211,6 +223,7 @@ def build_test_loader(cfg: CfgNode, dataset_name: str) -> SampleLoader:
             num_workers=cfg.DATALOADER.NUM_WORKERS,
             collate_fn=trivial_batch_collator,
             worker_init_fn=_start_worker,
+            multiprocessing_context=_worker_context(cfg),
             # Not persistent: the workers end with the evaluation, and with them what they hold.
             prefetch_factor=_prefetch(cfg),
             pin_memory=_uses_gpu(cfg),

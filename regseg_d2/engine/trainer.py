@@ -307,6 +307,8 @@ class Trainer(TrainerBase):
             share=lambda: (self.signals.received is not None, self.bad_files.num_new),
         )
         self.completed_steps = self.iter + 1
+        if self.completed_steps == self.max_iter:
+            self.training_step.require_progress()  # before a final model is written
         num_stopping, num_bad_files = result.shared
         self.interrupted = num_stopping > 0
         if num_bad_files:

@@ -146,8 +146,8 @@ class _Report:
         gain = sum(longer[seed] - usual[seed] for seed in seeds) / len(seeds)
         if self.primary.lower_is_better:
             return (
-                f"A {times} schedule changes {check.arm} by {number(gain, self.digits, sign=True)} {self.primary.name} "
-                f"({_count(len(seeds), 'seed')}: {seed_list(seeds)})."
+                f"A {times} schedule changes {check.arm} by {number(gain, self.digits, sign=True)} "
+                f"{self.primary.name} ({_count(len(seeds), 'seed')}: {seed_list(seeds)})."
             )
         verdict = (
             f"less than {FLAT} points: the schedule is long enough"

@@ -18,7 +18,7 @@ def auto_norm(device: str, world_size: int) -> str:
     """Names the batch norm that works on the given device and number of processes.
 
     ``nn.SyncBatchNorm`` refuses CPU tensors in training, so several CPU processes take Detectron2's
-    ``naiveSyncBN``, whose statistics are exact when all processes have batches of one shape.
+    ``naiveSyncBN``, which the segmentor then makes exact (``process_batch_norm.py``).
 
     Args:
         device: ``cfg.MODEL.DEVICE``.

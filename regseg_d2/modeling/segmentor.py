@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from regseg_d2.modeling.feature_logits import feature_logits, gives_feature_logits
 from regseg_d2.modeling.norms import resolve_auto_norm
+from regseg_d2.modeling.process_batch_norm import make_exact
 
 # From the modules: the package's __init__ imports methods, which build layers with this package.
 from regseg_d2.regularizers.base import Regularizer
@@ -113,6 +114,7 @@ class RegularizedSegmentor(RegularizationMixin, SemanticSegmentor):
     Args:
         regularizers: regularizers by name.
         label_sampling: how labels come down to the size of a feature.
+        exact_sync_norm: make the layers of ``naiveSyncBN`` exact over processes.
         channels_last: keep weights, and with them the features, in channels-last memory format.
         **segmentor: arguments of ``SemanticSegmentor``.
     """
@@ -124,17 +126,20 @@ class RegularizedSegmentor(RegularizationMixin, SemanticSegmentor):
         regularizers: Mapping[str, Regularizer],
         label_sampling: LabelSampling | None = None,
         channels_last: bool = False,
+        exact_sync_norm: bool = False,
         **segmentor: Any,
     ) -> None:
         super().__init__(**segmentor)
         if channels_last:
             self.to(memory_format=torch.channels_last)
         self.add_regularizers(regularizers, label_sampling)
+        if exact_sync_norm:
+            make_exact(self)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         """Builds backbone, head and regularizers from ``cfg.MODEL``."""
-        cfg = resolve_auto_norm(cfg)
+        is_auto, cfg = cfg.MODEL.NORM == "auto", resolve_auto_norm(cfg)
         parts = super().from_config(cfg)
         # Tap paths start from the segmentor, which does not exist yet: a stand-in with its two parts.
         network = nn.ModuleDict({key: parts[key] for key in ("backbone", "sem_seg_head")})
@@ -143,4 +148,5 @@ class RegularizedSegmentor(RegularizationMixin, SemanticSegmentor):
             "regularizers": build_regularizers(cfg, network),
             "label_sampling": build_label_sampling(cfg),
             "channels_last": cfg.MODEL.CHANNELS_LAST,
+            "exact_sync_norm": is_auto and cfg.MODEL.NORM == "naiveSyncBN",
         }

@@ -2,6 +2,7 @@
 
 import pickle
 
+import torch.distributed as dist
 from detectron2.engine import launch
 from detectron2.utils import comm
 
@@ -23,3 +24,7 @@ def _save_result(function, folder, *args):
     result = function(*args)
     with open(f"{folder}/{comm.get_rank()}.pkl", "wb") as file:
         pickle.dump(result, file)
+    if dist.is_initialized():
+        # All at once: gloo aborts a process whose partner is gone while it still talks to it.
+        comm.synchronize()
+        dist.destroy_process_group()

@@ -1,0 +1,31 @@
+"""The main job from the command line on one process and two, with workers, in float32 and bf16."""
+
+import pytest
+
+from tests.engine.main_job_matrix import SETTINGS, Setting, command, differences, run_setting, write_scene
+from tests.engine.runs import finish, start
+
+
+def test_two_processes_with_workers_in_bf16(tmp_path):
+    """The shipped defaults with ``--num-gpus 2``, to the end of the evaluation, and evaluated again."""
+    config = write_scene(tmp_path)
+    setting = Setting("--num-gpus 2", 2, "bf16")
+    results = {setting: run_setting(setting, config, tmp_path, jobs=("train", "--eval-only"))}
+    assert differences(results) == []
+
+
+def test_a_run_that_skipped_every_step_fails(tmp_path):
+    config = write_scene(tmp_path)
+    job = command(Setting("1 process", 0, "float32"), config, tmp_path / "run")
+    output = finish(start(*job, "MODEL.PIXEL_STD", "[0.0, 0.0, 0.0]", "SOLVER.MAX_ITER", 3), status=2)
+    assert "All 3 steps were skipped" in output and "Traceback" not in output
+    assert not (tmp_path / "run" / "model_final.pth").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_the_whole_matrix(tmp_path):
+    config = write_scene(tmp_path)
+    results = {setting: run_setting(setting, config, tmp_path) for setting in SETTINGS}
+    assert differences(results) == []
+    assert len(results) == 12 and all(len(jobs) == 3 for jobs in results.values())
