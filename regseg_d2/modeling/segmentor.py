@@ -17,7 +17,7 @@ from regseg_d2.modeling.process_batch_norm import make_exact
 
 # From the modules: the package's __init__ imports methods, which build layers with this package.
 from regseg_d2.regularizers.base import Regularizer
-from regseg_d2.regularizers.build import build_label_sampling, build_regularizers
+from regseg_d2.regularizers.build import build_label_sampling, build_pretrain_forwards, build_regularizers
 from regseg_d2.regularizers.inputs import LabelSampling, RegularizerInput
 from regseg_d2.taps import TapRecorder
 
@@ -31,7 +31,10 @@ class RegularizationMixin:
     """
 
     def add_regularizers(
-        self, regularizers: Mapping[str, Regularizer], label_sampling: LabelSampling | None = None
+        self,
+        regularizers: Mapping[str, Regularizer],
+        label_sampling: LabelSampling | None = None,
+        pretrain_forwards: int = 0,
     ) -> None:
         """Takes the regularizers in and checks their taps.
 
@@ -39,6 +42,7 @@ class RegularizationMixin:
             regularizers: regularizers by name.
             label_sampling: how labels come down to the size of a feature; None takes the pixels at the
                 centers of its cells.
+            pretrain_forwards: training forwards in which the network's own losses have weight 0.
 
         Raises:
             ConfigError: if a tap does not exist.
@@ -47,6 +51,7 @@ class RegularizationMixin:
         taps = [tap for regularizer in regularizers.values() for tap in regularizer.taps]
         self._tap_recorder = TapRecorder(self, taps)
         self._label_sampling = label_sampling or LabelSampling()
+        self._pretrain_forwards = pretrain_forwards
 
     def forward(self, batched_inputs: list[dict[str, Any]]) -> Any:
         """Runs the network; in training with the losses of the regularizers.
@@ -74,6 +79,11 @@ class RegularizationMixin:
             image_ids=tuple(str(x.get("image_id", x.get("file_name", ""))) for x in batched_inputs),
             label_sampling=self._label_sampling,
         )
+        if self._pretrain_forwards:
+            # The regularizers count forwards, in buffers. The losses stay attached: no parameter is unused.
+            counter = next(iter(self.regularizers.values())).num_forwards
+            begun = (counter >= self._pretrain_forwards).float()
+            losses = {name: loss * begun for name, loss in losses.items()}
         for regularizer in self.regularizers.values():
             losses.update(regularizer(inputs))
         return losses
@@ -114,6 +124,7 @@ class RegularizedSegmentor(RegularizationMixin, SemanticSegmentor):
     Args:
         regularizers: regularizers by name.
         label_sampling: how labels come down to the size of a feature.
+        pretrain_forwards: training forwards before the network's own losses set in.
         exact_sync_norm: make the layers of ``naiveSyncBN`` exact over processes.
         channels_last: keep weights, and with them the features, in channels-last memory format.
         **segmentor: arguments of ``SemanticSegmentor``.
@@ -125,6 +136,7 @@ class RegularizedSegmentor(RegularizationMixin, SemanticSegmentor):
         *,
         regularizers: Mapping[str, Regularizer],
         label_sampling: LabelSampling | None = None,
+        pretrain_forwards: int = 0,
         channels_last: bool = False,
         exact_sync_norm: bool = False,
         **segmentor: Any,
@@ -132,7 +144,7 @@ class RegularizedSegmentor(RegularizationMixin, SemanticSegmentor):
         super().__init__(**segmentor)
         if channels_last:
             self.to(memory_format=torch.channels_last)
-        self.add_regularizers(regularizers, label_sampling)
+        self.add_regularizers(regularizers, label_sampling, pretrain_forwards)
         if exact_sync_norm:
             make_exact(self)
 
@@ -147,6 +159,7 @@ class RegularizedSegmentor(RegularizationMixin, SemanticSegmentor):
             **parts,
             "regularizers": build_regularizers(cfg, network),
             "label_sampling": build_label_sampling(cfg),
+            "pretrain_forwards": build_pretrain_forwards(cfg),
             "channels_last": cfg.MODEL.CHANNELS_LAST,
             "exact_sync_norm": is_auto and cfg.MODEL.NORM == "naiveSyncBN",
         }

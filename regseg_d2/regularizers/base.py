@@ -43,6 +43,7 @@ class Regularizer(nn.Module, abc.ABC):
         weights: weight of each loss term, by name. A term with weight 0 is not returned.
         warmup_iters: training forwards before the losses have their full weight.
         warmup_method: ``"constant"``: weight 0 before, ``"linear"``: growing from 0.
+        until_iter: training forwards after which the losses have weight 0; 0 is never.
         diagnostics_period: training iterations between two records of diagnostics.
         warn_zero_steps: training forwards in a row in which a loss may be exactly zero before a
             warning says so; 0 never warns.
@@ -69,12 +70,18 @@ class Regularizer(nn.Module, abc.ABC):
         weights: Mapping[str, float],
         warmup_iters: int = 0,
         warmup_method: str = "constant",
+        until_iter: int = 0,
         diagnostics_period: int = 20,
         warn_zero_steps: int = 200,
     ) -> None:
         super().__init__()
         if warmup_method not in WARMUP_METHODS:
             raise ConfigError(f"{name}: WARMUP_METHOD is {warmup_method!r}; expected one of {WARMUP_METHODS}")
+        if until_iter and until_iter <= warmup_iters:
+            raise ConfigError(
+                f"{name}: UNTIL_ITER is {until_iter} and WARMUP_ITERS {warmup_iters} (counted in forwards): "
+                "the losses would end before they begin; expected a larger UNTIL_ITER, or 0 for no end"
+            )
         unknown = set(weights) - set(self.terms)
         if unknown or any(weight < 0 for weight in weights.values()):
             raise ConfigError(f"{name}: weights are {dict(weights)}; expected numbers >= 0 for {self.terms}")
@@ -84,6 +91,7 @@ class Regularizer(nn.Module, abc.ABC):
         self.weights = {term: float(weights[term]) for term in self.terms if weights.get(term)}
         self.warmup_iters = warmup_iters
         self.warmup_method = warmup_method
+        self.until_iter = until_iter
         self.diagnostics_period = diagnostics_period
         self.warn_zero_steps = warn_zero_steps
         # Where the streak of zeros began that was last warned of, by term.
@@ -156,7 +164,7 @@ class Regularizer(nn.Module, abc.ABC):
         with torch.autocast(feature.device.type, enabled=False):
             terms = self.losses(inputs)
             anchor = self._anchor(feature)
-            scale = self._warmup_scale()
+            scale = self._schedule()
             result = {
                 f"loss_{self.name}_{term}": terms[term] * (scale * weight) + anchor
                 for term, weight in self.weights.items()
@@ -170,12 +178,16 @@ class Regularizer(nn.Module, abc.ABC):
                     self._record_diagnostics(inputs)
         return result
 
-    def _warmup_scale(self) -> Tensor | float:
-        if self.warmup_iters <= 0:
-            return 1.0
+    def _schedule(self) -> Tensor | float:
+        """Factor of all weights at this forward: 0 before the losses begin and after they end."""
+        scale: Tensor | float = 1.0
         # On the device: comparing in Python would make the host wait for a GPU.
-        progress = self.num_forwards.float() / self.warmup_iters
-        return progress.clamp(max=1.0) if self.warmup_method == "linear" else (progress >= 1.0).float()
+        if self.warmup_iters > 0:
+            progress = self.num_forwards.float() / self.warmup_iters
+            scale = progress.clamp(max=1.0) if self.warmup_method == "linear" else (progress >= 1.0).float()
+        if self.until_iter > 0:
+            scale = scale * (self.num_forwards < self.until_iter).float()
+        return scale
 
     def _anchor(self, feature: Tensor) -> Tensor:
         """A zero that every own parameter is attached to, so that none is ever unused."""

@@ -92,6 +92,22 @@ def build_label_sampling(cfg: CfgNode) -> LabelSampling:
     return LabelSampling(node.LABELS, node.LABEL_PURITY, cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES)
 
 
+def build_pretrain_forwards(cfg: CfgNode) -> int:
+    """Reads ``MODEL.REGULARIZERS.PRETRAIN_ITERS``, in forwards.
+
+    Raises:
+        ConfigError: it is negative, or there would be nothing to train with.
+    """
+    node = cfg.MODEL.REGULARIZERS
+    iters = node.PRETRAIN_ITERS
+    if iters < 0 or (iters > 0 and not node.NAMES):
+        raise ConfigError(
+            f"MODEL.REGULARIZERS.PRETRAIN_ITERS is {iters} and NAMES {list(node.NAMES)}; expected 0 or more, "
+            "and a regularizer that trains while the network's own losses wait"
+        )
+    return iters * cfg.SOLVER.ACCUM_STEPS
+
+
 def common_arguments(cfg: CfgNode, method: str) -> dict[str, Any]:
     """Arguments of :class:`Regularizer` that every method reads alike.
 
@@ -104,6 +120,7 @@ def common_arguments(cfg: CfgNode, method: str) -> dict[str, Any]:
         # Forwards are counted, and a step may have several.
         "warmup_iters": section.WARMUP_ITERS * cfg.SOLVER.ACCUM_STEPS,
         "warmup_method": section.WARMUP_METHOD,
+        "until_iter": section.UNTIL_ITER * cfg.SOLVER.ACCUM_STEPS,
         "diagnostics_period": cfg.MODEL.REGULARIZERS.DIAGNOSTICS_PERIOD,
         "warn_zero_steps": cfg.MODEL.REGULARIZERS.WARN_ZERO_STEPS,
     }

@@ -153,6 +153,16 @@ def test_warm_up(method, expected):
     assert shares == pytest.approx(expected)
 
 
+def test_losses_end():
+    _, _, inputs = make_inputs()
+    full = make_car()(inputs)["loss_car_intra_c2p"]
+    car = make_car(warmup_iters=1, until_iter=3)
+    shares = [(car(inputs)["loss_car_intra_c2p"] / full).item() for _ in range(5)]
+    assert shares == pytest.approx([0, 1, 1, 0, 0])
+    with pytest.raises(ConfigError, match="UNTIL_ITER is 3 and WARMUP_ITERS 3"):
+        make_car(warmup_iters=3, until_iter=3)
+
+
 def test_void_that_is_a_class_number_is_still_void():
     feature, labels, _ = make_inputs()
     as_class = torch.where(labels == IGNORE, torch.full_like(labels, 3), labels)

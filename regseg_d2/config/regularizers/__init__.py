@@ -31,6 +31,9 @@ def add_regularizer_config(cfg: CfgNode) -> None:
     node.LABELS = "center"
     # majority: a cell is void where its class holds less than this share of the valid pixels. In [0, 1].
     node.LABEL_PURITY = 0.5
+    # Iterations in which the regularizers alone train, before the network's own losses set in (contrast as a
+    # pre-training: Zhao et al., ICCV 2021). 0: none.
+    node.PRETRAIN_ITERS = 0
     node.CAR = car_defaults()
     node.RegionContrast = region_contrast_defaults()
     node.RCH = rch_defaults()

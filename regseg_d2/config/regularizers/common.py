@@ -23,4 +23,7 @@ def common_defaults(weight: float) -> CfgNode:
     # Iterations before the losses have their full weight; constant: no loss before, linear: growing.
     node.WARMUP_ITERS = 0
     node.WARMUP_METHOD = "constant"
+    # Iterations after which the losses end, for a method that shall only prepare the features (see
+    # PRETRAIN_ITERS); 0: never.
+    node.UNTIL_ITER = 0
     return node
