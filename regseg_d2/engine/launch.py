@@ -238,6 +238,8 @@ def guarded(main: Callable[[argparse.Namespace], Any], args: argparse.Namespace)
     """
     try:
         main(args)
+        # All end together: gloo may abort a process whose partner still writes the last checkpoint.
+        comm.synchronize()
     except Interrupted as interruption:
         _end_interrupted(interruption)
     except Exception as error:
