@@ -35,7 +35,7 @@ ifneq ($(shell test -x $(BIN)/python && echo works),works)
 .PHONY: $(STAMP)
 endif
 
-demo: $(STAMP)  ## Trains a baseline and the same network with CAR, and compares them (minutes on a CPU)
+demo: $(STAMP)  ## Trains a baseline and the same network with ContrastSeg, and compares them (minutes on a CPU)
 	@$(BIN)/python tools/demo_comparison.py
 
 test: $(STAMP)  ## Runs the tests that are fast

@@ -47,7 +47,7 @@ NUM_LEAVES = {
     "cityscapes": 38,
     "cityscapes_test": 5,
     "coco_stuff_10k": 39,
-    "cooccurrence": 3,
+    "cooccurrence": 4,
     "pascal_context": 34,
     "quick": 9,
 }

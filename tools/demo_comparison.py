@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Trains a baseline and CAR on the built-in data set and compares them (a few minutes on two cores)."""
+"""Trains a baseline and ContrastSeg on the built-in data set, and compares them (minutes on two cores)."""
 
 from __future__ import annotations
 

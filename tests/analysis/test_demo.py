@@ -51,7 +51,7 @@ def test_a_failed_training_stops_the_demo_with_the_end_of_its_log(tmp_path):
 
 
 def test_length_of_the_schedule_for_the_progress_bars():
-    assert demo.read_max_iter(ROOT, []) == 400
+    assert demo.read_max_iter(ROOT, []) == 1600
     assert demo.read_max_iter(ROOT, ["SOLVER.MAX_ITER", "7"]) == 7
 
 
@@ -93,7 +93,7 @@ def test_the_whole_demo_with_two_steps(tmp_path):
     )
     assert done.returncode == 0, done.stdout + done.stderr
     printed = done.stdout
-    for text in ("cooccurrence_val", "cooccurrence_swapped", "drop", "not evidence of a gain"):
+    for text in ("cooccurrence_val", "cooccurrence_swapped", "drop", "not evidence of a gain", "paired runs"):
         assert text in printed
     assert (tmp_path / "demo" / "comparison.txt").read_text() in printed
     assert cv2.imread(str(tmp_path / "demo" / "side_by_side.png")).shape == (28 + 8 * 256, 4 * 256, 3)

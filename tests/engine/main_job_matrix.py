@@ -130,8 +130,8 @@ def _go_back(output):
 def differences(results):
     """What should be the same and is not, as sentences.
 
-    Within a number of processes all is the same, to the last digit. One process and two add up
-    in other orders: their first losses agree to rounding, and what comes of rounding in 40 steps is some mIoU.
+    Within a number of processes all is the same, to the last digit. One process and two add up in another
+    order: their first losses agree to rounding, and what comes of rounding in 40 steps is some mIoU.
 
     Args:
         results: ``{setting: {job: Cell}}``.
