@@ -56,9 +56,10 @@ def test_training_has_all_losses_and_gradients(context, autocast):
         assert model.sem_seg_head.augment.get_submodule(name).weight.grad.abs().sum() > 0, name
 
 
+@pytest.mark.parametrize("reads", ["R", "backbone"])
 @pytest.mark.parametrize("context", CONTEXTS)
-def test_stage_by_hand(context):
-    model = make_model(context)
+def test_stage_by_hand(context, reads):
+    model = make_model(context, REGULARIZERS__MDRL__CONTEXT_READS=reads)
     train(model)
     model.double().eval()
     stage = model.sem_seg_head.augment
@@ -66,12 +67,21 @@ def test_stage_by_hand(context):
     stage.memory.distributions[4] = 0.0  # a class without
     stage.memory.counts[4] = 0
     generator = torch.Generator().manual_seed(0)
-    deep = torch.randn(2, _deep_channels(model), 3, 4, generator=generator, dtype=torch.float64)
-    x, _ = model.sem_seg_head.context(deep)
-    result, side_logits = stage(x, deep)
-    assert side_logits == {}
-
+    deep = torch.randn(2, 256, 3, 4, generator=generator, dtype=torch.float64)
+    # Eq. 3: R_il = SSA(R).
+    read = stage.base(deep) if context != "FCN" and reads == "R" else deep
+    assert _channels_read(model) == read.shape[1]
+    x, _ = model.sem_seg_head.context(read)
     base = stage.base(deep) if context != "FCN" else x
+    result, side_logits = stage(x, stage.before_context(deep))
+    assert side_logits == {}
+    seen = []
+    handle = model.sem_seg_head.context.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    features = {"res2": torch.randn(2, 64, 12, 16, dtype=torch.float64), "res4": deep}
+    model.sem_seg_head.layers(features)
+    handle.remove()
+    torch.testing.assert_close(seen[0], read)
+
     weights = F.conv2d(base, stage.base_predictor.weight, stage.base_predictor.bias).softmax(dim=1)
     memory = [
         list(d) if seen else None
@@ -101,7 +111,7 @@ def test_stage_by_hand(context):
     assert result.shape[1] == stage.out_channels
 
 
-def _deep_channels(model):
+def _channels_read(model):
     context = model.sem_seg_head.context
     first = next(m for m in context.modules() if isinstance(m, torch.nn.Conv2d))
     return first.in_channels
@@ -184,8 +194,8 @@ def test_state_is_frozen_in_eval_and_without_gradient():
 def test_an_empty_memory_adds_the_same_everywhere(context):
     model = make_model(context).eval()
     stage = model.sem_seg_head.augment
-    deep = torch.randn(1, _deep_channels(model), 4, 5)
-    result, _ = stage(model.sem_seg_head.context(deep)[0], deep)
+    read = stage.before_context(torch.randn(1, 256, 4, 5))
+    result, _ = stage(model.sem_seg_head.context(read)[0], read)
     attended = result[:, -stage.base_predictor.in_channels :]
     assert torch.isfinite(result).all()
     torch.testing.assert_close(attended, attended[:, :, :1, :1].expand_as(attended))

@@ -33,9 +33,12 @@ def mdrl_defaults() -> CfgNode:
     mdrl.SINKHORN_LAMBDA = 0.05
     # tau of Eq. 15. Sane: 0.05 to 1; at least 0.02.
     mdrl.TEMPERATURE = 0.5
-    # The next two are read by the head's stage only.
+    # The next three are read by the head's stage only.
     # eta of Eq. 18, weight of the cross entropy of the base prediction (Eq. 16). Sane: 0 to 1.
     mdrl.BASE_LOSS_WEIGHT = 0.4
+    # What the context module reads: R, of which Eq. 3 takes the context R_il, or the "backbone"'s feature, as
+    # R does. Checkpoints of the one do not fit the other.
+    mdrl.CONTEXT_READS = "R"
     # Z, channels of R and of a distribution; even. 0 is the number of channels that the context module
     # puts out. The paper gives no number; the work it builds on (MCIBI) has 512.
     mdrl.CHANNELS = 0

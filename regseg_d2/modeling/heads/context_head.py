@@ -118,7 +118,12 @@ class ContextHead(nn.Module):
             augment = build_stage(
                 AUGMENT, "MODEL.SEM_SEG_HEAD.AUGMENT", head.AUGMENT, cfg, channels, deep_channels
             )
-            stages.append(augment)
+            entering = getattr(augment, "entering_channels", deep_channels)
+            if entering != deep_channels:
+                context = build_stage(
+                    CONTEXT_MODULE, "MODEL.SEM_SEG_HEAD.CONTEXT", head.CONTEXT, cfg, entering
+                )
+            stages = [context, augment]
             channels = augment.out_channels
         channels += deep_channels if head.CONCAT_INPUT else 0
         skips = _build_skips(cfg, [] if fusion else shapes[:-1], channels)
@@ -191,9 +196,12 @@ class ContextHead(nn.Module):
         deep = features[self.in_features[-1]]
         if self.fusion is not None:
             deep = self.fusion([features[name] for name in self.in_features])
-        x, side_outputs = self._context(features, deep)
+        entering = deep
+        if hasattr(self.augment, "before_context"):
+            entering = self.augment.before_context(deep)
+        x, side_outputs = self._context(features, entering)
         if self.augment is not None:
-            x, augment_outputs = self.augment(x, deep)
+            x, augment_outputs = self.augment(x, entering)
             side_outputs = {**side_outputs, **augment_outputs}
         if self.concat_input:
             x = torch.cat([deep, x], dim=1)

@@ -16,6 +16,8 @@ from regseg_d2.modeling.heads.registries import AUGMENT, CONTEXT_MODULE
 from regseg_d2.ops.mdrl import aggregate, vote_and_fuse
 from regseg_d2.state.distribution_memory import DistributionMemory
 
+CONTEXT_READS = ("R", "backbone")
+
 
 @AUGMENT.register()
 class MDRL(nn.Module):
@@ -27,7 +29,7 @@ class MDRL(nn.Module):
     the head has a context module, and R_dl, side by side (Eq. 4): the convolution that mixes them is the
     block that follows in the head, ``MODEL.SEM_SEG_HEAD.PROJECTION``.
 
-    - With a context module R is a 3x3 block on the backbone's feature, and R_il the context.
+    - With a context module R is a 3x3 block on the backbone's feature, and R_il the context of R (Eq. 3).
     - With plain convolutions in its place (``CONTEXT: FCN``) their output is R, and there is no R_il; only
       where that has not Z channels a 3x3 block makes it so.
 
@@ -39,6 +41,7 @@ class MDRL(nn.Module):
         in_channels: channels of what the context module puts out.
         deep_channels: channels of the backbone's feature.
         aggregates_context: whether the context module does more than convolve.
+        context_reads: what R_il is the context of: ``"R"`` (Eq. 3), or the ``"backbone"``'s feature.
         channels: Z; 0 is ``in_channels``.
         num_classes: number of classes K.
         num_distributions: distributions per class N.
@@ -60,6 +63,7 @@ class MDRL(nn.Module):
         in_channels: int,
         deep_channels: int,
         aggregates_context: bool,
+        context_reads: str = "R",
         channels: int,
         num_classes: int,
         num_distributions: int,
@@ -73,7 +77,10 @@ class MDRL(nn.Module):
         _check("NUM_DISTRIBUTIONS", num_distributions, num_distributions >= 1, "1 or more")
         _check("MOMENTUM", momentum, 0.0 <= momentum <= 1.0, "a number in [0, 1]")
         _check("BASE_LOSS_WEIGHT", base_loss_weight, base_loss_weight >= 0, "a number >= 0")
+        _check("CONTEXT_READS", context_reads, context_reads in CONTEXT_READS, f"one of {CONTEXT_READS}")
         self.aggregates_context = aggregates_context
+        self.base_comes_first = aggregates_context and context_reads == "R"
+        self.entering_channels = channels if self.base_comes_first else deep_channels
         self.out_channels = 2 * channels + (in_channels if aggregates_context else 0)
         self.side_loss_weights = {self.base_name: base_loss_weight}
         self.memory = DistributionMemory(num_classes, num_distributions, channels, momentum)
@@ -104,6 +111,7 @@ class MDRL(nn.Module):
             "in_channels": in_channels,
             "deep_channels": deep_channels,
             "aggregates_context": getattr(CONTEXT_MODULE.get(head.CONTEXT), "aggregates_context", True),
+            "context_reads": mdrl.CONTEXT_READS,
             "channels": mdrl.CHANNELS,
             "num_classes": head.NUM_CLASSES,
             "num_distributions": mdrl.NUM_DISTRIBUTIONS,
@@ -112,18 +120,25 @@ class MDRL(nn.Module):
             "norm": head.NORM,
         }
 
+    def before_context(self, deep: Tensor) -> Tensor:
+        """Maps the backbone's feature ``(B, deep_channels, h, w)`` to what the context module reads.
+
+        That is R, ``(B, Z, h, w)``, or the feature itself (``entering_channels``).
+        """
+        return self.base(deep) if self.base_comes_first else deep
+
     def forward(self, x: Tensor, deep: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Adds what the memory says to the context.
 
         Args:
             x: ``(B, in_channels, h, w)``, the context module's output.
-            deep: ``(B, deep_channels, h, w)``, the backbone's feature.
+            deep: ``(B, entering_channels, h, w)``, what :meth:`before_context` gave.
 
         Returns:
             ``(B, out_channels, h, w)``, and in training the base prediction's logits ``(B, K, h, w)`` by
             name.
         """
-        base = self.base(deep if self.aggregates_context else x)
+        base = deep if self.base_comes_first else self.base(deep if self.aggregates_context else x)
         base_logits = self.base_predictor(base)
         voted = self._vote(base_logits)
         attended = self.expand(aggregate(self.query(base), self.key(voted), self.value(voted)))

@@ -35,7 +35,9 @@ AUGMENT.__doc__ = """
 Stages behind the context module that stay at inference. They are called with ``(cfg, in_channels,
 deep_channels)``: modules ``(x, deep) -> (features, side_logits)``, where ``x`` is what the context module
 made of the backbone feature ``deep``. Attributes as those of a context module; one that has to be
-changed by a regularizer in each training step has a method ``check_regularizers``.
+changed by a regularizer in each training step has a method ``check_regularizers``. One with a method
+``before_context`` changes ``deep`` first, for the context module and itself; the channels it then has are its
+attribute ``entering_channels``.
 """
 
 PROJECTION = Registry("PROJECTION")
