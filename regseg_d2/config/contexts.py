@@ -26,6 +26,9 @@ def add_context_config(head: CfgNode) -> None:
     # OCR (which reads the logits of the auxiliary head): channels of its queries, keys and values (the
     # paper's 256, half of its CONTEXT_CHANNELS; 64 to 256).
     head.OCR_KEY_CHANNELS = 256
+    # Mix a pixel's feature and what it gets of the regions by a 1x1 block (Eq. 11). False: PROJECTION does,
+    # as CAR's LinearConvBlock in the published code of OCR + CAR.
+    head.OCR_FUSE = True
     # Encoding (EncNet): number of codewords (the paper's 32; 8 to 64), and weight of the loss of which
     # classes an image has (the paper's 0.2; 0 is none).
     head.ENCNET_NUM_CODES = 32
@@ -52,6 +55,9 @@ def add_context_config(head: CfgNode) -> None:
     # none).
     head.DANET_KEY_CHANNELS = 64
     head.DANET_SIDE_LOSS_WEIGHT = 1.0
+    # Last block of each of the two branches: ConvBlock, a 3x3 block (DANet), or LinearConvBlock, CAR's linear
+    # convolution and 1x1 block (published code of DANet + CAR).
+    head.DANET_LAST = "ConvBlock"
     # ChannelizedAxialAttention, values of the published code: channels of the keys, which are the queries
     # too (64); the gates (False is plain axial attention), their hidden layers (5; 0 to 7 is sane) and the
     # width of these over CONTEXT_CHANNELS (0.25); the image's mean beside the attention.

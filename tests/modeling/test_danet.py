@@ -3,11 +3,14 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 
 from regseg_d2.errors import ConfigError
+from regseg_d2.export import inference_model
 from regseg_d2.modeling.heads import DualAttention
 from regseg_d2.modeling.heads.danet import ChannelAttention, PositionAttention
+from regseg_d2.modeling.heads.projections import LinearConvBlock
 from tests.helpers import IGNORE, NUM_CLASSES, small_batch, small_cfg
 
 
@@ -145,3 +148,36 @@ def test_losses_of_the_side_predictions_have_their_weight():
 def test_wrong_options_are_named(options, message):
     with pytest.raises(ConfigError, match=message):
         make(**options)
+
+
+def test_car_stands_in_place_of_the_last_blocks():
+    """The published code of "DANet + CAR": losses on both branches, and nothing is left of the 3x3 blocks."""
+    channel = CfgNode({"FEATURES": "sem_seg_head.context.channel_after.linear:out"})
+    cfg = small_cfg(
+        "FCN",
+        ["CAR", "CAR@channel"],
+        SEM_SEG_HEAD__CONTEXT="DualAttention",
+        SEM_SEG_HEAD__DANET_LAST="LinearConvBlock",
+        SEM_SEG_HEAD__PROJECTION="",
+        REGULARIZERS__CAR__FEATURES="sem_seg_head.context.position_after.linear:out",
+    )
+    cfg.MODEL.REGULARIZERS["CAR@channel"] = channel
+    model = build_model(cfg).train()
+    kernels = [m.kernel_size for m in model.sem_seg_head.context.modules() if isinstance(m, torch.nn.Conv2d)]
+    assert kernels.count((3, 3)) == 2  # those before the attention
+    losses = model(small_batch())
+    assert {"loss_car_intra_c2p", "loss_car@channel_intra_c2p"} <= set(losses)
+    assert losses["loss_car_intra_c2p"].item() != losses["loss_car@channel_intra_c2p"].item()
+    model.eval()
+    folded = inference_model(model)
+    image = [{"image": torch.rand(3, 64, 64) * 255}]
+    with torch.no_grad():
+        torch.testing.assert_close(
+            folded(image)[0]["sem_seg"], model(image)[0]["sem_seg"], rtol=1e-4, atol=1e-4
+        )
+    assert not any(isinstance(m, LinearConvBlock) for m in folded.modules())
+
+
+def test_the_last_block_is_checked():
+    with pytest.raises(ConfigError, match="DANET_LAST is 'Conv'"):
+        build_model(small_cfg("FCN", SEM_SEG_HEAD__CONTEXT="DualAttention", SEM_SEG_HEAD__DANET_LAST="Conv"))

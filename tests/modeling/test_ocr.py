@@ -121,3 +121,24 @@ def test_wrong_values_are_named():
         make_ocr(key_channels=0)
     with pytest.raises(ConfigError, match="AUX.IN_FEATURE"):
         build_model(make_cfg(SEM_SEG_HEAD__AUX__IN_FEATURE=""))
+
+
+def test_car_stands_in_place_of_the_last_block():
+    """The published code of "OCR + CAR": its linear convolution reads what the 1x1 block would have mixed."""
+    model = build_model(
+        small_cfg(
+            "FCN",
+            ["CAR"],
+            SEM_SEG_HEAD__CONTEXT="OCR",
+            SEM_SEG_HEAD__OCR_FUSE=False,
+            SEM_SEG_HEAD__PROJECTION="LinearConvBlock",
+            SEM_SEG_HEAD__PROJECTION_KERNEL_SIZE=1,
+            SEM_SEG_HEAD__AUX__IN_FEATURE="res3",
+        )
+    ).train()
+    head = model.sem_seg_head
+    width = head.context.bottleneck.out_channels
+    assert head.projection.linear.in_channels == head.context.out_channels == 2 * width
+    assert not list(head.context.fuse.parameters())
+    assert model.regularizers["CAR"].feature_tap == "sem_seg_head.projection.linear:out"
+    assert all(torch.isfinite(loss) for loss in model(small_batch()).values())

@@ -9,8 +9,11 @@ from detectron2.config import CfgNode, configurable
 from torch import Tensor, nn
 
 from regseg_d2.modeling.heads.layers import check_head_key, conv_norm_relu, init_classifier, pixel_attention
+from regseg_d2.modeling.heads.projections import LinearConvBlock
 from regseg_d2.modeling.heads.registries import CONTEXT_MODULE
 from regseg_d2.ops.precision import full_precision
+
+LAST_BLOCKS = ("ConvBlock", "LinearConvBlock")
 
 
 @CONTEXT_MODULE.register()
@@ -29,6 +32,8 @@ class DualAttention(nn.Module):
         side_loss_weight: weight of the loss of each of the two classifiers.
         dropout: dropout probability on their inputs.
         norm: name of the norm.
+        last: last block of each branch: ``"ConvBlock"``, 3x3, or ``"LinearConvBlock"``, CAR's linear
+            convolution and 1x1 block in its place, as in the published code of "DANet + CAR".
 
     Raises:
         ConfigError: if an option is out of its range.
@@ -45,21 +50,23 @@ class DualAttention(nn.Module):
         side_loss_weight: float,
         dropout: float,
         norm: str,
+        last: str = "ConvBlock",
     ) -> None:
         super().__init__()
         check_head_key("DANET_KEY_CHANNELS", key_channels, key_channels >= 1, "1 or more")
         check_head_key(
             "DANET_SIDE_LOSS_WEIGHT", side_loss_weight, side_loss_weight >= 0, "a number of 0 or more"
         )
+        check_head_key("DANET_LAST", last, last in LAST_BLOCKS, f"one of {LAST_BLOCKS}")
         self.out_channels = out_channels
         self.side_loss_weights = {"position": side_loss_weight, "channel": side_loss_weight}
         self.position_before = conv_norm_relu(in_channels, out_channels, 3, norm)
         self.position_attention = PositionAttention(out_channels, key_channels)
-        self.position_after = conv_norm_relu(out_channels, out_channels, 3, norm)
+        self.position_after = _last_block(last, out_channels, norm)
         self.position_predictor = nn.Conv2d(out_channels, num_classes, kernel_size=1)
         self.channel_before = conv_norm_relu(in_channels, out_channels, 3, norm)
         self.channel_attention = ChannelAttention()
-        self.channel_after = conv_norm_relu(out_channels, out_channels, 3, norm)
+        self.channel_after = _last_block(last, out_channels, norm)
         self.channel_predictor = nn.Conv2d(out_channels, num_classes, kernel_size=1)
         for predictor in (self.position_predictor, self.channel_predictor):
             init_classifier(predictor)
@@ -77,6 +84,7 @@ class DualAttention(nn.Module):
             "side_loss_weight": head.DANET_SIDE_LOSS_WEIGHT,
             "dropout": head.DROPOUT,
             "norm": head.NORM,
+            "last": head.DANET_LAST,
         }
 
     def forward(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -93,6 +101,14 @@ class DualAttention(nn.Module):
                 "channel": self.channel_predictor(self.dropout(channel)),
             }
         return position + channel, side_logits
+
+
+def _last_block(name: str, channels: int, norm: str) -> nn.Module:
+    if name == "ConvBlock":
+        return conv_norm_relu(channels, channels, 3, norm)
+    return LinearConvBlock(
+        in_channels=channels, linear_channels=0, out_channels=channels, kernel_size=1, norm=norm
+    )
 
 
 class PositionAttention(nn.Module):

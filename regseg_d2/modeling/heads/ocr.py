@@ -22,6 +22,9 @@ class OCR(nn.Module):
     With it the paper's head is complete: behind it comes the classifier,
     ``MODEL.SEM_SEG_HEAD.PROJECTION: ""``.
 
+    Without ``fuse`` what pixels get and their own features go on side by side, for the projection of the head
+    to mix: the place of CAR's blocks in the published code of "OCR + CAR".
+
     The layers are those of mmsegmentation's ``OCRHead``, one 1x1 block on the values and one behind the
     attention. In training mmsegmentation runs the auxiliary head twice, with two masks of dropout; here the
     regions are the logits that have the auxiliary loss. Coarse logits of another size are resized.
@@ -31,6 +34,7 @@ class OCR(nn.Module):
         out_channels: channels of the features and of the output.
         key_channels: channels of queries, keys and values.
         norm: name of the norm.
+        fuse: mix both by a 1x1 block (Eq. 11); False leaves it to ``MODEL.SEM_SEG_HEAD.PROJECTION``.
 
     Raises:
         ConfigError: if ``key_channels`` is below 1.
@@ -39,10 +43,12 @@ class OCR(nn.Module):
     reads_coarse_logits = True
 
     @configurable
-    def __init__(self, *, in_channels: int, out_channels: int, key_channels: int, norm: str) -> None:
+    def __init__(
+        self, *, in_channels: int, out_channels: int, key_channels: int, norm: str, fuse: bool = True
+    ) -> None:
         super().__init__()
         check_head_key("OCR_KEY_CHANNELS", key_channels, key_channels >= 1, "1 or more")
-        self.out_channels = out_channels
+        self.out_channels = out_channels if fuse else 2 * out_channels
         self.bottleneck = conv_norm_relu(in_channels, out_channels, 3, norm)
         self.query = nn.Sequential(
             conv_norm_relu(out_channels, key_channels, 1, norm),
@@ -55,17 +61,18 @@ class OCR(nn.Module):
         )
         self.value = pooled_conv_norm_relu(out_channels, key_channels, norm)
         self.expand = conv_norm_relu(key_channels, out_channels, 1, norm)
-        self.fuse = conv_norm_relu(2 * out_channels, out_channels, 1, norm)
+        self.fuse = conv_norm_relu(2 * out_channels, out_channels, 1, norm) if fuse else nn.Identity()
 
     @classmethod
     def from_config(cls, cfg: CfgNode, in_channels: int) -> dict[str, Any]:
-        """Reads ``CONTEXT_CHANNELS``, ``OCR_KEY_CHANNELS`` and ``NORM`` of ``MODEL.SEM_SEG_HEAD``."""
+        """Reads ``CONTEXT_CHANNELS``, ``OCR_*`` and ``NORM`` of ``MODEL.SEM_SEG_HEAD``."""
         head = cfg.MODEL.SEM_SEG_HEAD
         return {
             "in_channels": in_channels,
             "out_channels": head.CONTEXT_CHANNELS,
             "key_channels": head.OCR_KEY_CHANNELS,
             "norm": head.NORM,
+            "fuse": head.OCR_FUSE,
         }
 
     def forward(self, x: Tensor, coarse: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -76,7 +83,7 @@ class OCR(nn.Module):
             coarse: logits ``(N, K, h', w')`` of the auxiliary head.
 
         Returns:
-            ``(N, out_channels, h, w)``; no side outputs.
+            ``(N, self.out_channels, h, w)``; no side outputs.
         """
         x = self.bottleneck(x)
         regions = gather_regions(x, resize_to(coarse, x))
