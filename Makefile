@@ -14,7 +14,7 @@ BIN := $(VENV)/bin
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile $(PYTEST_ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow lint format doctor clean distclean
+.PHONY: help setup demo gpu-check test test-slow lint format doctor clean distclean
 
 help:  ## Lists the targets
 	@echo "make TARGET [PYTHON=python3.11]"
@@ -43,6 +43,9 @@ test: $(STAMP)  ## Runs the tests that are fast
 
 test-slow: $(STAMP)  ## Runs all tests
 	$(PYTEST)
+
+gpu-check: $(STAMP)  ## Runs all that needs a GPU, in at most nine minutes: tests, benchmarks, trainings on CamVid
+	@$(BIN)/python tools/gpu_check.py
 
 lint: $(STAMP)  ## Checks format, lint and types
 	$(BIN)/ruff format --check .

@@ -43,7 +43,7 @@ NUM_LEAVES = {
     "ablations/region_contrast": 5,
     "ade20k": 23,
     "camvid": 8,
-    "camvid_half": 10,
+    "camvid_half": 11,
     "cityscapes": 38,
     "cityscapes_test": 5,
     "coco_stuff_10k": 39,

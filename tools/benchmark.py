@@ -6,6 +6,7 @@ Example:
     tools/benchmark.py loss
     tools/benchmark.py inference
     tools/benchmark.py evaluation
+    tools/benchmark.py steps --device cuda
     tools/benchmark.py networks --mmsegmentation FOLDER
     tools/benchmark.py data --mmsegmentation FOLDER
 """
@@ -21,6 +22,7 @@ from regseg_d2.analysis import (
     benchmark_data,
     benchmark_evaluation,
     benchmark_inference,
+    benchmark_large_steps,
     benchmark_networks,
     benchmark_pixel_loss,
     benchmark_regularizers,
@@ -40,7 +42,15 @@ def main() -> None:
     regularizers.add_argument("--only-losses", action="store_true", help="leave the training steps out")
     pixel_loss = commands.add_parser("loss", help="the pixel loss beside plain upsampling and cross entropy")
     inference = commands.add_parser("inference", help="labels of images beside the plain way, and memory")
-    for command in (regularizers, pixel_loss, inference):
+    steps = commands.add_parser(
+        "steps", help="steps of DeepLabV3-R101 at 8 x 512 x 1024, with each regularizer"
+    )
+    steps.add_argument("--batch", type=int, default=8, help="images a step (default: %(default)s)")
+    steps.add_argument("--size", type=int, nargs=2, default=(512, 1024), metavar=("H", "W"))
+    steps.add_argument(
+        "--model", type=Path, default=MODELS / "deeplabv3_resnet101_os8.yaml", help="(default: %(default)s)"
+    )
+    for command in (regularizers, pixel_loss, inference, steps):
         command.add_argument("--rounds", type=int, default=9, help="timed rounds (default: %(default)s)")
         command.add_argument(
             "--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu"
@@ -80,6 +90,8 @@ def run(args: argparse.Namespace) -> None:
     """Runs the benchmark that the arguments name."""
     if args.command == "loss":
         benchmark_pixel_loss.run(args.rounds, args.device)
+    elif args.command == "steps":
+        print(benchmark_large_steps.run(args.model, args.batch, tuple(args.size), args.rounds, args.device))
     elif args.command == "inference":
         benchmark_inference.run(args.rounds, args.device)
     elif args.command == "data":

@@ -181,6 +181,7 @@ def test_no_image_at_all(dataset):
     assert np.isnan(evaluator.evaluate()["sem_seg"]["mIoU"])
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_counts_on_the_device_of_the_predictions(dataset, tmp_path):
     _, expected = run(dataset, tmp_path / "cpu")

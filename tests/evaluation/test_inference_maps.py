@@ -95,6 +95,7 @@ def test_fast_argmax_is_argmax(classes, kind):
     assert torch.equal(labels.long(), scores.argmax(dim=0))
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_fast_argmax_on_a_gpu():
     generator = torch.Generator().manual_seed(0)

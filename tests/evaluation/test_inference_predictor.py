@@ -225,6 +225,7 @@ def test_the_model_is_left_in_its_mode():
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_logits_can_leave_the_gpu():
     model = make_model().cuda()

@@ -156,3 +156,19 @@ def test_words_of_a_command_line_are_read_back(tmp_path):
     cfg = load_config("", words)
     assert cfg.SOLVER.BASE_LR == 1e-05 and list(cfg.DATASETS.TEST) == ["a", "b"]
     assert cfg.MODEL.CHANNELS_LAST is True and cfg.OUTPUT_DIR == "x y"
+
+
+@pytest.mark.parametrize("file", sorted(Path("experiments").glob("*.yaml")), ids=lambda path: path.stem)
+def test_our_experiments_can_be_run(file):
+    """Every arm of every condition resolves, and is another config than its control."""
+    experiment = read_experiment(file)
+    digests = {}
+    for run in plan_runs(experiment):
+        key = (run.condition, run.arm)
+        if key not in digests:
+            digests[key] = config_digest(load_config(str(experiment.base), run.options(Path("output"))))
+    for condition, name in digests:
+        control = experiment.arms[name].control
+        if control is not None:
+            assert digests[condition, name] != digests[condition, control]
+    assert digests
