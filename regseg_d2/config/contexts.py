@@ -36,10 +36,12 @@ def add_context_config(head: CfgNode) -> None:
     # ContextPrior (CPNet): height and width of the grid of the prior: the crop divided by the feature's
     # stride is the published network (64 x 64 for 512 / 8; 24 to 96, the cost grows with the fourth power);
     # length of the aggregation's kernels (the paper's 11; 3 to 15, odd); weight of the affinity loss (the
-    # paper's 1).
+    # paper's 1); which pixel of a cell of the grid gives it its label, the one at its "center" or the first
+    # one ("corner").
     head.CPNET_SIZE = [64, 64]
     head.CPNET_KERNEL_SIZE = 11
     head.CPNET_AFFINITY_LOSS_WEIGHT = 1.0
+    head.CPNET_LABELS = "center"
     # NonLocal: how many times fewer channels queries, keys and values have (the paper's 2; 1 to 8 is sane),
     # and whether their dot products are divided by the root of that number of channels.
     head.ATTENTION_REDUCTION = 2

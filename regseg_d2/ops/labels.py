@@ -9,7 +9,7 @@ from torch import Tensor
 LABEL_RULES = ("center", "corner", "majority")
 
 
-def downsample_labels(labels: Tensor, size: tuple[int, int], rule: str = "corner") -> Tensor:
+def downsample_labels(labels: Tensor, size: tuple[int, int], rule: str = "center") -> Tensor:
     """Brings label maps to the size of a feature map by nearest neighbour.
 
     A cell of the feature map covers ``H / h`` rows. ``"center"`` takes the pixel at the cell's center,
@@ -44,32 +44,47 @@ def _sources(many: int, few: int, rule: str, device: torch.device) -> Tensor:
 def majority_labels(labels: Tensor, size: tuple[int, int], num_classes: int, purity: float = 0.0) -> Tensor:
     """Brings label maps to the size of a feature map by vote.
 
-    A pixel belongs to the cell that its upper left corner lies in, row ``i`` to ``floor(i * h / H)``. A cell
-    gets the class of most of its valid pixels, the smallest one of several.
+    Every pixel that a cell touches has a vote, those of a cell that ends inside a pixel as well: rows
+    ``floor(i * H / h)`` to ``ceil((i + 1) * H / h) - 1``, the cells of ``F.adaptive_avg_pool2d``. A cell gets
+    the class of most of its valid pixels, the smallest one of several.
 
     Args:
         labels: class ids of shape ``(N, H, W)``; any value outside ``[0, num_classes)`` is void.
-        size: height and width ``(h, w)`` of the result, at most those of the labels.
+        size: height and width ``(h, w)`` of the result.
         num_classes: number of classes ``K``.
-        purity: a cell is void where its class holds less than this share of its valid pixels.
+        purity: a cell is void where its class holds less than this share of all its pixels.
 
     Returns:
-        Class ids of shape ``(N, h, w)``; -1 for a void cell. Takes ``(K + 1) N h w`` integers of memory.
+        Class ids of shape ``(N, h, w)``; -1 for a void cell. Takes ``(K + 1) N h w`` integers of memory, and
+        a few for each vote.
     """
-    number, height, width = labels.shape
-    rows = torch.arange(height, device=labels.device) * size[0] // height
-    columns = torch.arange(width, device=labels.device) * size[1] // width
-    num_cells = size[0] * size[1]
-    cells = (rows[:, None] * size[1] + columns).flatten()
-    is_class = (labels >= 0) & (labels < num_classes)
-    # Void pixels are counted behind all classes.
-    votes = torch.where(is_class, labels, num_classes).flatten(1).long() * num_cells + cells
-    counts = labels.new_zeros(number, (num_classes + 1) * num_cells, dtype=torch.int32)
-    counts.scatter_add_(1, votes, torch.ones_like(votes, dtype=torch.int32))
-    counts = counts.view(number, num_classes + 1, *size)[:, :num_classes]
-    largest, classes = counts.max(dim=1)
-    valid = counts.sum(dim=1)
-    return torch.where((largest > 0) & (largest >= purity * valid), classes, -1)
+    height, width = size
+    rows, in_rows = _windows(labels.shape[-2], height, labels.device)
+    columns, in_columns = _windows(labels.shape[-1], width, labels.device)
+    voters = labels[:, rows.flatten()[:, None], columns.flatten()].long()
+    votes = (voters >= 0) & (voters < num_classes) & in_rows.flatten()[:, None] & in_columns.flatten()
+    images = torch.arange(len(labels), device=labels.device).view(-1, 1, 1)
+    cell_rows = torch.arange(height, device=labels.device).repeat_interleave(rows.shape[1])
+    cell_columns = torch.arange(width, device=labels.device).repeat_interleave(columns.shape[1])
+    # What is no vote is counted behind all classes. In one dimension, where adding is deterministic on a GPU.
+    bins = images * (num_classes + 1) + torch.where(votes, voters, num_classes)
+    bins = ((bins * height + cell_rows[:, None]) * width + cell_columns).flatten()
+    counts = bins.new_zeros(len(labels) * (num_classes + 1) * height * width, dtype=torch.int32)
+    counts.scatter_add_(0, bins, torch.ones_like(bins, dtype=torch.int32))
+    largest, classes = counts.view(-1, num_classes + 1, height, width)[:, :num_classes].max(dim=1)
+    share = largest / (in_rows.sum(dim=1)[:, None] * in_columns.sum(dim=1))
+    return torch.where((largest > 0) & (share >= purity), classes, -1)
+
+
+def _windows(many: int, few: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Pixels ``(few, window)`` that each cell of a side touches, and which of them it does touch.
+
+    All windows have the length of the longest; what a shorter one has too many does not count.
+    """
+    cells = torch.arange(few, device=device)
+    longest = many // few + (2 if many % few else 0)
+    pixels = (cells * many // few)[:, None] + torch.arange(longest, device=device)
+    return pixels.clamp(max=many - 1), pixels < (-(-(cells + 1) * many // few))[:, None]
 
 
 def one_hot_labels(labels: Tensor, num_classes: int, dtype: torch.dtype) -> Tensor:

@@ -25,8 +25,8 @@ class LabelSampling:
     Attributes:
         rule: ``"center"``, the pixel at a cell's center; ``"corner"``, its first pixel, as published codes
             do; ``"majority"``, the class of most of its pixels.
-        purity: with ``"majority"``, a cell is void where its class holds less than this share of the valid
-            pixels.
+        purity: with ``"majority"``, a cell is void where its class holds less than this share of its
+            pixels, void ones included.
         num_classes: with ``"majority"``, the number of classes.
     """
 

@@ -1,14 +1,18 @@
 """A battery over every registered regularizer x head: the promises of the architecture."""
 
 import copy
+from fractions import Fraction
 
 import pytest
 import torch
 from detectron2.modeling import SemanticSegmentor, build_model
 
 from regseg_d2.modeling.norms import resolve_auto_norm
-from regseg_d2.regularizers import REGULARIZER
-from tests.helpers import HEADS, small_batch, small_cfg
+from regseg_d2.regularizers import REGULARIZER, RegularizerInput
+from regseg_d2.regularizers.build import build_label_sampling
+from regseg_d2.taps import TapRecorder
+from tests.helpers import HEADS, IGNORE, NUM_CLASSES, small_batch, small_cfg
+from tests.references.labels import labels_at_cells
 
 REGULARIZERS = sorted(name for name, _ in REGULARIZER)
 # Images in which several classes are right somewhere, as PNE's negatives have to be.
@@ -181,3 +185,28 @@ def test_a_regularizer_does_not_change_the_networks_own_losses(regularizer):
         torch.manual_seed(3)
         losses[len(names)] = model(small_batch())
     assert torch.equal(losses[0]["loss_sem_seg"], losses[1]["loss_sem_seg"])
+
+
+@pytest.mark.parametrize("regularizer", REGULARIZERS)
+@pytest.mark.parametrize("rule", ["center", "corner", "majority"])
+def test_labels_come_down_by_the_rule_of_the_config(regularizer, rule):
+    """As if the labels had been brought to the size of the feature cell by cell; center is the default."""
+    model = build_with_memory("FCN", regularizer)
+    module = model.regularizers[regularizer]
+    recorder = TapRecorder(model, module.taps)
+    with torch.no_grad(), recorder.record(model) as taps:
+        model(small_batch(size=BIG_ENOUGH))
+    size = taps[module.feature_tap].shape[-2:]
+    targets = torch.randint(0, NUM_CLASSES, (2, 9, 13), generator=torch.Generator().manual_seed(0))
+    targets = targets.repeat_interleave(11, 1).repeat_interleave(7, 2)
+    targets[0, :20, :30] = IGNORE
+    sampling = build_label_sampling(small_cfg("FCN", REGULARIZERS__LABELS=rule))
+    options = {} if rule == "center" else {"label_sampling": sampling}
+    by_cell = labels_at_cells(targets, size, rule, IGNORE, NUM_CLASSES, Fraction(1, 2))
+    results = [
+        copy.deepcopy(module)(RegularizerInput(taps, labels, ignore_value, ("a", "b"), **given))
+        for labels, ignore_value, given in ((targets, IGNORE, options), (by_cell, -1, {}))
+    ]
+    for key in module.loss_keys:
+        assert results[0][key] > 0
+        torch.testing.assert_close(results[0][key], results[1][key])

@@ -9,6 +9,7 @@ from regseg_d2.errors import ConfigError
 from regseg_d2.modeling.heads import ContextPrior
 from regseg_d2.modeling.heads.cpnet import AffinityLoss
 from tests.helpers import IGNORE, NUM_CLASSES, small_batch, small_cfg
+from tests.references.labels import labels_at_cells
 
 VOID = 9
 
@@ -123,13 +124,28 @@ def test_affinity_loss_by_hand(labels):
     torch.manual_seed(0)
     logits = (2 * torch.randn(2, 6, 6, dtype=torch.float64)).requires_grad_()
     labels = torch.tensor(labels)
-    # Labels at twice the size, of which the nearest are taken.
-    full = labels.view(2, 2, 3).repeat_interleave(2, 1).repeat_interleave(2, 2)
+    # Three times the size: the pixel in the middle counts, the others have other labels.
+    full = torch.randint(0, 3, (2, 6, 9))
+    full[:, 1::3, 1::3] = labels.view(2, 2, 3)
     loss = AffinityLoss((2, 3), 3, VOID)(logits, full)
     expected = affinity_by_hand(logits, labels)
     torch.testing.assert_close(loss, expected)
     gradient, expected_gradient = (torch.autograd.grad(x, logits)[0] for x in (loss, expected))
     torch.testing.assert_close(gradient, expected_gradient)
+
+
+def test_affinity_loss_with_labels_at_corners():
+    torch.manual_seed(0)
+    logits = torch.randn(2, 6, 6, dtype=torch.float64)
+    full = torch.randint(0, 3, (2, 7, 8))
+    losses = [AffinityLoss((2, 3), 3, VOID, *rule)(logits, full) for rule in ([], ["center"], ["corner"])]
+    center, corner = (labels_at_cells(full, (2, 3), rule).flatten(1) for rule in ("center", "corner"))
+    torch.testing.assert_close(losses[0], affinity_by_hand(logits, center))
+    torch.testing.assert_close(losses[1], losses[0])
+    torch.testing.assert_close(losses[2], affinity_by_hand(logits, corner))
+    assert (losses[0] - losses[2]).abs() > 1e-3
+    model = build_model(make_cfg(SEM_SEG_HEAD__CPNET_LABELS="corner"))
+    assert model.sem_seg_head._side_losses["affinity"].labels == "corner"
 
 
 def test_affinity_loss_gradcheck():
@@ -225,6 +241,7 @@ def test_the_weight_of_the_side_loss():
         ({"kernel_size": 4}, "CPNET_KERNEL_SIZE is 4"),
         ({"kernel_size": -1}, "CPNET_KERNEL_SIZE is -1"),
         ({"affinity_loss_weight": -1.0}, "CPNET_AFFINITY_LOSS_WEIGHT is -1.0"),
+        ({"labels": "majority"}, "CPNET_LABELS is 'majority'"),
     ],
 )
 def test_wrong_values_are_named(options, message):

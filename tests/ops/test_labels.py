@@ -1,77 +1,84 @@
 """Label down-sampling and one-hot labels against slow loops."""
 
+import math
+from fractions import Fraction
+
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.profiler import ProfilerActivity, profile
 
 from regseg_d2.ops.labels import downsample_labels, majority_labels, one_hot_labels
+from tests.references.labels import labels_at_cells
 
 
 @pytest.mark.parametrize("size", [(3, 5), (7, 9), (1, 1), (13, 20), (4, 10)])
-def test_downsampling_is_nearest(size):
+def test_downsampling_to_cell_corners(size):
     labels = torch.randint(0, 256, (2, 13, 20))
-    result = downsample_labels(labels, size)
-    for n in range(2):
-        for i in range(size[0]):
-            for j in range(size[1]):
-                assert result[n, i, j] == labels[n, i * 13 // size[0], j * 20 // size[1]]
+    result = downsample_labels(labels, size, "corner")
+    assert torch.equal(result, labels_at_cells(labels, size, "corner", void=None))
     interpolated = F.interpolate(labels[:, None].double(), size=size, mode="nearest")[:, 0].long()
     assert torch.equal(result, interpolated)
 
 
-@pytest.mark.parametrize("size", [(3, 5), (7, 9), (1, 1), (13, 20), (4, 10), (6, 7)])
+@pytest.mark.parametrize("size", [(3, 5), (7, 9), (1, 1), (13, 20), (4, 10), (6, 7), (16, 31)])
 def test_downsampling_to_cell_centers(size):
     labels = torch.randint(0, 256, (2, 13, 20))
-    result = downsample_labels(labels, size, "center")
-    for i in range(size[0]):
-        for j in range(size[1]):
-            row, column = (2 * i + 1) * 13 // (2 * size[0]), (2 * j + 1) * 20 // (2 * size[1])
-            assert torch.equal(result[:, i, j], labels[:, row, column])
+    result = downsample_labels(labels, size)
+    assert torch.equal(result, labels_at_cells(labels, size, void=None))
     interpolated = F.interpolate(labels[:, None].double(), size=size, mode="nearest-exact")[:, 0].long()
     assert torch.equal(result, interpolated)
 
 
-def ellipses(number, side, seed):
-    """A scene of ellipses on class 0, as a function of real coordinates: ``(...,) -> class``."""
-    generator = torch.Generator().manual_seed(seed)
-    shapes = [torch.rand(5, generator=generator).tolist() for _ in range(number)]
-
-    def class_at(rows, columns):
-        label = torch.zeros(torch.broadcast_shapes(rows.shape, columns.shape), dtype=torch.long)
-        for k, (y, x, a, b, _) in enumerate(shapes):
-            inside = ((rows / side - y) / (0.04 + 0.2 * a)) ** 2 + (
-                (columns / side - x) / (0.04 + 0.2 * b)
-            ) ** 2
-            label[inside < 1] = 1 + k % 9
-        return label
-
-    return class_at
+@pytest.mark.parametrize(("many", "few"), [(127, 16), (513, 65), (769, 97), (511, 64), (1024, 32), (1, 1)])
+def test_rows_of_cell_centers_are_exact(many, few):
+    rows = torch.arange(many)[None, :, None]
+    expected = [math.floor((i + Fraction(1, 2)) * many / few) for i in range(few)]
+    assert downsample_labels(rows, (few, 1)).flatten().tolist() == expected
+    assert downsample_labels(rows.transpose(1, 2), (1, few)).flatten().tolist() == expected
 
 
-@pytest.mark.parametrize("number", [5, 25])
-def test_a_network_that_is_right_at_every_cells_center_makes_no_mistake(number):
-    """Labels at cells' corners call a share of its pixels misclassified, at centers none."""
-    stride, side = 8, 256
-    wrong = {"center": 0.0, "corner": 0.0}
-    pixels = torch.arange(side)
-    cells = stride * torch.arange(side // stride) + stride // 2
-    for seed in range(10):
-        class_at = ellipses(number, side, seed)
-        labels = class_at(pixels[:, None] + 0.0, pixels[None] + 0.0)[None]
-        predicted = class_at(cells[:, None] + 0.0, cells[None] + 0.0)[None]
-        for rule in wrong:
-            at_cells = downsample_labels(labels, predicted.shape[-2:], rule)
-            wrong[rule] += (at_cells != predicted).double().mean().item() / 10
-    assert wrong["center"] == 0.0
-    assert 0.03 < wrong["corner"] < 0.14, wrong
+@pytest.mark.parametrize("size", [(3, 5), (7, 9), (1, 1), (13, 20), (4, 10), (6, 7), (16, 31)])
+@pytest.mark.parametrize("purity", ["0", "0.35", "0.55", "1"])
+def test_majority(size, purity):
+    generator = torch.Generator().manual_seed(0)
+    blocks = torch.randint(-1, 5, (2, 5, 7), generator=generator)
+    labels = blocks.repeat_interleave(3, 1).repeat_interleave(3, 2)[:, :13, :20]
+    labels[torch.rand(labels.shape, generator=generator) < 0.2] = 255
+    result = majority_labels(labels, size, 4, float(purity))
+    # -1, 4 and 255 are no classes.
+    expected = labels_at_cells(labels, size, "majority", 255, 4, Fraction(purity))
+    assert torch.equal(result, expected)
 
 
-def test_majority():
+def test_majority_of_a_few_pixels():
     labels = torch.tensor([[[0, 0, 1, 255], [0, 2, 255, 255], [2, 1, 255, 255], [1, 2, 255, 9]]])
+    # 3 of 4; 1 of 4, the others are void; 2 of 4, as another class; none.
     assert majority_labels(labels, (2, 2), 3).tolist() == [[[0, 1], [1, -1]]]
-    # 3 of 4; the only valid one; 2 of 4.
-    assert majority_labels(labels, (2, 2), 3, purity=0.75).tolist() == [[[0, 1], [-1, -1]]]
-    assert majority_labels(labels, (2, 2), 3, purity=0.8).tolist() == [[[-1, 1], [-1, -1]]]
+    assert majority_labels(labels, (2, 2), 3, purity=0.25).tolist() == [[[0, 1], [1, -1]]]
+    assert majority_labels(labels, (2, 2), 3, purity=0.5).tolist() == [[[0, -1], [1, -1]]]
+    assert majority_labels(labels, (2, 2), 3, purity=0.75).tolist() == [[[0, -1], [-1, -1]]]
+    assert majority_labels(labels, (2, 2), 3, purity=0.8).tolist() == [[[-1, -1], [-1, -1]]]
+    # Rows 0 and 1 of three, then 1 and 2: the one in the middle is of both cells.
+    assert majority_labels(torch.tensor([[[0], [1], [1]]]), (2, 1), 2, purity=0.6).tolist() == [[[-1], [1]]]
+
+
+def test_a_share_that_is_the_purity_is_enough():
+    labels = torch.zeros(1, 4, 5, dtype=torch.long)
+    for count in range(1, 21):
+        labels.fill_(255).view(-1)[:count] = 0
+        assert majority_labels(labels, (1, 1), 2, purity=float(f"{count / 20:.2f}")).item() == 0
+
+
+def test_majority_takes_no_memory_per_class_and_pixel():
+    """150 classes at 512 x 512: one number for each would be 157 MB."""
+    labels = torch.randint(0, 150, (1, 512, 512))
+    largest = []
+    for count in (lambda: majority_labels(labels, (64, 64), 150), lambda: F.one_hot(labels, 150)):
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as profiled:
+            count()
+        largest.append(max(event.self_cpu_memory_usage for event in profiled.events()))
+    assert largest[0] < 10e6 < 150e6 < largest[1]
 
 
 def test_same_size_is_not_copied():

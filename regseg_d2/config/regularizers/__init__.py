@@ -29,7 +29,8 @@ def add_regularizer_config(cfg: CfgNode) -> None:
     # network's predictions sit. corner: the cell's first pixel, half a stride off (published codes).
     # majority: the class of most of the cell's valid pixels.
     node.LABELS = "center"
-    # majority: a cell is void where its class holds less than this share of the valid pixels. In [0, 1].
+    # majority: a cell is void where its class holds less than this share of its pixels, void ones among
+    # them. In [0, 1].
     node.LABEL_PURITY = 0.5
     # Iterations in which the regularizers alone train, before the network's own losses set in (contrast as a
     # pre-training: Zhao et al., ICCV 2021). 0: none.

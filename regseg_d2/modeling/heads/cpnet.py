@@ -19,6 +19,8 @@ from regseg_d2.modeling.heads.registries import CONTEXT_MODULE
 from regseg_d2.ops.labels import downsample_labels, one_hot_labels
 from regseg_d2.ops.precision import full_precision
 
+GRID_LABELS = ("center", "corner")
+
 
 @CONTEXT_MODULE.register()
 class ContextPrior(nn.Module):
@@ -46,6 +48,7 @@ class ContextPrior(nn.Module):
         num_classes: number of classes K.
         ignore_value: label of void pixels.
         affinity_loss_weight: weight of the loss of the prior.
+        labels: how labels come to the grid: ``"center"`` or ``"corner"``, see ``downsample_labels``.
         norm: name of the norm.
 
     Raises:
@@ -67,6 +70,7 @@ class ContextPrior(nn.Module):
         ignore_value: int,
         affinity_loss_weight: float,
         norm: str,
+        labels: str = "center",
     ) -> None:
         super().__init__()
         check_head_key(
@@ -81,10 +85,11 @@ class ContextPrior(nn.Module):
         check_head_key(
             "CPNET_AFFINITY_LOSS_WEIGHT", affinity_loss_weight, affinity_loss_weight >= 0, "a number >= 0"
         )
+        check_head_key("CPNET_LABELS", labels, labels in GRID_LABELS, f"one of {GRID_LABELS}")
         self.out_channels = 2 * channels
         self.size = tuple(size)
         self.side_loss_weights = {self.prior_name: affinity_loss_weight}
-        self.side_losses = {self.prior_name: AffinityLoss(self.size, num_classes, ignore_value)}
+        self.side_losses = {self.prior_name: AffinityLoss(self.size, num_classes, ignore_value, labels)}
         self.aggregation = Aggregation(in_channels, channels, kernel_size, norm)
         positions = math.prod(self.size)
         self.prior = Conv2d(channels, positions, kernel_size=1, bias=not norm, norm=get_norm(norm, positions))
@@ -105,6 +110,7 @@ class ContextPrior(nn.Module):
             "ignore_value": head.IGNORE_VALUE,
             "affinity_loss_weight": head.CPNET_AFFINITY_LOSS_WEIGHT,
             "norm": head.NORM,
+            "labels": head.CPNET_LABELS,
         }
 
     def forward(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -172,17 +178,22 @@ class AffinityLoss(nn.Module):
         size: height and width of the grid of P positions.
         num_classes: number of classes K.
         ignore_value: label of void pixels.
+        labels: ``"center"``, the pixel at the center of a cell of the grid, where the features sit that were
+            averaged or interpolated to it; or ``"corner"``, its first one.
     """
 
-    def __init__(self, size: tuple[int, int], num_classes: int, ignore_value: int) -> None:
+    def __init__(
+        self, size: tuple[int, int], num_classes: int, ignore_value: int, labels: str = "center"
+    ) -> None:
         super().__init__()
         self.size = size
         self.num_classes = num_classes
         self.ignore_value = ignore_value
+        self.labels = labels
 
     def forward(self, prior: Tensor, labels: Tensor) -> Tensor:
         """Compares logits ``(N, P, P)``, as of :class:`ContextPrior`, and labels ``(N, H, W)``; a scalar."""
-        labels = downsample_labels(labels, self.size).flatten(1)
+        labels = downsample_labels(labels, self.size, self.labels).flatten(1)
         labels = labels.masked_fill(labels == self.ignore_value, -1)
         with torch.autocast(prior.device.type, enabled=False):
             prior = full_precision(prior)
