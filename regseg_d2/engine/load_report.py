@@ -133,6 +133,12 @@ def _size_cure(
     others_fit = len(saved) == len(wanted) and saved[:1] + saved[2:] == wanted[:1] + wanted[2:]
     if size_key and others_fit:
         return f"Set {section}.{size_key} back from {wanted[1]} to {saved[1]}."
+    if buffer == "projection.conv.weight" and others_fit:
+        return (
+            f"The feature of {name} had {saved[1]} channels there and has {wanted[1]} here: set "
+            f"{section}.FEATURES to the tap it was. What 'auto' stands for may have changed: for RCH it was "
+            "the encoder's last feature, such as 'backbone:out[res5]', before it was all stages side by side."
+        )
     return f"Set the keys of {section} back to those in the config.yaml of the run that wrote it ({buffer})."
 
 

@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 
 from detectron2.config import CfgNode
+from detectron2.layers import ASPP
 from detectron2.projects.deeplab import DeepLabV3Head
 from torch import nn
 
@@ -17,6 +18,7 @@ _NAME = re.compile(r"(\w+)(?:@([\w-]+))?")
 MAIN_CLASSIFIER = "sem_seg_head.predictor"
 AUXILIARY_CLASSIFIER = "sem_seg_head.auxiliary.predictor"
 AUXILIARY_PLACE = "aux"
+DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 
 
 def split_name(name: str) -> tuple[str, str]:
@@ -117,7 +119,8 @@ def find_place(cfg: CfgNode, network: nn.Module, method: str, paper_tap: str = "
     if tap == "auto":
         tap = paper_tap or penultimate
     # A dropout does not tell its channels; they are the classifier's.
-    measured = f"{classifier}:in" if tap == penultimate else tap
+    is_before = tap in (penultimate, f"{dropout_before(network, classifier)}:in")
+    measured = f"{classifier}:in" if is_before else tap
     return Place(tap, tap_channels(network, measured, f"{key}.FEATURES"), logits_tap)
 
 
@@ -130,15 +133,48 @@ def penultimate_tap(network: nn.Module, classifier: str) -> str:
         network: the module that tap paths start from.
         classifier: module path of the classifier.
     """
-    path, _, name = classifier.rpartition(".")
-    head = network.get_submodule(path) if name == "predictor" and has_module(network, path) else None
-    dropout = getattr(head, "dropout", None)
-    if isinstance(head, DeepLabV3Head) and head.aspp.dropout > 0:
+    path = classifier.rpartition(".")[0]
+    aspp = _last_aspp(network.get_submodule(path))
+    if aspp:
         # Detectron2's ASPP ends in a functional dropout, behind its last block.
-        return f"{path}.aspp.project:out"
-    if getattr(head, "dropout_feeds_predictor", False) and dropout.p > 0:
-        return f"{path}.dropout:in"
+        return f"{path}.{aspp}.project:out"
+    dropout = dropout_before(network, classifier)
+    if dropout and network.get_submodule(dropout).p > 0:
+        return f"{dropout}:in"
     return f"{classifier}:in"
+
+
+def _last_aspp(head: nn.Module) -> str:
+    """Path of the ASPP whose dropped output is the feature before a head's classifier, or ``""``."""
+    path = "aspp" if isinstance(head, DeepLabV3Head) else ""
+    if getattr(head, "context_comes_last", False) and has_module(head, "context.aspp"):
+        path = "context.aspp"
+    aspp = head.get_submodule(path) if path else None
+    return path if isinstance(aspp, ASPP) and aspp.dropout > 0 else ""
+
+
+def dropout_before(network: nn.Module, classifier: str) -> str:
+    """Path of the dropout whose output a classifier reads, or ``""``.
+
+    That is the module before it in an ``nn.Sequential``, or ``dropout`` of a head that says
+    ``dropout_feeds_predictor`` of itself.
+
+    Args:
+        network: the module that tap paths start from.
+        classifier: module path of the classifier.
+    """
+    path, _, name = classifier.rpartition(".")
+    head = network.get_submodule(path)
+    candidate = ""
+    if isinstance(head, nn.Sequential):
+        names = list(head._modules)
+        earlier = names[: names.index(name)]
+        candidate = next((x for x in reversed(earlier) if not isinstance(head._modules[x], nn.Identity)), "")
+    elif getattr(head, "dropout_feeds_predictor", False) and name == "predictor":
+        candidate = "dropout"
+    if not candidate or not isinstance(head.get_submodule(candidate), DROPOUTS):
+        return ""
+    return f"{path}.{candidate}" if path else candidate
 
 
 def encoder_output_tap(network: nn.Module) -> str:

@@ -242,6 +242,26 @@ def test_the_cure_names_the_key_that_the_method_has(tmp_path, method, size_key, 
         SafeCheckpointer(model(6), str(tmp_path)).resume_or_load("", resume=True)
 
 
+def test_resuming_with_a_feature_of_other_channels_names_the_key(tmp_path):
+    """RCH on SegFormer, saved when FEATURES "auto" was the encoder's last stage."""
+    cfg = small_cfg(
+        "FCN", ["RCH"], SEM_SEG_HEAD__FUSION="MLPFusion", SEM_SEG_HEAD__IN_FEATURES=["res2", "res4"]
+    )
+    old = cfg.clone()
+    old.MODEL.REGULARIZERS.RCH.FEATURES = "backbone:out[res4]"
+    SafeCheckpointer(build_model(old), str(tmp_path)).save("model_final")
+    with pytest.raises(CheckpointError) as info:
+        SafeCheckpointer(build_model(cfg), str(tmp_path)).resume_or_load("", resume=True)
+    message = str(info.value)
+    assert "projection.conv.weight: (256, 256, 1, 1) in the file, (256, 32, 1, 1) in the model" in message
+    assert "had 256 channels there and has 32 here: set MODEL.REGULARIZERS.RCH.FEATURES" in message
+    assert "such as 'backbone:out[res5]'" in message
+    SafeCheckpointer(build_model(old), str(tmp_path)).resume_or_load("", resume=True)
+    # What is left of it at inference fits.
+    model = build_model(cfg)
+    SafeCheckpointer(model, str(tmp_path)).load_for_evaluation(str(tmp_path / "model_final.pth"))
+
+
 def test_resuming_with_state_of_another_width_points_at_the_section(tmp_path):
     SafeCheckpointer(Banked(channels=2), str(tmp_path)).save("model_final")
     with pytest.raises(CheckpointError) as info:

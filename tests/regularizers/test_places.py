@@ -3,14 +3,16 @@
 import pytest
 import torch
 from detectron2.config import CfgNode
-from detectron2.modeling import build_backbone, build_model
+from detectron2.modeling import build_model
 from torch import nn
 
 from regseg_d2.config_files import flatten_config, format_config, load_config, load_config_with_origins
 from regseg_d2.errors import ConfigError
-from regseg_d2.modeling.norms import resolve_auto_norm
-from regseg_d2.regularizers.places import encoder_output_tap, find_place, split_name, with_place_keys
-from regseg_d2.taps import TapRecorder, tap_channels
+from regseg_d2.regularizers.places import (
+    find_place,
+    split_name,
+    with_place_keys,
+)
 from tests.helpers import small_batch, small_cfg
 
 PREFIX = "MODEL.REGULARIZERS."
@@ -288,116 +290,3 @@ def test_state_of_places_is_their_own_and_in_the_state_dict():
     other.load_state_dict(model.state_dict(), strict=True)
     assert torch.equal(other.regularizers["CAR@aux"].ema.centers, model.regularizers["CAR@aux"].ema.centers)
     assert other.regularizers["CAR@aux"].ema.counts.sum() > 0
-
-
-# ------------------------------------------------------------------------------------ encoder's output
-
-
-def resnet_cfg(name, **keys):
-    cfg = small_cfg("FCN")
-    cfg.MODEL.BACKBONE.NAME = name
-    cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 16
-    cfg.MODEL.RESNETS.WIDTH_PER_GROUP = 4
-    cfg.MODEL.RESNETS.STEM_OUT_CHANNELS = 16
-    cfg.MODEL.RESNETS.NORM = cfg.MODEL.FPN.NORM = "BN"
-    cfg.MODEL.FPN.IN_FEATURES = ["res2", "res3", "res4", "res5"]
-    cfg.MODEL.RESNETS.STEM_TYPE = "basic"
-    for key, value in keys.items():
-        cfg.merge_from_list([f"MODEL.{key.replace('__', '.')}", value])
-    return cfg
-
-
-ENCODERS = {
-    "Detectron2's ResNet": (resnet_cfg("build_resnet_backbone"), "backbone:out[res5]", 128, 32),
-    "its first stages": (
-        resnet_cfg("build_resnet_backbone", RESNETS__OUT_FEATURES=["res4", "res2"]),
-        "backbone:out[res4]",
-        64,
-        16,
-    ),
-    "dilated: two of one stride": (
-        resnet_cfg("build_dilated_resnet_backbone", RESNETS__STEM_TYPE="deeplab"),
-        "backbone:out[res5]",
-        128,
-        8,
-    ),
-    "before the pyramid": (resnet_cfg("build_resnet_fpn_backbone"), "backbone.bottom_up:out[res5]", 128, 32),
-    "timm": (small_cfg("FCN"), "backbone:out[res4]", 256, 16),
-    "timm, dilated": (
-        small_cfg(
-            "FCN",
-            TIMM__NAME="tf_efficientnet_lite0",
-            TIMM__OUTPUT_STRIDE=16,
-            TIMM__OUT_FEATURES=["res4", "res5"],
-        ),
-        "backbone:out[res5]",
-        320,
-        16,
-    ),
-}
-
-
-def test_side_by_side_stages_are_the_encoders_output():
-    """SegFormer hands all stages to its head; UPerNet's pyramid mixes them."""
-    for fusion, expected in {
-        "MLPFusion": "sem_seg_head.fusion:out",
-        "Concat": "sem_seg_head.fusion:out",
-        "UPerFPN": "backbone:out[res4]",
-    }.items():
-        cfg = small_cfg(
-            "FCN", ["RCH"], SEM_SEG_HEAD__FUSION=fusion, SEM_SEG_HEAD__IN_FEATURES=["res2", "res4"]
-        )
-        assert build_model(cfg).regularizers["RCH"].feature_tap == expected, fusion
-    cfg.MODEL.REGULARIZERS.RCH.FEATURES = "backbone:out[res4]"
-    cfg.MODEL.SEM_SEG_HEAD.FUSION = "MLPFusion"
-    assert build_model(cfg).regularizers["RCH"].feature_tap == "backbone:out[res4]"
-
-
-@pytest.mark.parametrize(
-    ("head", "keys", "tap"),
-    [
-        ("FCN", {}, "sem_seg_head.dropout:in"),
-        ("FCN", {"SEM_SEG_HEAD__DROPOUT": 0.0}, "sem_seg_head.predictor:in"),
-        ("DeepLabV3", {"SEM_SEG_HEAD__ASPP_DROPOUT": 0.1}, "sem_seg_head.aspp.project:out"),
-        ("DeepLabV3", {"SEM_SEG_HEAD__ASPP_DROPOUT": 0.0}, "sem_seg_head.predictor:in"),
-        ("DeepLabV3Plus", {"SEM_SEG_HEAD__ASPP_DROPOUT": 0.1}, "sem_seg_head.predictor:in"),
-        ("SemSegFPN", {}, "sem_seg_head.predictor:in"),
-    ],
-)
-def test_the_feature_is_taken_before_the_dropout(head, keys, tap):
-    model = build_model(small_cfg(head, ["PNE"], **keys))
-    assert model.regularizers["PNE"].feature_tap == tap
-    behind = build_model(
-        small_cfg(head, ["PNE"], REGULARIZERS__PNE__FEATURES="sem_seg_head.predictor:in", **keys)
-    )
-    assert behind.regularizers["PNE"].feature_tap == "sem_seg_head.predictor:in"
-    model.train()
-    recorder = TapRecorder(model, [tap, "sem_seg_head.predictor:in"])
-    with recorder.record(model) as taps:
-        losses = model(small_batch())
-    assert torch.isfinite(losses["loss_pne_contrast"])
-    before, after = taps[tap], taps["sem_seg_head.predictor:in"]
-    kept = after != 0
-    torch.testing.assert_close(
-        (after / before)[kept], torch.ones_like(after[kept]) * after[kept].max() / before[kept].max()
-    )
-
-
-def test_labels_key_is_checked():
-    for key, value in {"LABELS": "nearest", "LABEL_PURITY": 1.5}.items():
-        with pytest.raises(ConfigError, match=f"MODEL.REGULARIZERS.{key} is"):
-            build_model(small_cfg("FCN", ["CAR"], **{f"REGULARIZERS__{key}": value}))
-    for rule in ("center", "corner", "majority"):
-        model = build_model(small_cfg("FCN", ["CAR", "PNE", "RCH"], REGULARIZERS__LABELS=rule)).train()
-        assert all(torch.isfinite(loss) for loss in model(small_batch()).values())
-
-
-@pytest.mark.parametrize("case", ENCODERS)
-def test_the_encoders_last_feature(case):
-    cfg, tap, channels, stride = ENCODERS[case]
-    network = nn.ModuleDict({"backbone": build_backbone(resolve_auto_norm(cfg))})
-    assert encoder_output_tap(network) == tap
-    assert tap_channels(network, tap, "key") == channels
-    path, _, entry = tap.removesuffix("]").partition(":out[")
-    features = network.get_submodule(path)(torch.zeros(1, 3, 64, 64))
-    assert features[entry].shape[1:] == (channels, 64 // stride, 64 // stride)

@@ -18,7 +18,9 @@ def common_defaults(weight: float) -> CfgNode:
     # output are the logits. "auto": sem_seg_head.predictor; for a name with the place @aux the
     # auxiliary head's.
     node.CLASSIFIER = "auto"
-    # Tap of the regularized feature; "auto" is the place that the method's paper names.
+    # Tap of the regularized feature; "auto" is the place that the method's paper names. Where that is the
+    # penultimate feature, it is taken before the dropout that the head has in front of the classifier:
+    # sem_seg_head.dropout:in. The feature behind the dropout is sem_seg_head.predictor:in.
     node.FEATURES = "auto"
     # Iterations before the losses have their full weight; constant: no loss before, linear: growing.
     node.WARMUP_ITERS = 0

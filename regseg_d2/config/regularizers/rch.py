@@ -9,9 +9,11 @@ from regseg_d2.config.regularizers.common import common_defaults
 
 def rch_defaults() -> CfgNode:
     """RCH (Wang et al., AAAI 2022). Paper value = default, unless a comment says otherwise."""
-    # FEATURES "auto": the encoder's last feature (the paper), or the input of CLASSIFIER where that is not
-    # "auto". The published code takes the classifier's input: sem_seg_head.predictor:in. WEIGHT is lambda
-    # of Eq. 9; 0.1 to 0.4 do alike in Figure 4. WARMUP_ITERS: the paper has no RCH while SegFormer warms up.
+    # FEATURES "auto": the encoder's output (the paper): all stages where the head's fusion has them side by
+    # side (sem_seg_head.fusion:out; MLPFusion, Concat), else the last one, such as "backbone:out[res5]".
+    # Where CLASSIFIER is not "auto", the penultimate feature of its head. The published code takes the
+    # classifier's input: sem_seg_head.predictor:in. WEIGHT is lambda of Eq. 9; 0.1 to 0.4 do alike in
+    # Figure 4. WARMUP_ITERS: the paper has no RCH while SegFormer warms up.
     rch = common_defaults(weight=0.1)
     # D: channels of the embedding E, made by a 1x1 convolution and norm that exist in training only. The
     # paper gives no number, the published code keeps the head's (512 for OCRNet). Sane: 64 to 512.

@@ -94,6 +94,8 @@ class ContextHead(nn.Module):
         self.skips = nn.ModuleList(skips)
         self.augment = augment
         self.projection = projection
+        # Nothing between the context module and the dropout.
+        self.context_comes_last = augment is None and projection is None and not (concat_input or skips)
         self.dropout = nn.Dropout2d(dropout)
         self.predictor = nn.Conv2d(predictor_channels, num_classes, kernel_size=1)
         init_classifier(self.predictor)

@@ -2,9 +2,12 @@
 
 import pytest
 import torch
+from detectron2.modeling import build_model
 
+from regseg_d2.errors import ConfigError
 from regseg_d2.regularizers import RegularizerInput
 from regseg_d2.regularizers.inputs import LabelSampling
+from tests.helpers import small_batch, small_cfg
 from tests.references.labels import labels_at_cells
 
 IGNORE, K, SIDE = 255, 10, 256
@@ -86,3 +89,12 @@ def test_predictions_are_made_for_cell_centers(stride, feature_stride):
     pixels = torch.arange(SIDE)[None, :, None].expand(1, SIDE, SIDE)
     given = RegularizerInput({}, pixels, IGNORE + SIDE)
     assert given.labels_at((cells, cells))[0, :, 0].tolist() == centers(cells).floor().long().tolist()
+
+
+def test_labels_key_is_checked():
+    for key, value in {"LABELS": "nearest", "LABEL_PURITY": 1.5}.items():
+        with pytest.raises(ConfigError, match=f"MODEL.REGULARIZERS.{key} is"):
+            build_model(small_cfg("FCN", ["CAR"], **{f"REGULARIZERS__{key}": value}))
+    for rule in ("center", "corner", "majority"):
+        model = build_model(small_cfg("FCN", ["CAR", "PNE", "RCH"], REGULARIZERS__LABELS=rule)).train()
+        assert all(torch.isfinite(loss) for loss in model(small_batch()).values())
