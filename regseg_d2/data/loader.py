@@ -127,11 +127,14 @@ def _start_worker(worker: int) -> None:
 
 
 def _worker_context(cfg: CfgNode) -> BaseContext | None:
-    """How workers begin: by a fork, also in a process that was itself begun by a spawn (``--num-gpus``).
+    """How workers begin: as the system does it, also in a process begun by a spawn (``--num-gpus``).
 
-    A forked worker has everything imported and shares the records; a spawned one imports torch anew.
+    On Linux that is a fork: a worker has everything imported and shares the records; a spawned one imports
+    torch anew.
     """
-    return multiprocessing.get_context("fork") if cfg.DATALOADER.NUM_WORKERS > 0 else None
+    if cfg.DATALOADER.NUM_WORKERS < 1:
+        return None
+    return multiprocessing.get_context(multiprocessing.get_all_start_methods()[0])
 
 
 def _prefetch(cfg: CfgNode) -> int | None:

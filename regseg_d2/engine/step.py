@@ -119,8 +119,6 @@ class TrainingStep:
         self.on_not_finite = on_not_finite
         self.skipped_steps = 0
         self.skipped_in_a_row = 0
-        # Since this process began.
-        self._taken = self._made = 0
 
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self.device = self.parameters[0].device
@@ -189,8 +187,6 @@ class TrainingStep:
     ) -> StepResult:
         loss_finite, gradients_finite, mean_losses, shared = self._reduce(losses, to_share)
         skipped = not (loss_finite and gradients_finite)
-        self._taken += 1
-        self._made += not skipped
         if skipped:
             self._restore_buffers()
             self.optimizer.zero_grad(set_to_none=True)
@@ -257,15 +253,23 @@ class TrainingStep:
             self.skipped_steps,
         )
 
-    def require_progress(self) -> None:
-        """Raises NonFiniteLossError if steps were taken since this process began, and all were skipped."""
-        if self._taken and not self._made:
-            raise NonFiniteLossError(
-                f"All {self._taken} steps were skipped, since losses or gradients were not finite: nothing "
-                "was learnt, and no final model is written. Lower SOLVER.BASE_LR, lengthen "
-                "SOLVER.WARMUP_ITERS, or set SOLVER.AMP.ENABLED False; the batches are in nan_batches in the "
-                "run's folder."
-            )
+    def require_progress(self, steps: int) -> None:
+        """Refuses a run that learnt nothing, or nothing any more for its second half.
+
+        Args:
+            steps: all steps of the run, those before a resume among them.
+
+        Raises:
+            NonFiniteLossError: all were skipped, or at least half of them in a row at the end.
+        """
+        if self.skipped_steps < steps and 2 * self.skipped_in_a_row < steps:
+            return
+        raise NonFiniteLossError(
+            f"{self.skipped_steps} of {steps} steps were skipped, the last {self.skipped_in_a_row} in a row, "
+            "since losses or gradients were not finite: no final model is written. Lower SOLVER.BASE_LR, "
+            "lengthen SOLVER.WARMUP_ITERS, or set SOLVER.AMP.ENABLED False; the batches are in nan_batches "
+            "in the run's folder."
+        )
 
     @torch.no_grad()
     def _save_buffers(self) -> None:

@@ -308,7 +308,7 @@ class Trainer(TrainerBase):
         )
         self.completed_steps = self.iter + 1
         if self.completed_steps == self.max_iter:
-            self.training_step.require_progress()  # before a final model is written
+            self.training_step.require_progress(self.max_iter)  # before a final model is written
         num_stopping, num_bad_files = result.shared
         self.interrupted = num_stopping > 0
         if num_bad_files:

@@ -154,6 +154,22 @@ def test_skipped_steps_survive_a_kill(tmp_path):
     assert metrics_lines(tmp_path)[-1]["skipped_steps"] == 3
 
 
+@pytest.mark.parametrize(
+    ("poisoned", "fails"), [((0, 1, 2, 3, 4, 5), True), ((3, 4, 5), True), ((1, 2, 4, 5), False)]
+)
+def test_a_run_that_learns_nothing_to_its_end_fails(tmp_path, poisoned, fails):
+    class Poisoned(ToyTrainer):
+        poisoned_steps = poisoned
+
+    cfg = toy_cfg(tmp_path, SOLVER__MAX_NAN_STEPS=10)
+    if not fails:
+        train(cfg, trainer_class=Poisoned)
+    else:
+        with pytest.raises(NonFiniteLossError, match=f"{len(poisoned)} of 6 steps were skipped"):
+            train(cfg, trainer_class=Poisoned)
+    assert (tmp_path / "model_final.pth").exists() != fails
+
+
 def test_checkpoints_kept_and_tagged(tmp_path):
     train(
         toy_cfg(tmp_path, SOLVER__MAX_ITER=7, SOLVER__CHECKPOINT_PERIOD=2, SOLVER__CHECKPOINT_MAX_TO_KEEP=2)
