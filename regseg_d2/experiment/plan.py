@@ -88,8 +88,7 @@ def _runs_of(experiment: Experiment, condition: Condition, name: str) -> list[Ru
     overrides = {**experiment.common, **condition.overrides, **arm.overrides}
     return [
         Run(experiment, condition.name, name, seed, overrides)
-        for seed in condition.seeds
-        if arm.seeds is None or seed in arm.seeds
+        for seed in experiment.planned_seeds(condition, name) or ()
     ]
 
 

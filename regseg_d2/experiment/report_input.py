@@ -266,16 +266,23 @@ def _planned(
     condition: _Checked, arms: Mapping[str, Any], name: str, records: Mapping[tuple[str, str, int], Record]
 ) -> dict[str, tuple[int, ...]]:
     """Who is run in a condition, and with which seeds."""
-    there = [(arm, seed) for where, arm, seed in records if where == name]
-    chosen = condition.take("arms", list, "a list of arms", None)
-    seeds = condition.take("seeds", list, "a list of seeds", None)
-    if chosen is None:
-        chosen = [arm for arm in arms if any(arm == other for other, _ in there)]
-    for arm in chosen:
+    there: dict[str, set[int]] = {}
+    for where, arm, seed in records:
+        if where == name:
+            there.setdefault(arm, set()).add(seed)
+    planned = condition.take("planned", dict, "an object of arms and their seeds", None)
+    if planned is None:
+        every = tuple(sorted(set().union(*there.values())))
+        return {arm: every for arm in arms if arm in there}
+    for arm, seeds in planned.items():
         if arm not in arms:
-            raise condition.error("arms", arm, f"some of {sorted(arms)}")
-    every = sorted({seed for _, seed in there} if seeds is None else seeds)
-    return {arm: tuple(every) for arm in chosen}
+            raise condition.error("planned", arm, f"some of {sorted(arms)}")
+        if seeds is not None and not (isinstance(seeds, list) and all(type(seed) is int for seed in seeds)):
+            raise condition.error(f"planned.{arm}", seeds, "a list of seeds, or null for runs that exist")
+    # Existing runs are planned as far as they are there.
+    return {
+        arm: tuple(sorted(there.get(arm, ()) if seeds is None else seeds)) for arm, seeds in planned.items()
+    }
 
 
 def read_records(

@@ -102,6 +102,13 @@ class Experiment:
         """Folder of the records: beside the file, with its name."""
         return self.file.with_suffix("")
 
+    def planned_seeds(self, condition: Condition, arm: str) -> list[int] | None:
+        """Seeds that an arm is run with in a condition; None for an arm of runs that exist."""
+        chosen = self.arms[arm]
+        if chosen.runs:
+            return None
+        return [seed for seed in condition.seeds if chosen.seeds is None or seed in chosen.seeds]
+
     def as_data(self) -> dict[str, Any]:
         """What the report needs to know, as plain data."""
         check = self.schedule_check
@@ -113,7 +120,10 @@ class Experiment:
                 for arm in self.arms.values()
             },
             "conditions": {
-                condition.name: {"overrides": dict(condition.overrides)}
+                condition.name: {
+                    "overrides": dict(condition.overrides),
+                    "planned": {name: self.planned_seeds(condition, name) for name in condition.arms},
+                }
                 for condition in self.conditions.values()
             },
             "schedule_check": check

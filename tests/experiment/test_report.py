@@ -48,12 +48,36 @@ def test_one_sentence(tmp_path, seeds, verdict):
     assert "no pairs of runs of other yet" in summarize(tmp_path / "r", "other")
 
 
-def test_one_seed_long_names_and_missing_runs(tmp_path):
+def test_one_seed_and_long_names(tmp_path):
     names = {f"a_regularizer_with_a_very_long_name_{i}": 0.5 * i for i in range(12)}
     write_experiment(tmp_path / "r", names, seeds=[0])
-    next((tmp_path / "r").rglob("*name_3/seed0.json")).unlink()
     write_report(tmp_path / "r", tmp_path / "out")
-    assert "too few seeds" in (tmp_path / "out" / "report.md").read_text()
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert all(f"| {name} " in text for name in names) and "too few seeds" in text
+
+
+def test_planned_arms_without_records_count_and_are_missing(tmp_path):
+    """One of three planned methods is there, at six of eight seeds: no gain before the others are."""
+    write_experiment(tmp_path / "r", {"good": 4.0}, seeds=range(6))
+    path = tmp_path / "r" / "experiment.json"
+    described = json.loads(path.read_text())
+    write_report(tmp_path / "r", tmp_path / "alone")
+    assert "**gain**: good" in (tmp_path / "alone" / "report.md").read_text()
+    for name in ("second", "third"):
+        described["arms"][name] = {"control": "baseline", "overrides": {}}
+    seeds = list(range(8))
+    described["conditions"]["all"]["planned"] = {
+        arm: seeds for arm in ("baseline", "good", "second", "third")
+    }
+    path.write_text(json.dumps(described))
+    write_report(tmp_path / "r", tmp_path / "out")
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert "**gain**" not in text and "too few seeds" in text
+    assert "All pairs are complete" not in text
+    assert any("second" in line and "0-7" in line for line in text.splitlines())
+    assert any(
+        "good" in line and "6, 7" in line or "good" in line and "6-7" in line for line in text.splitlines()
+    )
 
 
 def test_a_damaged_record_is_named_and_nothing_is_written(tmp_path):
