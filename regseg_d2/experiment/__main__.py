@@ -9,6 +9,8 @@ from pathlib import Path
 
 from regseg_d2.engine.interruption import INTERRUPTED_EXIT_CODE, Interrupted
 from regseg_d2.errors import errors_end_the_program
+from regseg_d2.experiment.lock import RunIsTaken
+from regseg_d2.experiment.one_run import perform
 from regseg_d2.experiment.plan import Run, choose_runs, plan_runs
 from regseg_d2.experiment.report import write_report
 from regseg_d2.experiment.running import TAKEN, Options, check_records, work_off, write_description
@@ -82,8 +84,6 @@ def main() -> None:
 
 def make_one(run: Run, args: argparse.Namespace) -> None:
     """Makes one run in this process, and ends with a status that the runner knows."""
-    from regseg_d2.experiment.one_run import RunIsTaken, perform
-
     try:
         perform(run, args.output, keep_weights=args.keep_weights)
     except RunIsTaken as error:

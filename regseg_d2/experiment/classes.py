@@ -5,6 +5,7 @@ from __future__ import annotations
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
+import regseg_d2.data  # noqa: F401  registers data sets
 from regseg_d2.data.datasets.declared import register_declared
 from regseg_d2.data.label_counts import count_label_files
 from regseg_d2.data.labels import label_reader_for
@@ -20,8 +21,6 @@ def training_class_shares(cfg: CfgNode) -> dict[str, dict[str, float]]:
     Raises:
         UserError: the labels cannot be read.
     """
-    import regseg_d2.data  # noqa: F401  registers data sets
-
     register_declared(cfg.DATASETS.DECLARED)
     shares = {}
     for name in cfg.DATASETS.TRAIN:

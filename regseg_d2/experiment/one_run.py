@@ -2,46 +2,22 @@
 
 from __future__ import annotations
 
-import fcntl
-import logging
 import platform
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from regseg_d2.config_files import load_config
+from regseg_d2.engine.devices import with_available_device
 from regseg_d2.engine.launch import build_argument_parser
 from regseg_d2.engine.main import main as train
 from regseg_d2.engine.trained_model import load_trained_model
-from regseg_d2.errors import UserError
+from regseg_d2.evaluation.measuring import measure
+from regseg_d2.experiment.lock import only_one
 from regseg_d2.experiment.plan import Run
 from regseg_d2.experiment.records import VERSION, collect_results, config_digest, current_commit, write_json
-
-logger = logging.getLogger(__name__)
-
-
-class RunIsTaken(UserError):
-    """Another process works on the run."""
-
-
-@contextmanager
-def only_one(folder: Path) -> Iterator[None]:
-    """Keeps other processes off a run; the lock of a process that was killed is gone with it.
-
-    Raises:
-        RunIsTaken: another process holds it.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "lock", "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RunIsTaken(f"Another process works on the run in '{folder}'.") from None
-        yield
 
 
 def perform(run: Run, output: Path, *, keep_weights: bool = False) -> None:
@@ -57,7 +33,7 @@ def perform(run: Run, output: Path, *, keep_weights: bool = False) -> None:
         UserError: the training failed for a reason that the user can cure.
     """
     folder = run.existing or run.folder(output)
-    with only_one(folder if run.existing is None else run.folder(output)):
+    with only_one(run.folder(output)):
         if run.record.is_file():
             return
         commit = current_commit()
@@ -74,7 +50,7 @@ def perform(run: Run, output: Path, *, keep_weights: bool = False) -> None:
             "arm": run.arm,
             "control": run.experiment.arms[run.arm].control,
             "seed": run.seed,
-            "commit": commit.name + ("+changes" if commit.dirty else ""),
+            "commit": commit.recorded,
             "config_digest": config_digest(cfg),
             "overrides": run.overrides,
             "iterations": cfg.SOLVER.MAX_ITER,
@@ -103,9 +79,6 @@ def _measures(run: Run, folder: Path, cfg: Any) -> dict[str, Any]:
     wanted = run.experiment.measures
     if wanted is None:
         return {}
-    from regseg_d2.engine.devices import with_available_device
-    from regseg_d2.evaluation.measuring import measure
-
     cfg = with_available_device(cfg)
     cfg.defrost()
     cfg.MODEL.WEIGHTS = str(folder / "model_final.pth")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,12 +50,16 @@ class Run:
     def options(self, output: Path) -> list[str]:
         """``KEY VALUE`` pairs of the command line that trains it."""
         values = {**self.overrides, "SEED": self.seed, "OUTPUT_DIR": str(self.folder(output))}
-        return [part for key, value in values.items() for part in (key, as_word(value))]
+        return as_words(values)
 
 
-def as_word(value: Any) -> str:
-    """Writes a value as a word of a command line."""
-    return value if isinstance(value, str) else repr(value)
+def as_words(values: Mapping[str, Any]) -> list[str]:
+    """Writes config values as the ``KEY VALUE`` pairs of a command line."""
+    return [
+        word
+        for key, value in values.items()
+        for word in (key, value if isinstance(value, str) else repr(value))
+    ]
 
 
 def plan_runs(experiment: Experiment) -> list[Run]:
@@ -64,31 +68,29 @@ def plan_runs(experiment: Experiment) -> list[Run]:
     Raises:
         ConfigError: an existing run is not one, or two have the same seed.
     """
-    runs = []
-    for condition in experiment.conditions.values():
-        for arm in condition.arms:
-            runs += _runs_of(experiment, condition, arm)
+    runs = [
+        run
+        for condition in experiment.conditions.values()
+        for arm in condition.arms
+        for run in _runs_of(experiment, condition, arm)
+    ]
     order = {seed: i for i, seed in enumerate(dict.fromkeys(run.seed for run in runs))}
     runs.sort(key=lambda run: order[run.seed])
     return runs + _longer_runs(experiment)
 
 
-def _runs_of(experiment: Experiment, condition: Condition, name: str) -> list[Run]:
-    arm = experiment.arms[name]
-    if arm.runs:
-        seeds = [_seed_of(folder) for folder in arm.runs]
-        if len(set(seeds)) != len(seeds):
-            raise ConfigError(
-                f"{experiment.file}: arms.{name}.runs have the seeds {seeds}: one is there twice"
-            )
-        return [
-            Run(experiment, condition.name, name, seed, {}, folder)
-            for seed, folder in zip(seeds, arm.runs, strict=True)
-        ]
-    overrides = {**experiment.common, **condition.overrides, **arm.overrides}
+def _runs_of(experiment: Experiment, condition: Condition, arm: str) -> list[Run]:
+    seeds = experiment.planned_seeds(condition, arm)
+    if seeds is not None:
+        overrides = experiment.overrides(condition.name, arm)
+        return [Run(experiment, condition.name, arm, seed, overrides) for seed in seeds]
+    folders = experiment.arms[arm].runs
+    seeds = [_seed_of(folder) for folder in folders]
+    if len(set(seeds)) != len(seeds):
+        raise ConfigError(f"{experiment.file}: arms.{arm}.runs have the seeds {seeds}: one is there twice")
     return [
-        Run(experiment, condition.name, name, seed, overrides)
-        for seed in experiment.planned_seeds(condition, name) or ()
+        Run(experiment, condition.name, arm, seed, {}, folder)
+        for seed, folder in zip(seeds, folders, strict=True)
     ]
 
 
@@ -103,17 +105,10 @@ def _longer_runs(experiment: Experiment) -> list[Run]:
     check = experiment.schedule_check
     if check is None:
         return []
-    condition, arm = experiment.conditions[check.condition], experiment.arms[check.arm]
-    overrides = {**experiment.common, **condition.overrides, **arm.overrides}
-    cfg = load_config(str(experiment.base), [w for k, v in overrides.items() for w in (k, as_word(v))])
-    for key in ("SOLVER.MAX_ITER", "SOLVER.STEPS"):
-        value = cfg.SOLVER.MAX_ITER if key == "SOLVER.MAX_ITER" else cfg.SOLVER.STEPS
-        longer = (
-            [step * check.factor for step in value]
-            if isinstance(value, (list, tuple))
-            else value * check.factor
-        )
-        overrides[key] = longer
+    overrides = experiment.overrides(check.condition, check.arm)
+    solver = load_config(str(experiment.base), as_words(overrides)).SOLVER
+    overrides["SOLVER.MAX_ITER"] = solver.MAX_ITER * check.factor
+    overrides["SOLVER.STEPS"] = [step * check.factor for step in solver.STEPS]
     return [Run(experiment, check.name, check.arm, seed, overrides) for seed in check.seeds]
 
 

@@ -16,6 +16,7 @@ import regseg_d2
 from regseg_d2.config_files import flatten_config
 from regseg_d2.engine.files import write_text
 from regseg_d2.errors import ConfigError
+from regseg_d2.experiment.checked_json import Checked, load
 
 VERSION = 1
 # Keys that say where and how fast a run is, not what comes out; SEED has a field of its own.
@@ -31,17 +32,6 @@ _NOT_IN_DIGEST = (
 )
 _LOSS_POINTS = 20
 _SCORE = "sem_seg/mIoU"
-_REQUIRED = {
-    "version": int,
-    "experiment": str,
-    "condition": str,
-    "arm": str,
-    "seed": int,
-    "commit": str,
-    "config_digest": str,
-    "iterations": int,
-    "metrics": dict,
-}
 
 
 @dataclass(frozen=True)
@@ -55,6 +45,11 @@ class Commit:
 
     name: str
     dirty: bool
+
+    @property
+    def recorded(self) -> str:
+        """As it stands in records: ``+changes`` where files differ."""
+        return self.name + ("+changes" if self.dirty else "")
 
 
 def current_commit() -> Commit:
@@ -83,10 +78,10 @@ def config_digest(cfg: CfgNode) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
-def write_json(path: Path, data: Mapping[str, Any]) -> None:
+def write_json(path: Path, data: Mapping[str, Any], *, sort_keys: bool = True) -> None:
     """Writes a file whole or not at all; the same data give the same bytes."""
-    data = _rounded(data)
-    write_text(path, json.dumps(data, indent=1, sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n")
+    text = json.dumps(_rounded(data), indent=1, sort_keys=sort_keys, allow_nan=False, ensure_ascii=False)
+    write_text(path, text + "\n")
 
 
 def _rounded(value: Any) -> Any:
@@ -96,33 +91,6 @@ def _rounded(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _rounded(each) for key, each in value.items()}
     return [_rounded(each) for each in value] if isinstance(value, (list, tuple)) else value
-
-
-def read_record(path: Path) -> dict[str, Any]:
-    """Reads a record.
-
-    Raises:
-        ConfigError: it is damaged, or of another version.
-    """
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"'{path}' cannot be read ({error}): delete it, and the run is made again."
-        ) from error
-    for key, kind in _REQUIRED.items():
-        value = record.get(key) if isinstance(record, dict) else None
-        if not isinstance(value, kind):
-            raise ConfigError(
-                f"'{path}' is no record of a run: {key} is {value!r}; expected a {kind.__name__}. Delete the "
-                "file, and the run is made again."
-            )
-    if record["version"] != VERSION:
-        raise ConfigError(
-            f"'{path}' is a record of version {record['version']}, and this code writes {VERSION}: use the "
-            f"code of commit {record['commit']}, or delete it."
-        )
-    return record
 
 
 def collect_results(folder: Path, datasets: list[str]) -> dict[str, Any]:
@@ -177,3 +145,95 @@ def _history(lines: list[dict[str, Any]], datasets: list[str]) -> dict[str, Any]
         "diagnostics": {key: sum(values) / len(values) for key, values in diagnostics.items()},
         "skipped_steps": int(max((line.get("skipped_steps", 0) for line in lines), default=0)),
     }
+
+
+@dataclass(frozen=True)
+class Record:
+    """What is kept of a run.
+
+    Attributes:
+        file: where it was read from.
+        experiment: its name.
+        condition: the setting it was run in.
+        arm: what was run.
+        control: the arm that it is compared with, or None.
+        seed: its seed.
+        commit: of the code.
+        config_digest: hash of all values that decide what comes out, the seed left out.
+        iterations: length of the schedule.
+        metrics: ``{data set: {metric: number}}``; None for a number that is not defined.
+        iou: ``{data set: {class: percent or None}}``.
+        curve: ``[{"iteration": i, data set: mIoU}]``.
+        measures: ``{data set: {measure: number or None}}``.
+        diagnostics: ``{"regularizer/key": number}``.
+        skipped_steps: steps whose loss was not finite.
+        seconds: wall time, or None.
+    """
+
+    file: Path
+    experiment: str
+    condition: str
+    arm: str
+    control: str | None
+    seed: int
+    commit: str
+    config_digest: str
+    iterations: int
+    metrics: Mapping[str, Mapping[str, float | None]]
+    iou: Mapping[str, Mapping[str, float | None]]
+    curve: tuple[Mapping[str, float], ...]
+    measures: Mapping[str, Mapping[str, float | None]]
+    diagnostics: Mapping[str, float | None]
+    skipped_steps: int
+    seconds: float | None
+
+
+def read_record(file: Path) -> Record:
+    """Reads a record.
+
+    Raises:
+        ConfigError: it is damaged, or of another version.
+    """
+    checked = load(file)
+    version = checked.count("version")
+    if version != VERSION:
+        raise checked.error(
+            "version", version, f"{VERSION}, which this code reads; delete it or use its code"
+        )
+    metrics, iou = _read_metrics(checked.part("metrics"))
+    measures = checked.part("measures", {})
+    curve = checked.take("curve", list, "a list", [])
+    points = tuple(Checked(file, point, f"curve[{i}]").numbers() for i, point in enumerate(curve))
+    for i, point in enumerate(points):
+        if point.get("iteration") is None:
+            raise checked.error(f"curve[{i}]", curve[i], 'an object with "iteration"')
+    return Record(
+        file=file,
+        experiment=checked.text("experiment"),
+        condition=checked.text("condition"),
+        arm=checked.text("arm"),
+        control=checked.take("control", str, "an arm or null", None),
+        seed=checked.count("seed"),
+        commit=checked.text("commit"),
+        config_digest=checked.text("config_digest"),
+        iterations=checked.count("iterations"),
+        metrics=metrics,
+        iou=iou,
+        curve=tuple({k: v for k, v in point.items() if v is not None} for point in points),
+        measures={name: measures.part(name).numbers() for name in measures.data},
+        diagnostics=checked.part("diagnostics", {}).numbers(),
+        skipped_steps=checked.count("skipped_steps", 0),
+        seconds=checked.part("run", {}).take("seconds", (int, float), "a number", None),
+    )
+
+
+def _read_metrics(
+    part: Checked,
+) -> tuple[dict[str, dict[str, float | None]], dict[str, dict[str, float | None]]]:
+    metrics, iou = {}, {}
+    for dataset in part.data:
+        entry = part.part(dataset)
+        iou[dataset] = entry.part("IoU", {}).numbers()
+        scalars = {key: value for key, value in entry.data.items() if key != "IoU"}
+        metrics[dataset] = Checked(part.file, scalars, entry.where).numbers()
+    return metrics, iou

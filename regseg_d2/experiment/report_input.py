@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,46 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from regseg_d2.errors import ConfigError
+from regseg_d2.experiment.checked_json import Checked, load
+from regseg_d2.experiment.records import Record, read_record
 from regseg_d2.suggestions import did_you_mean
-
-VERSION = 1
-
-
-@dataclass(frozen=True)
-class Record:
-    """What is kept of a run.
-
-    Attributes:
-        file: where it was read from.
-        condition: the setting it was run in.
-        arm: what was run.
-        seed: its seed.
-        commit: of the code.
-        config_digest: hash of all values that decide what comes out, the seed left out.
-        iterations: length of the schedule.
-        metrics: ``{data set: {metric: number}}``; None for a number that is not defined.
-        iou: ``{data set: {class: percent or None}}``.
-        curve: ``[{"iteration": i, data set: mIoU}]``.
-        measures: ``{data set: {measure: number or None}}``.
-        diagnostics: ``{"regularizer/key": number}``.
-        skipped_steps: steps whose loss was not finite.
-        seconds: wall time, or None.
-    """
-
-    file: Path
-    condition: str
-    arm: str
-    seed: int
-    commit: str
-    config_digest: str
-    iterations: int
-    metrics: Mapping[str, Mapping[str, float | None]]
-    iou: Mapping[str, Mapping[str, float | None]]
-    curve: tuple[Mapping[str, float], ...]
-    measures: Mapping[str, Mapping[str, float | None]]
-    diagnostics: Mapping[str, float | None]
-    skipped_steps: int
-    seconds: float | None
 
 
 @dataclass(frozen=True)
@@ -127,66 +89,6 @@ class Results:
         return sorted(names, key=lambda name: (name != self.primary.dataset, name))
 
 
-class _Checked:
-    """A JSON object whose values are checked as they are taken; every error names the file and the key."""
-
-    def __init__(self, file: Path, data: Any, where: str = "") -> None:
-        self.file = file
-        self.where = where
-        if not isinstance(data, dict):
-            raise self.error("", data, "an object")
-        self.data = data
-
-    def error(self, key: str, value: Any, expected: str) -> ConfigError:
-        name = ".".join(part for part in (self.where, key) if part) or "the content"
-        shown = repr(value) if len(repr(value)) < 80 else repr(value)[:77] + "..."
-        return ConfigError(f"{self.file}: {name} is {shown}; expected {expected}")
-
-    def take(self, key: str, kind: type | tuple[type, ...], expected: str, default: Any = ...) -> Any:
-        if key not in self.data and default is ...:
-            raise ConfigError(f"{self.file}: {'.'.join(filter(None, (self.where, key)))} is missing")
-        value = self.data.get(key, default)
-        if value is default or (isinstance(value, kind) and not isinstance(value, bool)):
-            return value
-        raise self.error(key, value, expected)
-
-    def text(self, key: str) -> str:
-        return self.take(key, str, "a text")
-
-    def count(self, key: str, default: Any = ...) -> int:
-        expected = "a whole number from 0 on"
-        value = self.take(key, (int, float), expected, default)
-        if value < 0 or value != int(value):
-            raise self.error(key, value, expected)
-        return int(value)
-
-    def part(self, key: str, default: Any = ...) -> _Checked:
-        value = self.take(key, dict, "an object", default)
-        return _Checked(self.file, value, ".".join(filter(None, (self.where, key))))
-
-    def numbers(self) -> dict[str, float | None]:
-        for key, value in self.data.items():
-            if value is not None and not _is_number(value):
-                raise self.error(key, value, "a finite number or null")
-        return {key: None if value is None else float(value) for key, value in self.data.items()}
-
-
-def _is_number(value: Any) -> bool:
-    return (
-        isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < float("inf")
-    )  # NaN fails
-
-
-def _load(file: Path) -> _Checked:
-    try:
-        data = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"'{file}' cannot be read ({error}): write it anew, or run its run again."
-        ) from error
-    return _Checked(file, data)
-
-
 def read_results(folder: Path) -> Results:
     """Reads a folder of results: ``experiment.json``, ``classes.json``, ``<condition>/<arm>/seed<k>.json``.
 
@@ -200,7 +102,7 @@ def read_results(folder: Path) -> Results:
     for name in ("experiment.json", "classes.json"):
         if not (folder / name).is_file():
             raise ConfigError(f"'{folder}' is no folder of results: it has no {name}.")
-    described = _load(folder / "experiment.json")
+    described = load(folder / "experiment.json")
     arms, overrides = _read_arms(described)
     conditions = described.part("conditions")
     primary = _read_primary(described.part("primary"), list(conditions.data))
@@ -208,7 +110,7 @@ def read_results(folder: Path) -> Results:
     names = sorted(conditions.data, key=lambda name: name != primary.condition)
     known = {*names, *([check.longer] if check else [])}
     records = read_records(folder, described.text("name"), arms, known)
-    shares = _load(folder / "classes.json")
+    shares = load(folder / "classes.json")
     return Results(
         name=described.text("name"),
         primary=primary,
@@ -222,7 +124,7 @@ def read_results(folder: Path) -> Results:
     )
 
 
-def _read_arms(described: _Checked) -> tuple[dict[str, str | None], dict[str, dict[str, Any]]]:
+def _read_arms(described: Checked) -> tuple[dict[str, str | None], dict[str, dict[str, Any]]]:
     part = described.part("arms")
     entries = {name: part.part(name) for name in part.data}
     controls = {name: entry.take("control", str, "an arm or null", None) for name, entry in entries.items()}
@@ -234,7 +136,7 @@ def _read_arms(described: _Checked) -> tuple[dict[str, str | None], dict[str, di
     return {name: controls[name] for name in sorted(controls, key=lambda each: depth[each])}, overrides
 
 
-def _steps_to_root(described: _Checked, controls: Mapping[str, str | None], name: str) -> int:
+def _steps_to_root(described: Checked, controls: Mapping[str, str | None], name: str) -> int:
     seen = [name]
     while (control := controls[seen[-1]]) is not None:
         if control in seen:
@@ -245,14 +147,14 @@ def _steps_to_root(described: _Checked, controls: Mapping[str, str | None], name
     return len(seen)
 
 
-def _read_primary(part: _Checked, conditions: list[str]) -> Primary:
+def _read_primary(part: Checked, conditions: list[str]) -> Primary:
     condition = part.text("condition")
     if condition not in conditions:
         raise part.error("condition", condition, f"one of {conditions}")
     return Primary(condition, part.text("dataset"), part.text("metric"))
 
 
-def _read_check(described: _Checked, arms: Mapping[str, Any], conditions: list[str]) -> ScheduleCheck | None:
+def _read_check(described: Checked, arms: Mapping[str, Any], conditions: list[str]) -> ScheduleCheck | None:
     if described.data.get("schedule_check") is None:
         return None
     part = described.part("schedule_check")
@@ -263,7 +165,7 @@ def _read_check(described: _Checked, arms: Mapping[str, Any], conditions: list[s
 
 
 def _planned(
-    condition: _Checked, arms: Mapping[str, Any], name: str, records: Mapping[tuple[str, str, int], Record]
+    condition: Checked, arms: Mapping[str, Any], name: str, records: Mapping[tuple[str, str, int], Record]
 ) -> dict[str, tuple[int, ...]]:
     """Who is run in a condition, and with which seeds."""
     there: dict[str, set[int]] = {}
@@ -305,69 +207,31 @@ def read_records(
     """
     records = {}
     for file in folder.glob("*/*/seed*.json"):
-        record = _read_record(file, experiment, arms, conditions)
+        record = read_record(file)
+        _require_fit(record, experiment, arms, conditions)
         records[record.condition, record.arm, record.seed] = record
     return {key: records[key] for key in sorted(records)}
 
 
-def _read_record(file: Path, experiment: str, arms: Mapping[str, str | None], conditions: set[str]) -> Record:
-    checked = _load(file)
-    version = checked.count("version")
-    if version != VERSION:
-        raise checked.error(
-            "version", version, f"{VERSION}, which this code reads; delete it or use its code"
-        )
-    if checked.text("experiment") != experiment:
-        raise checked.error("experiment", checked.text("experiment"), f"{experiment!r}; move the file away")
-    condition, arm, seed = checked.text("condition"), checked.text("arm"), checked.count("seed")
-    for key, value, known in (("condition", condition, conditions), ("arm", arm, arms)):
+def _require_fit(
+    record: Record, experiment: str, arms: Mapping[str, str | None], conditions: set[str]
+) -> None:
+    def error(key: str, value: Any, expected: str) -> ConfigError:
+        return ConfigError(f"{record.file}: {key} is {value!r}; expected {expected}")
+
+    if record.experiment != experiment:
+        raise error("experiment", record.experiment, f"{experiment!r}; move the file away")
+    for key, value, known in (("condition", record.condition, conditions), ("arm", record.arm, arms)):
         if value not in known:
-            hint = did_you_mean(value, known) or f"one of {sorted(known)}"
-            raise checked.error(
+            hint = did_you_mean(value, known) or f": one of {sorted(known)}"
+            raise error(
                 key,
                 value,
-                f"what experiment.json names{hint if hint.startswith(' (') else ': ' + hint}. "
-                "Name it in the experiment's file too, or move the record away",
+                f"what experiment.json names{hint}. Name it in the experiment's file too, or move the record "
+                "away",
             )
-    if file.relative_to(file.parents[2]).as_posix() != f"{condition}/{arm}/seed{seed}.json":
-        raise ConfigError(f"{file}: it says that it is {condition}/{arm}/seed{seed}.json: name it so")
-    control = checked.take("control", str, "an arm or null", None)
-    if control != arms[arm]:
-        raise checked.error("control", control, f"{arms[arm]!r}, as in experiment.json")
-    metrics, iou = _read_metrics(checked.part("metrics"))
-    measures = checked.part("measures", {})
-    curve = checked.take("curve", list, "a list", [])
-    points = tuple(_Checked(file, point, f"curve[{i}]").numbers() for i, point in enumerate(curve))
-    for i, point in enumerate(points):
-        if point.get("iteration") is None:
-            raise checked.error(f"curve[{i}]", curve[i], 'an object with "iteration"')
-    return Record(
-        file=file,
-        condition=condition,
-        arm=arm,
-        seed=seed,
-        commit=checked.text("commit"),
-        config_digest=checked.text("config_digest"),
-        iterations=checked.count("iterations"),
-        metrics=metrics,
-        iou=iou,
-        curve=tuple({k: v for k, v in point.items() if v is not None} for point in points),
-        measures={name: measures.part(name).numbers() for name in measures.data},
-        diagnostics=checked.part("diagnostics", {}).numbers(),
-        skipped_steps=checked.count("skipped_steps", 0),
-        seconds=_Checked(file, checked.part("run", {}).data, "run").take(
-            "seconds", (int, float), "a number", None
-        ),
-    )
-
-
-def _read_metrics(
-    part: _Checked,
-) -> tuple[dict[str, dict[str, float | None]], dict[str, dict[str, float | None]]]:
-    metrics, iou = {}, {}
-    for dataset in part.data:
-        entry = part.part(dataset)
-        iou[dataset] = entry.part("IoU", {}).numbers()
-        scalars = {key: value for key, value in entry.data.items() if key != "IoU"}
-        metrics[dataset] = _Checked(part.file, scalars, entry.where).numbers()
-    return metrics, iou
+    name = f"{record.condition}/{record.arm}/seed{record.seed}.json"
+    if record.file.relative_to(record.file.parents[2]).as_posix() != name:
+        raise ConfigError(f"{record.file}: it says that it is {name}: name it so")
+    if record.control != arms[record.arm]:
+        raise error("control", record.control, f"{arms[record.arm]!r}, as in experiment.json")

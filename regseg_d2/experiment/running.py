@@ -15,7 +15,8 @@ import torch
 
 from regseg_d2.config_files import load_config
 from regseg_d2.errors import ConfigError, UserError
-from regseg_d2.experiment.plan import Run
+from regseg_d2.experiment.classes import training_class_shares
+from regseg_d2.experiment.plan import Run, as_words
 from regseg_d2.experiment.records import config_digest, current_commit, read_record, write_json
 from regseg_d2.experiment.spec import Experiment
 
@@ -56,16 +57,15 @@ def check_records(runs: Sequence[Run], allow_commit_mix: bool) -> None:
     Raises:
         ConfigError: a record is damaged, of another commit, or of an arm that has changed since.
     """
-    commit = current_commit()
-    name = commit.name + ("+changes" if commit.dirty else "")
+    commit = current_commit().recorded
     digests: dict[tuple[str, str], str] = {}
     for run in runs:
         if not run.record.is_file():
             continue
         record = read_record(run.record)
-        if record["commit"] != name and not allow_commit_mix:
+        if record.commit != commit and not allow_commit_mix:
             raise ConfigError(
-                f"'{run.record}' was made by commit {record['commit']}, and this is {name}: go on with a "
+                f"'{run.record}' was made by commit {record.commit}, and this is {commit}: go on with a "
                 "clone at that commit, or say --allow-commit-mix if the difference cannot change results."
             )
         if run.existing is not None or allow_commit_mix:
@@ -73,7 +73,7 @@ def check_records(runs: Sequence[Run], allow_commit_mix: bool) -> None:
         key = (run.condition, run.arm)
         if key not in digests:
             digests[key] = config_digest(load_config(str(run.experiment.base), run.options(Path("output"))))
-        if record["config_digest"] != digests[key]:
+        if record.config_digest != digests[key]:
             raise ConfigError(
                 f"The arm '{run.arm}' in '{run.condition}' has another config than when '{run.record}' was "
                 "made: give the changed arm another name, or delete the records of the old one."
@@ -82,19 +82,11 @@ def check_records(runs: Sequence[Run], allow_commit_mix: bool) -> None:
 
 def write_description(experiment: Experiment) -> None:
     """Writes ``experiment.json`` and ``classes.json`` beside the records, for the report."""
-    from regseg_d2.experiment.classes import training_class_shares
-
     write_json(experiment.results / "experiment.json", experiment.as_data())
     file = experiment.results / "classes.json"
     if not file.is_file():
-        cfg = load_config(str(experiment.base), _words(experiment))
+        cfg = load_config(str(experiment.base), as_words(experiment.common))
         write_json(file, training_class_shares(cfg))
-
-
-def _words(experiment: Experiment) -> list[str]:
-    from regseg_d2.experiment.plan import as_word
-
-    return [word for key, value in experiment.common.items() for word in (key, as_word(value))]
 
 
 def work_off(runs: Sequence[Run], options: Options) -> None:
@@ -216,9 +208,8 @@ class Progress:
         """Prints a line about a run that has its record."""
         self.done += 1
         self._seconds.append(seconds)
-        record = read_record(run.record)
         primary = run.experiment.primary
-        score = record["metrics"].get(primary["dataset"], {}).get(primary["metric"])
+        score = read_record(run.record).metrics.get(primary["dataset"], {}).get(primary["metric"])
         result = f", {primary['dataset']} {primary['metric']} {score:.2f}" if score is not None else ""
         self._line(f"{run.name}: {seconds:.0f} s{result}")
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from regseg_d2.errors import ConfigError
-from regseg_d2.experiment.report_input import Record, Results
+from regseg_d2.experiment.records import Record
+from regseg_d2.experiment.report_input import Results
 from regseg_d2.experiment.statistics import Comparison, compare_family
 from regseg_d2.suggestions import did_you_mean
 

@@ -109,6 +109,10 @@ class Experiment:
             return None
         return [seed for seed in condition.seeds if chosen.seeds is None or seed in chosen.seeds]
 
+    def overrides(self, condition: str, arm: str) -> dict[str, Any]:
+        """Config values of an arm in a condition, by dotted key."""
+        return {**self.common, **self.conditions[condition].overrides, **self.arms[arm].overrides}
+
     def as_data(self) -> dict[str, Any]:
         """What the report needs to know, as plain data."""
         check = self.schedule_check

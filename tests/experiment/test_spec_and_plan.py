@@ -7,7 +7,7 @@ import pytest
 
 from regseg_d2.config_files import load_config
 from regseg_d2.errors import ConfigError
-from regseg_d2.experiment.plan import as_word, choose_runs, plan_runs
+from regseg_d2.experiment.plan import as_words, choose_runs, plan_runs
 from regseg_d2.experiment.records import config_digest
 from regseg_d2.experiment.spec import read_experiment
 
@@ -152,8 +152,7 @@ def test_words_of_a_command_line_are_read_back(tmp_path):
         "MODEL.CHANNELS_LAST": True,
         "OUTPUT_DIR": "x y",
     }
-    words = [word for key, value in values.items() for word in (key, as_word(value))]
-    cfg = load_config("", words)
+    cfg = load_config("", as_words(values))
     assert cfg.SOLVER.BASE_LR == 1e-05 and list(cfg.DATASETS.TEST) == ["a", "b"]
     assert cfg.MODEL.CHANNELS_LAST is True and cfg.OUTPUT_DIR == "x y"
 
