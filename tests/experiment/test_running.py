@@ -27,11 +27,11 @@ def copy_of_tiny(folder):
     return folder / "tiny.yaml"
 
 
-def call(file, output, *words, status=0):
+def call(file, output, *words, status=0, **variables):
     result = subprocess.run(
         command(file, output, *words),
         cwd=ROOT,
-        env=environment(),
+        env=environment(**variables),
         capture_output=True,
         text=True,
         timeout=900,
