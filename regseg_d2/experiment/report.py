@@ -238,12 +238,10 @@ class _Report:
         parts.append(f"Commits: {named}." + (" **They differ.**" if len(commits) > 1 else ""))
         if any("+" in name for name in commits):
             parts.append("**`+changes`: files under version control differed from the commit.**")
-        mixed = sorted(
-            {
-                f"{condition}/{arm}"
-                for condition, arm, _ in results.records
-                if len({r.config_digest for r in results.runs(condition, arm).values()}) > 1
-            }
+        mixed = dict.fromkeys(
+            f"{condition}/{arm}"
+            for condition, arm, _ in results.records
+            if len({r.config_digest for r in results.runs(condition, arm).values()}) > 1
         )
         if mixed:
             parts.append(f"**Seeds of one arm were run with different configs: {', '.join(mixed)}.**")
@@ -270,7 +268,7 @@ class _Report:
         hours: dict[str, float] = {}
         for record in self.results.records.values():
             hours[record.arm] = hours.get(record.arm, 0.0) + (record.seconds or 0.0) / 3600
-        return markdown(["arm", "hours in all"], [[arm, f"{hours[arm]:.2f}"] for arm in sorted(hours)])
+        return markdown(["arm", "hours in all"], [[arm, f"{n:.2f}"] for arm, n in hours.items()])
 
     def _arms(self) -> list[str]:
         rows = [

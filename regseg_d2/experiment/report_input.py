@@ -44,14 +44,15 @@ class Results:
     Attributes:
         name: of the experiment.
         primary: what verdicts are about.
-        arms: ``{arm: its control, or None}``, an arm after its control.
+        arms: ``{arm: its control, or None}`` in the order of ``experiment.json``, but an arm after its
+            control.
         overrides: ``{arm: {config key: value}}``.
         conditions: names, the primary one first, without those of the schedule check.
         planned: ``{condition: {arm: seeds}}``; where the experiment names none, all seeds that some arm of
             the condition has.
         schedule_check: or None.
         class_shares: ``{training set: {class: share of its pixels}}``.
-        records: by (condition, arm, seed), sorted.
+        records: by (condition, arm, seed), in this order; those of the schedule check last.
     """
 
     name: str
@@ -76,7 +77,7 @@ class Results:
         return found
 
     def arms_of(self, condition: str) -> list[str]:
-        """The arms that are run in a condition, an arm after its control."""
+        """The arms that are run in a condition, in the order of ``arms``."""
         return [arm for arm in self.arms if arm in self.planned[condition]]
 
     def methods_of(self, condition: str) -> list[str]:
@@ -108,7 +109,7 @@ def read_results(folder: Path) -> Results:
     primary = _read_primary(described.part("primary"), list(conditions.data))
     check = _read_check(described, arms, list(conditions.data))
     names = sorted(conditions.data, key=lambda name: name != primary.condition)
-    known = {*names, *([check.longer] if check else [])}
+    known = [*names, *([check.longer] if check else [])]
     records = read_records(folder, described.text("name"), arms, known)
     shares = load(folder / "classes.json")
     return Results(
@@ -131,20 +132,19 @@ def _read_arms(described: Checked) -> tuple[dict[str, str | None], dict[str, dic
     for name, control in controls.items():
         if control is not None and control not in controls:
             raise entries[name].error("control", control, f"one of {sorted(controls)}, or null")
-    depth = {name: _steps_to_root(described, controls, name) for name in controls}
-    overrides = {name: entry.part("overrides", {}).data for name, entry in entries.items()}
-    return {name: controls[name] for name in sorted(controls, key=lambda each: depth[each])}, overrides
-
-
-def _steps_to_root(described: Checked, controls: Mapping[str, str | None], name: str) -> int:
-    seen = [name]
-    while (control := controls[seen[-1]]) is not None:
-        if control in seen:
-            raise described.error(
-                "arms", [*seen, control], "controls that lead to a baseline, not in a circle"
-            )
-        seen.append(control)
-    return len(seen)
+    ordered: dict[str, str | None] = {}
+    for name in controls:
+        path: list[str] = []
+        each: str | None = name
+        while each is not None and each not in ordered:
+            if each in path:
+                raise described.error(
+                    "arms", [*path, each], "controls that lead to a baseline, not in a circle"
+                )
+            path.append(each)
+            each = controls[each]
+        ordered.update({arm: controls[arm] for arm in reversed(path)})
+    return ordered, {name: entry.part("overrides", {}).data for name, entry in entries.items()}
 
 
 def _read_primary(part: Checked, conditions: list[str]) -> Primary:
@@ -188,7 +188,7 @@ def _planned(
 
 
 def read_records(
-    folder: Path, experiment: str, arms: Mapping[str, str | None], conditions: set[str]
+    folder: Path, experiment: str, arms: Mapping[str, str | None], conditions: list[str]
 ) -> dict[tuple[str, str, int], Record]:
     """Reads all records of a folder.
 
@@ -200,7 +200,7 @@ def read_records(
         conditions: names that may occur.
 
     Returns:
-        Records by (condition, arm, seed), in sorted order.
+        Records by (condition, arm, seed), in the order of conditions, arms and seeds.
 
     Raises:
         ConfigError: a record is damaged, or does not fit.
@@ -210,11 +210,13 @@ def read_records(
         record = read_record(file)
         _require_fit(record, experiment, arms, conditions)
         records[record.condition, record.arm, record.seed] = record
-    return {key: records[key] for key in sorted(records)}
+    places = {name: i for i, name in enumerate(arms)}
+    ordered = sorted(records, key=lambda key: (conditions.index(key[0]), places[key[1]], key[2]))
+    return {key: records[key] for key in ordered}
 
 
 def _require_fit(
-    record: Record, experiment: str, arms: Mapping[str, str | None], conditions: set[str]
+    record: Record, experiment: str, arms: Mapping[str, str | None], conditions: list[str]
 ) -> None:
     def error(key: str, value: Any, expected: str) -> ConfigError:
         return ConfigError(f"{record.file}: {key} is {value!r}; expected {expected}")

@@ -82,7 +82,8 @@ def check_records(runs: Sequence[Run], allow_commit_mix: bool) -> None:
 
 def write_description(experiment: Experiment) -> None:
     """Writes ``experiment.json`` and ``classes.json`` beside the records, for the report."""
-    write_json(experiment.results / "experiment.json", experiment.as_data())
+    # Not sorted: the report has the order of the file.
+    write_json(experiment.results / "experiment.json", experiment.as_data(), sort_keys=False)
     file = experiment.results / "classes.json"
     if not file.is_file():
         cfg = load_config(str(experiment.base), as_words(experiment.common))

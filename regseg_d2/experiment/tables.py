@@ -168,9 +168,7 @@ def classes_table(scores: Scores, condition: str, dataset: str, classes: Sequenc
 def runs_table(results: Results) -> str:
     """What was run: seeds, schedule, config and code of each arm."""
     rows = []
-    for condition, arm in sorted(
-        {key[:2] for key in results.records}, key=lambda key: (key[0], list(results.arms).index(key[1]))
-    ):
+    for condition, arm in dict.fromkeys(key[:2] for key in results.records):
         runs = results.runs(condition, arm)
         row = [condition, arm, results.arms[arm] or NOTHING, seed_list(runs)]
         row.append(", ".join(str(n) for n in sorted({run.iterations for run in runs.values()})))

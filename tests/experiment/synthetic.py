@@ -13,7 +13,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 def write(file: Path, data) -> Path:
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(data, indent=1, sort_keys=True))
+    file.write_text(json.dumps(data, indent=1))
     return file
 
 

@@ -56,6 +56,25 @@ def test_one_seed_and_long_names(tmp_path):
     assert all(f"| {name} " in text for name in names) and "too few seeds" in text
 
 
+def test_arms_stand_in_the_order_of_the_file_but_after_their_control(tmp_path):
+    folder = write_experiment(
+        tmp_path / "r", {"zeta": 1, "alpha": 2, "beta": 3}, range(2), controls={"zeta": "beta"}
+    )
+    described = json.loads((folder / "experiment.json").read_text())
+    for arms, expected in (
+        (described["arms"], ["baseline", "beta", "zeta", "alpha"]),
+        (dict(sorted(described["arms"].items())), ["baseline", "alpha", "beta", "zeta"]),
+    ):
+        described["arms"] = arms
+        (folder / "experiment.json").write_text(json.dumps(described))
+        write_report(folder, tmp_path / "out")
+        for table, column in (("values", 4), ("means", 4), ("runs", 1)):
+            lines = (tmp_path / "out" / "tables" / f"{table}.csv").read_text().splitlines()[1:]
+            assert list(dict.fromkeys(line.split(",")[column] for line in lines)) == expected, table
+        rows = (tmp_path / "out" / "report.md").read_text().partition("## Arms")[2].splitlines()
+        assert [row.split()[1] for row in rows if row.startswith("| ")][-len(expected) :] == expected
+
+
 def test_planned_arms_without_records_count_and_are_missing(tmp_path):
     """One of three planned methods is there, at six of eight seeds: no gain before the others are."""
     write_experiment(tmp_path / "r", {"good": 4.0}, seeds=range(6))

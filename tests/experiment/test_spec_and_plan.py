@@ -9,6 +9,7 @@ from regseg_d2.config_files import load_config
 from regseg_d2.errors import ConfigError
 from regseg_d2.experiment.plan import as_words, choose_runs, plan_runs
 from regseg_d2.experiment.records import config_digest
+from regseg_d2.experiment.running import write_description
 from regseg_d2.experiment.spec import read_experiment
 
 BASE = Path("configs/cooccurrence/deeplabv3_efficientnet_lite0.yaml").resolve()
@@ -74,7 +75,12 @@ def test_the_plan(tmp_path):
     ]
     with pytest.raises(ConfigError, match="'full/cra/\\*'"):
         choose_runs(runs, ["full/cra/*"])
-    json.dumps(experiment.as_data())
+    (tmp_path / "my").mkdir()
+    (tmp_path / "my" / "classes.json").write_text("{}")
+    write_description(experiment)
+    described = json.loads((tmp_path / "my" / "experiment.json").read_text())
+    assert list(described["arms"]) == ["baseline", "head", "car"]
+    assert list(described["conditions"]) == ["full", "few"]
 
 
 def test_arms_of_a_pair_differ_in_their_overrides_alone(tmp_path):
