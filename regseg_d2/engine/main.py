@@ -19,7 +19,8 @@ from regseg_d2.engine.files import write_text
 from regseg_d2.engine.hooks import Results
 from regseg_d2.engine.seeding import make_deterministic, seed_everything
 from regseg_d2.engine.trained_model import load_trained_model
-from regseg_d2.engine.trainer import Trainer, refuse_unsupported
+from regseg_d2.engine.trainer import Trainer
+from regseg_d2.evaluation.inference import refuse_unsupported
 
 logger = logging.getLogger(__name__)
 

@@ -41,9 +41,8 @@ from regseg_d2.engine.run_state import load_run_state, run_state
 from regseg_d2.engine.seeding import make_deterministic, resolve_seed, seed_everything, seed_pass
 from regseg_d2.engine.step import TrainingStep, amp_dtype
 from regseg_d2.engine.timing import TimedIterator
-from regseg_d2.errors import ConfigError
 from regseg_d2.evaluation.evaluator import StreamingSemSegEvaluator
-from regseg_d2.evaluation.inference import InferenceProtocol, build_predictor
+from regseg_d2.evaluation.inference import InferenceProtocol, build_predictor, refuse_unsupported
 
 logger = logging.getLogger(__name__)
 
@@ -388,14 +387,3 @@ class Trainer(TrainerBase):
         load_run_state(self, state_dict)
         # After the optimizer: the schedule writes its learning rates into it.
         super().load_state_dict({"iteration": self.iter, "hooks": state_dict["hooks"]})
-
-
-def refuse_unsupported(cfg: CfgNode) -> None:
-    """Raises where the config asks for what this trainer, or its evaluation, does not do.
-
-    Raises:
-        ConfigError: a key of ``TEST`` has a value that cannot be used.
-    """
-    if cfg.TEST.PRECISE_BN.ENABLED:
-        raise ConfigError("TEST.PRECISE_BN.ENABLED is True, which is not supported: set it to False.")
-    InferenceProtocol.from_config(cfg)

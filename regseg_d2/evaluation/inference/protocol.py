@@ -135,6 +135,17 @@ class InferenceProtocol:
         return described
 
 
+def refuse_unsupported(cfg: CfgNode) -> None:
+    """Raises where ``cfg.TEST`` asks for what is not done here, before a model is built.
+
+    Raises:
+        ConfigError: a key of ``TEST`` has a value that cannot be used.
+    """
+    if cfg.TEST.PRECISE_BN.ENABLED:
+        raise ConfigError("TEST.PRECISE_BN.ENABLED is True, which is not supported: set it to False.")
+    InferenceProtocol.from_config(cfg)
+
+
 def _check_choice(key: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
         shown = ", ".join(choice or '""' for choice in choices)
