@@ -110,7 +110,9 @@ def _submit(runs: Sequence[Run], options: Options, words: Sequence[str]) -> dict
 
         from regseg_d2.experiment.slurm_job import SlurmJob
     except ModuleNotFoundError as error:
-        raise UserError(f"--slurm needs {error.name}; run: pip install 'regseg_d2[slurm]'") from error
+        raise UserError(
+            f"--slurm needs submitit ({error}); run: pip install submitit, or install regseg_d2[slurm]."
+        ) from error
     folder = _folder(runs[0], options)
     with only_one(folder):  # two calls would queue the same runs
         queued, jobs = queued_jobs(), {}

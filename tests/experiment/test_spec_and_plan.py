@@ -117,7 +117,6 @@ def test_arms_of_a_pair_differ_in_their_overrides_alone(tmp_path):
             "unknown key 'overides' \\(did you mean 'overrides'",
         ),
         ("  baseline: {}", "  baseline: {runs: [a], seeds: 1-2}", "runs that exist, and overrides or seeds"),
-        ("arms:\n", "arm:\n", "unknown key 'arm'"),
         ("base: ", "base: missing", "there is no"),
     ],
 )
