@@ -118,11 +118,10 @@ def choose_runs(runs: Sequence[Run], patterns: Sequence[str]) -> list[Run]:
     Raises:
         ConfigError: a pattern matches nothing.
     """
+    patterns, names = patterns or ["*"], [run.name for run in runs]
     for pattern in patterns:
-        if not any(fnmatch.fnmatchcase(run.name, pattern) for run in runs):
+        if not fnmatch.filter(names, pattern):
             raise ConfigError(
-                f"No run is named {pattern!r}; names are like {runs[0].name!r}, and '*' stands for anything."
+                f"No run is named {pattern!r}; names are like {names[0]!r}, and '*' stands for anything."
             )
-    if not patterns:
-        return list(runs)
     return [run for run in runs if any(fnmatch.fnmatchcase(run.name, pattern) for pattern in patterns)]

@@ -137,7 +137,7 @@ class _Report:
         check = self.results.schedule_check
         if check is None:
             return "It was not checked with a longer one."
-        longer = self.scores.values(check.longer, check.arm, self.primary)
+        longer = self.scores.values(check.name, check.arm, self.primary)
         usual = self.scores.values(check.condition, check.arm, self.primary)
         seeds = sorted(longer.keys() & usual.keys())
         times = {2: "doubled", 3: "tripled"}.get(check.factor, f"{check.factor} times longer")

@@ -11,6 +11,7 @@ from typing import Any
 from regseg_d2.errors import ConfigError
 from regseg_d2.experiment.checked_json import Checked, load
 from regseg_d2.experiment.records import Record, read_record
+from regseg_d2.experiment.spec import ScheduleCheck
 from regseg_d2.suggestions import did_you_mean
 
 
@@ -21,20 +22,6 @@ class Primary:
     condition: str
     dataset: str
     metric: str
-
-
-@dataclass(frozen=True)
-class ScheduleCheck:
-    """Runs of an arm with a longer schedule."""
-
-    arm: str
-    condition: str
-    factor: int
-
-    @property
-    def longer(self) -> str:
-        """The condition that the longer runs are recorded under."""
-        return f"{self.condition}@x{self.factor}"
 
 
 @dataclass(frozen=True)
@@ -109,7 +96,7 @@ def read_results(folder: Path) -> Results:
     primary = _read_primary(described.part("primary"), list(conditions.data))
     check = _read_check(described, arms, list(conditions.data))
     names = sorted(conditions.data, key=lambda name: name != primary.condition)
-    known = [*names, *([check.longer] if check else [])]
+    known = [*names, *([check.name] if check else [])]
     records = read_records(folder, described.text("name"), arms, known)
     shares = load(folder / "classes.json")
     return Results(
@@ -161,7 +148,8 @@ def _read_check(described: Checked, arms: Mapping[str, Any], conditions: list[st
     for key, known in (("arm", list(arms)), ("condition", conditions)):
         if part.text(key) not in known:
             raise part.error(key, part.data[key], f"one of {known}")
-    return ScheduleCheck(part.text("arm"), part.text("condition"), part.count("factor"))
+    seeds = tuple(part.take("seeds", list, "a list of seeds", []))
+    return ScheduleCheck(part.text("arm"), part.text("condition"), part.count("factor"), seeds)
 
 
 def _planned(

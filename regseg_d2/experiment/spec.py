@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +115,6 @@ class Experiment:
 
     def as_data(self) -> dict[str, Any]:
         """What the report needs to know, as plain data."""
-        check = self.schedule_check
         return {
             "name": self.name,
             "primary": dict(self.primary),
@@ -130,13 +129,7 @@ class Experiment:
                 }
                 for condition in self.conditions.values()
             },
-            "schedule_check": check
-            and {
-                "arm": check.arm,
-                "condition": check.condition,
-                "factor": check.factor,
-                "seeds": list(check.seeds),
-            },
+            "schedule_check": self.schedule_check and asdict(self.schedule_check),
         }
 
 
