@@ -14,7 +14,7 @@ from regseg_d2.experiment.one_run import perform
 from regseg_d2.experiment.plan import Run, choose_runs, plan_runs
 from regseg_d2.experiment.report import write_report
 from regseg_d2.experiment.running import TAKEN, Options, check_records, work_off, write_description
-from regseg_d2.experiment.slurm import work_off_with_slurm
+from regseg_d2.experiment.slurm import parse_parameters, require_slurm, work_off_with_slurm
 from regseg_d2.experiment.spec import read_experiment
 
 
@@ -81,12 +81,15 @@ def main() -> None:
             for run in chosen:
                 print(f"{'done   ' if run.record.is_file() else 'missing'}  {run.name}")
             return
+        slurm = args.slurm and not args.report and parse_parameters(args.slurm, args.jobs)
+        if slurm:
+            require_slurm()  # before anything is written
         write_description(experiment)
         try:
             if not args.report:
                 options = Options(args.output, args.jobs, args.keep_weights, args.nice)
-                if args.slurm:
-                    work_off_with_slurm(chosen, options, args.slurm)
+                if slurm:
+                    work_off_with_slurm(chosen, options, slurm)
                 else:
                     work_off(chosen, options)
         finally:

@@ -6,7 +6,7 @@ import getpass
 import shutil
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,22 +24,22 @@ _SECONDS_BETWEEN_LOOKS = 10.0
 _OURS = ("array", "error", "nodes", "ntasks", "ntasks_per_node", "open_mode", "output", "signal")
 
 
-def work_off_with_slurm(runs: Sequence[Run], options: Options, words: Sequence[str]) -> None:
+def work_off_with_slurm(runs: Sequence[Run], options: Options, parameters: Mapping[str, Any]) -> None:
     """Makes all runs that have no record yet, each in a job; jobs that an earlier call has queued are kept.
 
     Args:
         runs: the runs, in the order in which they are queued.
         options: how; ``jobs`` is how many of the jobs may run at a time.
-        words: ``KEY=VALUE``, as sbatch takes them.
+        parameters: of :func:`parse_parameters`.
 
     Raises:
-        UserError: a word cannot be used, SLURM or submitit is not there, or SLURM refuses a job.
+        UserError: SLURM refuses a job.
         RunsFailed: some runs ended with an error.
     """
     waiting = [run for run in runs if not run.record.is_file()]
     progress = Progress(len(runs), len(runs) - len(waiting), options.jobs)
     if waiting:
-        jobs = _submit(waiting, options, words)
+        jobs = _submit(waiting, options, parameters)
         _watch(waiting, jobs, options, progress)
 
 
@@ -95,9 +95,12 @@ def _minutes(text: Any) -> int:
     raise ConfigError(f"--slurm time is {text!r}; expected minutes, H:M:S or D-H, as sbatch takes them.")
 
 
-def _submit(runs: Sequence[Run], options: Options, words: Sequence[str]) -> dict[str, str]:
-    """Queues the runs that are in no job yet as one job array; returns the job of each run by name."""
-    parameters = parse_parameters(words, options.jobs)
+def require_slurm() -> None:
+    """Does nothing where jobs can be submitted.
+
+    Raises:
+        UserError: SLURM or submitit is not there.
+    """
     for program in ("sbatch", "srun", "squeue"):
         if shutil.which(program) is None:
             raise UserError(
@@ -105,14 +108,20 @@ def _submit(runs: Sequence[Run], options: Options, words: Sequence[str]) -> dict
                 "--slurm out to train on this machine."
             )
     try:
-        # An extra: what trains on one machine does without it.
-        import submitit
-
-        from regseg_d2.experiment.slurm_job import SlurmJob
+        import submitit  # noqa: F401
     except ModuleNotFoundError as error:
         raise UserError(
             f"--slurm needs submitit ({error}); run: pip install submitit, or install regseg_d2[slurm]."
         ) from error
+
+
+def _submit(runs: Sequence[Run], options: Options, parameters: Mapping[str, Any]) -> dict[str, str]:
+    """Queues the runs that are in no job yet as one job array; returns the job of each run by name."""
+    # An extra: who trains on one machine does without it.
+    import submitit
+
+    from regseg_d2.experiment.slurm_job import SlurmJob
+
     folder = _folder(runs[0], options)
     with only_one(folder):  # two calls would queue the same runs
         queued, jobs = queued_jobs(), {}

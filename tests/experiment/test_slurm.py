@@ -12,6 +12,7 @@ import submitit
 
 from regseg_d2.errors import ConfigError, UserError
 from regseg_d2.experiment import slurm
+from regseg_d2.experiment.__main__ import main
 from regseg_d2.experiment.lock import only_one
 from regseg_d2.experiment.plan import plan_runs
 from regseg_d2.experiment.running import Options, RunsFailed, log_of
@@ -71,7 +72,7 @@ def runs(tmp_path):
 
 
 def submit(runs, options, *words):
-    return slurm._submit(runs, options, words or WORDS)
+    return slurm._submit(runs, options, parse_parameters(words or WORDS, options.jobs))
 
 
 def finish(run):
@@ -136,7 +137,7 @@ def test_the_call_ends_with_the_last_job_and_names_what_failed(home, runs, tmp_p
     real = slurm.queued_jobs
     monkeypatch.setattr(slurm, "queued_jobs", happen)
     with pytest.raises(RunsFailed, match=f"1 of 2 runs failed: {runs[1].name}"):
-        work_off_with_slurm(runs[:2], options, WORDS)
+        work_off_with_slurm(runs[:2], options, parse_parameters(WORDS, options.jobs))
     out = capsys.readouterr().out
     assert "Unable to contact slurm controller. Trying again." in out
     assert "[1/2] all/baseline/seed0: 100 s, cooccurrence_val mIoU 12.50; about 1 min left" in out
@@ -155,25 +156,36 @@ def test_a_job_that_never_began_shows_what_slurm_wrote(home, runs, tmp_path, cap
 
     monkeypatch.setattr(slurm, "_submit", lose)
     with pytest.raises(RunsFailed):
-        work_off_with_slurm(runs[:1], options, WORDS)
+        work_off_with_slurm(runs[:1], options, parse_parameters(WORDS, options.jobs))
     assert "python: not found" in capsys.readouterr().out
 
 
-def test_what_is_missing_is_named(runs, tmp_path, monkeypatch, home):
+def test_what_slurm_refuses_is_shown(home, runs, tmp_path):
     options = Options(tmp_path / "out")
     with pytest.raises(UserError, match="SLURM refuses the jobs: .*invalid partition specified"):
         submit(runs, options, "time=5", "partition=nowhere")
     (home / "down").touch()
     with pytest.raises(UserError, match="Unable to contact slurm controller"):
         submit(runs, options)
+    assert not list((tmp_path / "out").rglob("slurm_job"))
+
+
+def test_without_slurm_or_submitit_nothing_is_written(tmp_path, home, monkeypatch, capsys):
+    def refused(*words):
+        monkeypatch.setattr(sys, "argv", ["experiment.py", str(file), "--slurm", *words])
+        with pytest.raises(SystemExit) as end:
+            main()
+        assert end.value.code == 2
+        return capsys.readouterr().err
+
+    file = copy_of_tiny(tmp_path / "x")
+    assert "--slurm has no time" in refused("partition=gpu")
     monkeypatch.setitem(sys.modules, "submitit", None)
-    with pytest.raises(UserError, match="needs submitit .*; run: pip install submitit"):
-        submit(runs, options)
+    assert "--slurm needs submitit" in (text := refused("time=5")) and "pip install submitit" in text
     monkeypatch.setenv("PATH", "/usr/bin:/bin")
     assert shutil.which("sbatch") is None
-    with pytest.raises(UserError, match="no 'sbatch' here"):
-        submit(runs, options)
-    assert not list((tmp_path / "out").rglob("slurm_job"))
+    assert "there is no 'sbatch' here" in refused("time=5")
+    assert list((tmp_path / "x").iterdir()) == [file]
 
 
 # Trains until SIGTERM; then again, from its checkpoint, to its end.
