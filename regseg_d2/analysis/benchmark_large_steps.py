@@ -7,12 +7,12 @@ from pathlib import Path
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.modeling import build_model
 from tabulate import tabulate
 
 import regseg_d2.modeling  # noqa: F401  registers networks
 from regseg_d2.analysis.measuring import announce, interleaved_medians, peak_memory
 from regseg_d2.config_files import load_config
+from regseg_d2.modeling.build import build_model
 from regseg_d2.regularizers import REGULARIZER
 
 BLOCK = 64

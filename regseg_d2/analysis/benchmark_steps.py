@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.modeling import build_model
 from tabulate import tabulate
 from torch import Tensor
 
 import regseg_d2.modeling  # noqa: F401  registers networks
 from regseg_d2.analysis.measuring import interleaved_medians, peak_memory
 from regseg_d2.config import get_regseg_cfg
+from regseg_d2.modeling.build import build_model
 from regseg_d2.regularizers import REGULARIZER
 
 

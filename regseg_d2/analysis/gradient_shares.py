@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.modeling import build_model
 from tabulate import tabulate
 from torch import Tensor, nn
 
@@ -18,6 +17,7 @@ from regseg_d2.engine.class_weighting import apply_class_weighting
 from regseg_d2.engine.devices import with_available_device
 from regseg_d2.engine.seeding import seed_everything
 from regseg_d2.errors import ConfigError
+from regseg_d2.modeling.build import build_model
 
 REFERENCE = "loss_sem_seg"
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.modeling import build_model
 from tabulate import tabulate
 from torch import Tensor, nn
 
@@ -20,6 +19,7 @@ from regseg_d2.engine.optim import build_gradient_clipper, build_optimizer
 from regseg_d2.engine.step import TrainingStep, amp_dtype
 from regseg_d2.errors import ConfigError
 from regseg_d2.export import inference_model
+from regseg_d2.modeling.build import build_model
 
 INFERENCE, TRAINING = "inference", "training step"
 # Side of the blocks of one class in the labels of the batch.

@@ -11,13 +11,13 @@ from typing import Any
 import torch
 import yaml
 from detectron2.config import CfgNode
-from detectron2.modeling import build_model
 from tabulate import tabulate
 
 import regseg_d2.modeling  # noqa: F401  registers networks
 from regseg_d2.config_files import load_config
 from regseg_d2.errors import ConfigError
 from regseg_d2.export import inference_model
+from regseg_d2.modeling.build import build_model
 
 # Link to the config, network, regularizers, millions of parameters: the columns that are read back.
 _ROW = re.compile(

@@ -10,7 +10,6 @@ import cv2
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetFromList
-from detectron2.data.build import trivial_batch_collator
 from detectron2.data.samplers import InferenceSampler
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset
@@ -21,6 +20,7 @@ from regseg_d2.data.mapper import TestMapper, TrainMapper
 from regseg_d2.data.memory import keep_freed_memory
 from regseg_d2.data.records import load_records
 from regseg_d2.data.sampler import ResumableTrainingSampler
+from regseg_d2.data.shared_memory import collate_for_transport
 from regseg_d2.data.subsets import load_train_subset
 from regseg_d2.data.transforms import WantedClass
 from regseg_d2.engine.interruption import obey_the_parent_alone
@@ -189,7 +189,7 @@ def build_train_loader(cfg: CfgNode, *, seed: int, start_iter: int = 0) -> Sampl
             samples,
             batch_sampler=sampler,
             num_workers=workers,
-            collate_fn=trivial_batch_collator,
+            collate_fn=collate_for_transport,
             worker_init_fn=_start_worker,
             multiprocessing_context=_worker_context(cfg),
             persistent_workers=workers > 0,
@@ -224,7 +224,7 @@ def build_test_loader(cfg: CfgNode, dataset_name: str) -> SampleLoader:
             batch_size=1,
             sampler=InferenceSampler(len(records)),
             num_workers=cfg.DATALOADER.NUM_WORKERS,
-            collate_fn=trivial_batch_collator,
+            collate_fn=collate_for_transport,
             worker_init_fn=_start_worker,
             multiprocessing_context=_worker_context(cfg),
             # Not persistent: the workers end with the evaluation, and with them what they hold.

@@ -6,6 +6,7 @@ import hashlib
 import logging
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,7 +17,8 @@ from fvcore.common.checkpoint import _strip_prefix_if_present
 from torch import nn
 
 from regseg_d2.engine.checkpoint_history import (
-    forget_checkpoints,
+    TAG_FILE,
+    holds_checkpoints,
     newest_whole_checkpoint,
     record_checkpoint,
 )
@@ -75,6 +77,8 @@ class SafeCheckpointer(DetectionCheckpointer):
         self.trust_pickle = trust_pickle
         self._is_new_run = True
         self._may_be_published = False
+        #: Whether the next checkpoint is the first one of a run in the folder of another.
+        self.begins_history = False
         if self.save_dir and self.save_to_disk and os.path.isdir(self.save_dir):
             for leftover in remove_partial_files(self.save_dir):
                 logger.warning("Removed '%s', left half written by a killed run.", leftover)
@@ -104,11 +108,19 @@ class SafeCheckpointer(DetectionCheckpointer):
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         """Names the file that ``--resume`` continues from."""
-        record_checkpoint(self.save_dir, last_filename_basename)
+        record_checkpoint(self.save_dir, last_filename_basename, begins_history=self.begins_history)
+        self.begins_history = False
 
-    def untag_last_checkpoint(self) -> None:
-        """Forgets which file ``--resume`` would continue from."""
-        forget_checkpoints(self.save_dir)
+    def has_checkpoint(self) -> bool:
+        """Whether a run has left checkpoints in the folder."""
+        return holds_checkpoints(self.save_dir)
+
+    def last_good(self) -> str:
+        """Says which checkpoint this run could be continued from."""
+        tag = Path(self.save_dir, TAG_FILE)
+        if self.begins_history or not tag.is_file():
+            return "There is no checkpoint of this run yet."
+        return f"The last good checkpoint is '{self.get_checkpoint_file()}'; --resume continues from it."
 
     # ----------------------------------------------------------------------------------------- loading
 
@@ -179,7 +191,10 @@ class SafeCheckpointer(DetectionCheckpointer):
                     f"'{path}' has no '{key}' in it, so the run cannot be continued from it. Start from its "
                     "weights instead: MODEL.WEIGHTS with this file, without --resume."
                 )
-            self.checkpointables[key].load_state_dict(rest.pop(key))
+            try:
+                self.checkpointables[key].load_state_dict(rest.pop(key))
+            except CheckpointError as error:
+                raise CheckpointError(f"'{path}': {error}") from error
         return rest
 
     def _bank_size_keys(self) -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import zipfile
 from pathlib import Path
 
@@ -16,25 +17,30 @@ TAG_FILE = "last_checkpoint"
 # Names of this run's checkpoints in the order in which they were written, one a line. The names of the
 # files in the folder would not do: an earlier run may have left some.
 HISTORY_FILE = "checkpoint_history"
+_CHECKPOINT_NAME = re.compile(r"model_(\d{7,}|final)\.pth")
 
 
-def record_checkpoint(folder: str | Path, name: str) -> None:
+def record_checkpoint(folder: str | Path, name: str, *, begins_history: bool = False) -> None:
     """Makes a checkpoint that is on the disk the one to continue from.
 
     Args:
         folder: folder of the checkpoints.
         name: file name in it.
+        begins_history: it is the first one of its run; what the folder has of an earlier run is none to
+            fall back to.
     """
     folder = Path(folder)
-    earlier = [other for other in _history(folder) if other != name and (folder / other).is_file()]
+    history = [] if begins_history else _history(folder)
+    earlier = [other for other in history if other != name and (folder / other).is_file()]
     write_text(folder / HISTORY_FILE, "".join(f"{entry}\n" for entry in [*earlier, name]))
     write_text(folder / TAG_FILE, name)
 
 
-def forget_checkpoints(folder: str | Path) -> None:
-    """Leaves nothing to continue from; the checkpoints stay."""
-    for name in (TAG_FILE, HISTORY_FILE):
-        Path(folder, name).unlink(missing_ok=True)
+def holds_checkpoints(folder: str | Path) -> bool:
+    """Whether a run has left checkpoints in a folder, or says that it has."""
+    folder = Path(folder)
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    return any(name in (TAG_FILE, HISTORY_FILE) or _CHECKPOINT_NAME.fullmatch(name) for name in names)
 
 
 def newest_whole_checkpoint(folder: str | Path) -> Path:
@@ -43,14 +49,15 @@ def newest_whole_checkpoint(folder: str | Path) -> Path:
     Every checkpoint that is passed over is named in a warning.
 
     Args:
-        folder: folder of the checkpoints, with ``last_checkpoint`` in it.
+        folder: folder of the checkpoints. Where ``last_checkpoint`` is missing, the history says which
+            they are.
 
     Raises:
         CheckpointError: none is whole.
     """
     folder = Path(folder)
-    tagged = (folder / TAG_FILE).read_text(encoding="utf-8", errors="replace").strip()
-    # Where the tag itself is damaged it names no checkpoint at all.
+    # Where the tag itself is damaged or gone it names no checkpoint at all.
+    tagged = (_lines(folder / TAG_FILE) or [""])[0].strip()
     names = [tagged] if tagged.isprintable() and Path(tagged).name == tagged != "" else []
     names += [name for name in reversed(_history(folder)) if name != tagged]
     passed_over = []
@@ -102,8 +109,8 @@ def damage_of(path: Path) -> str | None:
 
 
 def _history(folder: Path) -> list[str]:
-    path = folder / HISTORY_FILE
-    if not path.is_file():
-        return []
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    return [line for line in lines if line and Path(line).name == line]
+    return [line for line in _lines(folder / HISTORY_FILE) if line and Path(line).name == line]
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []

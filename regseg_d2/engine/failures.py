@@ -43,6 +43,12 @@ def explain_failure(error: BaseException) -> UserError | None:
             return DiskFullError(disk_full_message(link.filename))
         if isinstance(link, RuntimeError) and _DEAD_WORKER.search(str(link)):
             return DeadWorkerError(_dead_worker_message(str(link)))
+        if isinstance(link, RuntimeError) and "address already in use" in str(link):
+            return UserError(
+                "The port where the processes of a run meet is in use "
+                f"({str(link).strip().splitlines()[0]}): give another one (--dist-url "
+                "tcp://HOST:PORT, or MASTER_PORT), or end the run that has it."
+            )
         if _is_lost_process(link):
             first_line = str(link).strip().splitlines()[0]
             return LostProcessError(

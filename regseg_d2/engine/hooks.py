@@ -14,7 +14,7 @@ from detectron2.engine import HookBase, hooks
 from detectron2.evaluation.testing import flatten_results_dict
 
 from regseg_d2.engine.checkpoint import SafeCheckpointer
-from regseg_d2.engine.files import write_text
+from regseg_d2.engine.files import refuse_folder, write_text
 from regseg_d2.engine.interruption import EvaluationInterrupted
 from regseg_d2.errors import ConfigError
 from regseg_d2.suggestions import did_you_mean
@@ -118,7 +118,8 @@ class EvaluationHook(hooks.EvalHook):
                 f"{did_you_mean(self._best_metric, scores)}"
             )
         score = float(scores[self._best_metric])
-        if not math.isnan(score) and (self.best_score is None or score > self.best_score):
+        is_better = not math.isnan(score) and (self.best_score is None or score > self.best_score)
+        if is_better and self.trainer.training_step.is_healthy():
             self.best_score, self.best_iteration = score, self.trainer.completed_steps - 1
             self.evaluations_without_gain = 0
             logger.info("Best %s so far: %.4f.", self._best_metric, score)
@@ -147,14 +148,19 @@ class EvaluationHook(hooks.EvalHook):
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Takes over what :meth:`state_dict` gave."""
-        self.best_score = state_dict["best_score"]
-        self.best_iteration = state_dict["best_iteration"]
+        score, iteration = state_dict["best_score"], state_dict["best_iteration"]
+        self.best_score = None if score is None else float(score)
+        self.best_iteration = None if iteration is None else int(iteration)
         self.evaluations_without_gain = int(state_dict["evaluations_without_gain"])
         self._is_pending = bool(state_dict.get("is_pending", False))
 
 
 class CheckpointHook(HookBase):
     """Saves ``model_XXXXXXX.pth`` every ``period`` steps and on a signal, ``model_final.pth`` at the end.
+
+    None is written, and none removed, while steps are being skipped or weights are not finite: the last
+    good one stays the last. A run in the folder of another has its first checkpoint after its first
+    step: from then on it is the one that is resumed.
 
     The final checkpoint is written before the last evaluation, which may fail, and again after it,
     with the best score. Old periodic checkpoints are found by their names, so that a resumed run
@@ -186,16 +192,26 @@ class CheckpointHook(HookBase):
         iteration = self.trainer.iter
         is_last = iteration + 1 >= self.trainer.max_iter or self.trainer.stop_reason is not None
         is_due = self._period > 0 and (iteration + 1) % self._period == 0
-        if is_due or (self.trainer.interrupted and not is_last):
+        is_due = is_due or self._checkpointer.begins_history
+        is_due = is_due or (self.trainer.interrupted and not is_last)
+        step = self.trainer.training_step
+        if is_due and step.is_healthy():
             self._checkpointer.save(f"model_{iteration:07d}", iteration=iteration)
             self._remove_old()
-        if is_last:
+        elif is_due:
+            logger.warning(
+                "NO CHECKPOINT after step %d: the step was skipped, or weights are not finite. What was "
+                "there stays.",
+                iteration + 1,
+            )
+        if is_last and step.weights_are_finite():
             self._checkpointer.save("model_final", iteration=iteration)
 
     def after_train(self) -> None:
         """Saves the final checkpoint again, now with the last evaluation's verdict."""
         trainer = self.trainer
-        if trainer.finished and not trainer.interrupted and trainer.completed_steps > 0:
+        is_done = trainer.finished and not trainer.interrupted and trainer.completed_steps > 0
+        if is_done and trainer.training_step.weights_are_finite():
             self._checkpointer.save("model_final", iteration=trainer.completed_steps - 1)
 
     def _remove_old(self) -> None:
@@ -224,6 +240,7 @@ def truncate_metrics(path: str | Path, start_iter: int) -> None:
         start_iter: first step that will be run.
     """
     path = Path(path)
+    refuse_folder(path)
     if not path.is_file():
         return
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)

@@ -13,10 +13,20 @@ from typing import Any
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 
+from regseg_d2.errors import UserError
+
 # The exit status of a run that was interrupted and can be resumed: EX_TEMPFAIL of sysexits.h. A process
 # that dies of the signal has another one (143), so that a job script can tell whether to requeue.
 INTERRUPTED_EXIT_CODE = 75
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+# Seconds that a run which is to end waits for what its step needs; torchrun kills after 30.
+SECONDS_TO_WAIT = 15.0
+
+
+class EndlessWaitError(UserError):
+    """A signal came, and what the step needed to end did not."""
 
 
 class Interrupted(Exception):  # noqa: N818 (not an error: the run did as it was told)
@@ -42,6 +52,7 @@ class StopSignals:
         """Prepares; the handlers are set when it is entered."""
         self.received: str | None = None
         self._before: dict[signal.Signals, Any] = {}
+        self._awaited = ""
 
     def __enter__(self) -> StopSignals:
         """Sets the handlers."""
@@ -62,6 +73,40 @@ class StopSignals:
         # Not the logger: it may be in the middle of a line, and its stream cannot be entered twice.
         again = " Ctrl-C again stops at once, without a checkpoint." if number == signal.SIGINT else ""
         os.write(2, f"\n{self.received}: stopping after this step, with a checkpoint.{again}\n".encode())
+        if self._awaited:
+            signal.setitimer(signal.ITIMER_REAL, SECONDS_TO_WAIT)
+
+    @contextmanager
+    def ending_a_wait(self, awaited: str) -> Iterator[None]:
+        """Around a wait that may have no end: a signal ends it after a while.
+
+        Args:
+            awaited: what is waited for, in words.
+
+        Raises:
+            EndlessWaitError: a signal has come, and what is waited for has not.
+        """
+        if not self._before:  # not entered, or not in the main thread
+            yield
+            return
+        self._awaited = awaited
+        before = signal.signal(signal.SIGALRM, self._give_up)
+        if self.received is not None:
+            signal.setitimer(signal.ITIMER_REAL, SECONDS_TO_WAIT)
+        try:
+            yield
+        finally:
+            self._awaited = ""
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+
+    def _give_up(self, number: int, frame: FrameType | None) -> None:
+        raise EndlessWaitError(
+            f"Stopped by {self.received} while waiting for {self._awaited}, which did not come within "
+            f"{SECONDS_TO_WAIT:.0f} seconds. Workers that are stuck may lack shared memory (/dev/shm) or "
+            "hang on a file system; DATALOADER.NUM_WORKERS 0 needs none. --resume continues from the last "
+            "checkpoint."
+        )
 
 
 class StoppableEvaluation(DatasetEvaluator):

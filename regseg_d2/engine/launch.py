@@ -87,28 +87,35 @@ def find_process_group(environment: Mapping[str, str], num_gpus: int = 1) -> Pro
         ConfigError: the variables do not say where the processes meet.
     """
     env = environment
+
+    def number(name: str, default: int = 0) -> int:
+        text = env.get(name, str(default))
+        if not text.isdecimal():
+            raise ConfigError(f"The environment variable {name} is {text!r}; expected a whole number.")
+        return int(text)
+
     if all(name in env for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")):
-        world_size = int(env["WORLD_SIZE"])
-        local_size = int(env.get("LOCAL_WORLD_SIZE", world_size))
+        world_size = number("WORLD_SIZE")
+        local_size = number("LOCAL_WORLD_SIZE", world_size)
         if "MASTER_ADDR" not in env or "MASTER_PORT" not in env:
             raise ConfigError(
                 "RANK, WORLD_SIZE and LOCAL_RANK are set: set MASTER_ADDR and MASTER_PORT as well."
             )
-        return ProcessGroup(int(env["RANK"]), world_size, int(env["LOCAL_RANK"]), local_size, "env://")
+        return ProcessGroup(number("RANK"), world_size, number("LOCAL_RANK"), local_size, "env://")
     if all(name in env for name in ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID")):
-        world_size = int(env["SLURM_NTASKS"])
+        world_size = number("SLURM_NTASKS")
         if world_size == 1 or num_gpus > 1:
             return None
-        local_size = world_size // int(env.get("SLURM_NNODES", "1"))
-        if local_size * int(env.get("SLURM_NNODES", "1")) != world_size:
+        nodes = max(number("SLURM_NNODES", 1), 1)
+        local_size = world_size // nodes
+        if local_size * nodes != world_size:
             raise ConfigError(
-                f"SLURM runs {world_size} tasks on {env['SLURM_NNODES']} nodes: give every node the same "
+                f"SLURM runs {world_size} tasks on {nodes} nodes: give every node the same "
                 "number "
                 "(--ntasks-per-node)."
             )
-        return ProcessGroup(
-            int(env["SLURM_PROCID"]), world_size, int(env["SLURM_LOCALID"]), local_size, _slurm_url(env)
-        )
+        rank, local_rank = number("SLURM_PROCID"), number("SLURM_LOCALID")
+        return ProcessGroup(rank, world_size, local_rank, local_size, _slurm_url(env))
     return None
 
 
@@ -203,6 +210,8 @@ def _check_arguments(args: argparse.Namespace, device: str) -> None:
             "Several machines need --dist-url tcp://HOST:PORT, with a host and a free port of the first "
             "machine."
         )
+    if args.dist_url != "auto" and not re.fullmatch(r"(tcp://[^:/]+:\d+|file:///.+|env://)", args.dist_url):
+        raise ConfigError(f"--dist-url is {args.dist_url!r}; expected auto, tcp://HOST:PORT or file:///PATH.")
     gpus = torch.cuda.device_count()
     if device != "cpu" and 0 < gpus < args.num_gpus:
         raise ConfigError(f"--num-gpus is {args.num_gpus}, and torch finds {gpus} on this machine.")

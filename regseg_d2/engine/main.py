@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import difflib
 import logging
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 import yaml
@@ -17,10 +19,12 @@ from regseg_d2.config_files import flatten_config, format_config, load_config
 from regseg_d2.engine.devices import limit_cpu_threads, with_available_device
 from regseg_d2.engine.files import write_text
 from regseg_d2.engine.hooks import Results
+from regseg_d2.engine.run_lock import run_lock
 from regseg_d2.engine.seeding import make_deterministic, seed_everything
 from regseg_d2.engine.trained_model import load_trained_model
 from regseg_d2.engine.trainer import Trainer
 from regseg_d2.evaluation.inference import refuse_unsupported
+from regseg_d2.yaml_files import read_yaml
 
 logger = logging.getLogger(__name__)
 
@@ -49,16 +53,31 @@ def main(args: argparse.Namespace) -> Results:
     cfg = load_config(args.config_file, args.opts)
     cfg.MODEL.TRUST_PICKLE = cfg.MODEL.TRUST_PICKLE or args.trust_pickle
     cfg.freeze()
-    set_up(cfg, args)
-    register_declared(cfg.DATASETS.DECLARED)
-    check_datasets(cfg)
-    if args.eval_only:
-        return evaluate_checkpoint(cfg, resume=args.resume)
+    with nullcontext() if args.eval_only else run_lock(cfg.OUTPUT_DIR):
+        set_up(cfg, args)
+        register_declared(cfg.DATASETS.DECLARED)
+        check_datasets(cfg)
+        return (
+            evaluate_checkpoint(cfg, resume=args.resume) if args.eval_only else train(cfg, resume=args.resume)
+        )
+
+
+def train(cfg: CfgNode, *, resume: bool = False) -> Results:
+    """Trains, and writes ``config.yaml`` once the run has made a step.
+
+    Args:
+        cfg: the config.
+        resume: continue the run of OUTPUT_DIR.
+
+    Raises:
+        UserError: anything that the user can cure.
+    """
     trainer = Trainer(cfg)
-    if args.resume:
+    if resume:
         warn_about_changes(cfg)
-    trainer.resume_or_load(resume=args.resume)
-    save_config(cfg, seed=trainer.seed)
+    trainer.resume_or_load(resume=resume)
+    # Not before: a start that fails leaves the files of the run that it found.
+    trainer.on_first_step.append(partial(save_config, cfg, seed=trainer.seed))
     return trainer.train()
 
 
@@ -131,14 +150,20 @@ def warn_about_changes(cfg: CfgNode) -> None:
 
     Args:
         cfg: the config of now.
+
+    Raises:
+        ConfigError: the run's ``config.yaml`` is damaged.
     """
     copy = Path(cfg.OUTPUT_DIR) / DECLARED_COPY
     if copy.is_file():
-        _warn_about_declarations(copy.read_text(encoding="utf-8"), _declarations(cfg))
+        _warn_about_declarations(copy.read_text(encoding="utf-8", errors="replace"), _declarations(cfg))
     path = Path(cfg.OUTPUT_DIR) / "config.yaml"
     if not path.is_file():
         return
-    before = flatten_config(yaml.safe_load(path.read_text(encoding="utf-8")))
+    before = flatten_config(read_yaml(path))
+    if not before:
+        logger.warning("'%s' is empty: what differs from the run that is resumed is not known.", path)
+        return
     now = flatten_config(yaml.safe_load(cfg.dump()))
     changed = [
         f"{key}: {before.get(key)!r} -> {now.get(key)!r}"

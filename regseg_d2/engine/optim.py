@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
@@ -48,8 +49,7 @@ def parameter_groups(cfg: CfgNode, model: nn.Module) -> list[dict[str, Any]]:
             nothing to train.
     """
     solver = cfg.SOLVER
-    if solver.HEAD_MULTIPLIER <= 0:
-        raise ConfigError(f"SOLVER.HEAD_MULTIPLIER is {solver.HEAD_MULTIPLIER}; expected a number above 0")
+    _check_rates(solver)
     scales = {}
     if solver.LAYER_DECAY != 1:
         scales = layer_scales(model.backbone, solver.LAYER_DECAY, solver.LAYER_DECAY_UNIT)
@@ -75,6 +75,15 @@ def parameter_groups(cfg: CfgNode, model: nn.Module) -> list[dict[str, Any]]:
     not_decaying = _parameters_without_decay(model, solver.NO_DECAY)
     # The later of two entries for a parameter changes the earlier, and equal settings become one group.
     return reduce_param_groups([*groups, {"params": not_decaying, "weight_decay": 0.0}])
+
+
+def _check_rates(solver: CfgNode) -> None:
+    for key in ("BASE_LR", "HEAD_MULTIPLIER"):
+        if not 0.0 < solver[key] < math.inf:
+            raise ConfigError(f"SOLVER.{key} is {solver[key]}; expected a number above 0, and finite.")
+    for key in ("BACKBONE_MULTIPLIER", "BIAS_LR_FACTOR", "WEIGHT_DECAY", "WEIGHT_DECAY_NORM", "MOMENTUM"):
+        if not 0.0 <= solver[key] < math.inf:
+            raise ConfigError(f"SOLVER.{key} is {solver[key]}; expected 0 or more, and finite.")
 
 
 def _parameters_without_decay(model: nn.Module, patterns: Sequence[str]) -> list[nn.Parameter]:

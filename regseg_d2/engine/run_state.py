@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from regseg_d2.errors import CheckpointError, ConfigError
+import torch
+from detectron2.engine.train_loop import TrainerBase
+
+from regseg_d2.errors import CheckpointError, ConfigError, UserError
 
 if TYPE_CHECKING:
     from regseg_d2.engine.trainer import Trainer
@@ -32,10 +35,27 @@ def load_run_state(trainer: Trainer, state: Mapping[str, Any]) -> None:
     """Takes over what :func:`run_state` gave, but for the states of the hooks.
 
     Raises:
-        CheckpointError: the optimizer or its groups are other ones.
+        CheckpointError: something is missing, or is not what it is called; the optimizer, its groups or
+            its parameters are other ones.
         ConfigError: SEED is another one than the run's, or the run is past MAX_ITER.
     """
+    try:
+        _load(trainer, state)
+    except UserError:
+        raise
+    # The state comes from a file: whatever is wrong with it is wrong in the file.
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"the state of the run in it cannot be used ({type(error).__name__}: {error}): the file is "
+            "damaged or of another version. Start from its weights: MODEL.WEIGHTS with this file, without "
+            "--resume."
+        ) from error
+
+
+def _load(trainer: Trainer, state: Mapping[str, Any]) -> None:
     steps = int(state["completed_steps"])
+    if steps < 0:
+        raise ValueError(f"completed_steps is {steps}")
     if steps > trainer.max_iter:
         raise ConfigError(
             f"The checkpoint is from step {steps}, and SOLVER.MAX_ITER is {trainer.max_iter}: raise it, or "
@@ -43,6 +63,7 @@ def load_run_state(trainer: Trainer, state: Mapping[str, Any]) -> None:
         )
     _take_over_seed(trainer, int(state["seed"]))
     try:
+        _check_optimizer_state(trainer.optimizer, state["optimizer"])
         trainer.optimizer.load_state_dict(state["optimizer"])
     except (ValueError, KeyError) as error:
         raise CheckpointError(
@@ -52,6 +73,38 @@ def load_run_state(trainer: Trainer, state: Mapping[str, Any]) -> None:
     trainer.training_step.load_state_dict(state["training_step"])
     trainer.bad_files.load_state_dict(state.get("bad_files", {}))
     trainer.completed_steps = trainer.iter = trainer.start_iter = steps
+    # After the optimizer: the schedule writes its learning rates into it.
+    TrainerBase.load_state_dict(trainer, {"iteration": steps, "hooks": dict(state["hooks"])})
+
+
+def _check_optimizer_state(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
+    """Compares what a step would read with the parameters: torch does not, and its kernels read beyond.
+
+    Raises:
+        ValueError: a tensor has another shape or kind than its parameter, a setting is no number.
+    """
+    groups = state["param_groups"]
+    numbers = [number for group in groups for number in group["params"]]
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    if len(groups) != len(optimizer.param_groups) or len(numbers) != len(parameters):
+        raise ValueError(
+            f"{len(groups)} groups of {len(numbers)} parameters; there are {len(optimizer.param_groups)} of "
+            f"{len(parameters)}"
+        )
+    for group in groups:
+        for key, value in group.items():
+            if isinstance(value, (str, bytes, Mapping, torch.Tensor)):
+                raise ValueError(f"{key} is {value!r:.50}")
+    for number, parameter in zip(numbers, parameters, strict=True):
+        for key, value in state["state"].get(number, {}).items():
+            if not isinstance(value, torch.Tensor):
+                if value is not None and not isinstance(value, (int, float)):
+                    raise ValueError(f"{key} of parameter {number} is {value!r:.50}")
+            elif value.ndim and value.shape != parameter.shape or not value.is_floating_point():
+                raise ValueError(
+                    f"{key} of parameter {number} is {value.dtype} {tuple(value.shape)}, the parameter "
+                    f"{parameter.dtype} {tuple(parameter.shape)}"
+                )
 
 
 def _take_over_seed(trainer: Trainer, saved: int) -> None:

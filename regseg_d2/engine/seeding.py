@@ -27,7 +27,6 @@ def resolve_seed(seed: int) -> int:
     """Returns ``seed``, or where it is negative one that is drawn and shared by all processes."""
     if seed < 0:
         seed = comm.all_gather(secrets.randbelow(2**31))[0]
-        logger.info("SEED is negative: drew %d. Set SEED %d to repeat this run.", seed, seed)
     return seed
 
 

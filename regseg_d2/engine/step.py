@@ -74,7 +74,7 @@ def amp_dtype(cfg: CfgNode) -> torch.dtype | None:
 class TrainingStep:
     """Runs optimizer steps, and leaves out those that are not finite.
 
-    A step whose losses or gradients are not finite on *any* process is skipped on *all* of them: the
+    A step whose losses, gradients or buffers are not finite on *any* process is skipped on *all* of them: the
     weights, the optimizer and every buffer of the model (running statistics, memories) stay what they
     were before the step. More than ``max_nan_steps`` such steps in a row end the run. With fp16 the
     loss scaler provokes overflows of the gradients while it searches for its scale; those are skipped
@@ -133,6 +133,12 @@ class TrainingStep:
             if id(buffer) not in not_copied:
                 by_type.setdefault(buffer.dtype, []).append(buffer)
         self._buffers = [(group, [torch.empty_like(b) for b in group]) for group in by_type.values()]
+        # What is infinite from the start is so on purpose.
+        self._watched = [
+            [buffer for buffer in group if buffer.numel() and bool(buffer.isfinite().all())]
+            for group in by_type.values()
+            if group[0].is_floating_point()
+        ]
 
     def run(
         self,
@@ -217,8 +223,11 @@ class TrainingStep:
         values, *others = (torch.stack([one[name] for name in names]) for one in losses)
         for other in others:
             values = values + other
-        total = values.sum()
-        verdicts = torch.stack([~total.isfinite(), ~norm.to(total.device).isfinite()]).to(values.dtype)
+        # A running variance that overflowed is seen in no loss of this step, and in all later ones.
+        forward = torch.stack([values.sum(), *(x.to(values) for x in _largest(self._watched))])
+        verdicts = torch.stack([~forward.isfinite().all(), ~norm.to(values.device).isfinite()]).to(
+            values.dtype
+        )
         # Filled by kernels: a copy of numbers from the host would wait for the device.
         if any(to_share):
             extra = torch.cat([values.new_full((1,), number) for number in to_share])
@@ -247,23 +256,39 @@ class TrainingStep:
                 "instead of fp16."
             )
         logger.warning(
-            "Skipped this step: losses or gradients are not finite (%s). %d in a row, %d in all.",
+            "Skipped this step: losses, gradients or buffers are not finite (%s). %d in a row, %d in all.",
             shown,
             self.skipped_in_a_row,
             self.skipped_steps,
         )
 
+    def is_healthy(self) -> bool:
+        """Whether the last step was made, and left weights and buffers finite: worth a checkpoint."""
+        return self.skipped_in_a_row == 0 and self.weights_are_finite()
+
+    def weights_are_finite(self) -> bool:
+        """Whether weights and buffers are; makes the host wait for the device, so not for every step."""
+        weights = [[parameter.detach()] for parameter in self.parameters if parameter.numel()]
+        largest = [value.float() for value in _largest([*weights, *self._watched])]
+        return bool(torch.stack(largest).isfinite().all())
+
     def require_progress(self, steps: int) -> None:
-        """Refuses a run that learnt nothing, or nothing any more for its second half.
+        """Refuses a run that learnt nothing, or nothing any more for its second half, or came to nothing.
 
         Args:
             steps: all steps of the run, those before a resume among them.
 
         Raises:
-            NonFiniteLossError: all were skipped, or at least half of them in a row at the end.
+            NonFiniteLossError: all were skipped, or at least half of them in a row at the end; or weights
+                are not finite.
         """
         if self.skipped_steps < steps and 2 * self.skipped_in_a_row < steps:
-            return
+            if self.weights_are_finite():
+                return
+            raise NonFiniteLossError(
+                "Weights or buffers are not finite after the last step: no final model is written. Lower "
+                "SOLVER.BASE_LR, or lengthen SOLVER.WARMUP_ITERS."
+            )
         raise NonFiniteLossError(
             f"{self.skipped_steps} of {steps} steps were skipped, the last {self.skipped_in_a_row} in a row, "
             "since losses or gradients were not finite: no final model is written. Lower SOLVER.BASE_LR, "
@@ -300,3 +325,8 @@ class TrainingStep:
         # Empty where the run was without fp16: then there is nothing to take over.
         if self.scaler.is_enabled() and state["scaler"]:
             self.scaler.load_state_dict(dict(state["scaler"]))
+
+
+def _largest(groups: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+    """The largest absolute value in each list of tensors of one type; NaN comes through."""
+    return [torch.stack(torch._foreach_norm(group, ord=float("inf"))).max() for group in groups if group]

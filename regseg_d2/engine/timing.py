@@ -6,17 +6,25 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
+from regseg_d2.engine.interruption import StopSignals
+
 
 class TimedIterator:
-    """Gives the batches of a loader, and adds up the seconds it was waited for.
+    """Gives the batches of a loader, and adds up the seconds it was waited for. A signal ends the wait.
 
     Attributes:
         seconds: the sum since it was last set to zero.
     """
 
-    def __init__(self, loader: Iterable[list[dict[str, Any]]]) -> None:
-        """Begins to iterate over a loader."""
+    def __init__(self, loader: Iterable[list[dict[str, Any]]], signals: StopSignals) -> None:
+        """Begins to iterate over a loader.
+
+        Args:
+            loader: gives the batches.
+            signals: know whether the run is to end.
+        """
         self._iterator = iter(loader)
+        self._signals = signals
         self.seconds = 0.0
 
     def __iter__(self) -> TimedIterator:
@@ -24,8 +32,13 @@ class TimedIterator:
         return self
 
     def __next__(self) -> list[dict[str, Any]]:
-        """Returns the next batch."""
+        """Returns the next batch.
+
+        Raises:
+            EndlessWaitError: the run is to end, and no batch has come.
+        """
         start = time.perf_counter()
-        batch = next(self._iterator)
+        with self._signals.ending_a_wait("a batch of training data"):
+            batch = next(self._iterator)
         self.seconds += time.perf_counter() - start
         return batch

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from detectron2.config import CfgNode
-from detectron2.modeling import build_model
 from torch import nn
 
 from regseg_d2.engine.checkpoint import SafeCheckpointer
+from regseg_d2.engine.checkpoint_history import TAG_FILE
+from regseg_d2.modeling.build import build_model
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ def load_trained_model(cfg: CfgNode, *, resume: bool = False) -> TrainedModel:
         model, cfg.OUTPUT_DIR, cfg=cfg, trust_pickle=cfg.MODEL.TRUST_PICKLE, save_to_disk=False
     )
     path = cfg.MODEL.WEIGHTS
-    if resume and checkpointer.has_checkpoint():
+    if resume and (Path(cfg.OUTPUT_DIR) / TAG_FILE).is_file():
         path = checkpointer.get_checkpoint_file()
     rest = checkpointer.load_for_evaluation(path)
     steps = rest["iteration"] + 1 if isinstance(rest.get("iteration"), int) else None

@@ -14,7 +14,6 @@ from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer, hooks
 from detectron2.engine.train_loop import TrainerBase
 from detectron2.evaluation import inference_context, inference_on_dataset, verify_results
-from detectron2.modeling import build_model
 from detectron2.utils import comm
 from detectron2.utils.events import (
     CommonMetricPrinter,
@@ -39,10 +38,11 @@ from regseg_d2.engine.optim import build_gradient_clipper, build_lr_scheduler, b
 from regseg_d2.engine.provenance import describe_model
 from regseg_d2.engine.run_state import load_run_state, run_state
 from regseg_d2.engine.seeding import make_deterministic, resolve_seed, seed_everything, seed_pass
-from regseg_d2.engine.step import TrainingStep, amp_dtype
+from regseg_d2.engine.step import NonFiniteLossError, TrainingStep, amp_dtype
 from regseg_d2.engine.timing import TimedIterator
 from regseg_d2.evaluation.evaluator import StreamingSemSegEvaluator
 from regseg_d2.evaluation.inference import InferenceProtocol, build_predictor, refuse_unsupported
+from regseg_d2.modeling.build import build_model
 
 logger = logging.getLogger(__name__)
 
@@ -70,6 +70,7 @@ class Trainer(TrainerBase):
         finished: whether training came to its end (and not to an error or a signal).
         interrupted: whether a process has got a signal to end, which all of them know of.
         bad_files: the files that were skipped.
+        on_first_step: called once, on the main process, when the first step was made.
     """
 
     def __init__(self, cfg: CfgNode) -> None:
@@ -96,6 +97,8 @@ class Trainer(TrainerBase):
         self.finished = False
         self.interrupted = False
         self.completed_steps = 0
+        self.on_first_step: list[Callable[[], None]] = []
+        self._owns_folder = False
         self.signals = StopSignals()
         self.bad_files = BadFileLedger(cfg.DATALOADER.MAX_BAD_FILES)
 
@@ -238,13 +241,13 @@ class Trainer(TrainerBase):
         there = self.checkpointer.has_checkpoint()
         if resume and not there:
             logger.info("Nothing to resume in '%s': starting at step 0.", self.cfg.OUTPUT_DIR)
-        if there and not resume and comm.is_main_process():
+        if there and not resume:
             logger.warning(
-                "'%s' holds another run: its files will be overwritten. (--resume continues it.)",
+                "'%s' holds another run: its files will be overwritten once a step is made. (--resume "
+                "continues it.)",
                 self.cfg.OUTPUT_DIR,
             )
-            # Else, killed before its first checkpoint, this run would be resumed as the other one.
-            self.checkpointer.untag_last_checkpoint()
+            self.checkpointer.begins_history = True
         self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resume)
 
     def train(self) -> Results:
@@ -260,15 +263,14 @@ class Trainer(TrainerBase):
             Interrupted: a signal came; the run can be resumed, and is then the same.
         """
         self.iter = self.start_iter = self.completed_steps
-        if comm.is_main_process():
-            Path(self.cfg.OUTPUT_DIR).mkdir(parents=True, exist_ok=True)
-            truncate_metrics(Path(self.cfg.OUTPUT_DIR) / "metrics.json", self.start_iter)
-            self.register_hooks([hooks.PeriodicWriter(self.build_writers(), period=self.cfg.LOG_PERIOD)])
-            # A step that is in a checkpoint has its line in metrics.json, wherever the process is killed.
-            self._hooks.sort(key=lambda hook: isinstance(hook, CheckpointHook))
+        if self.iter >= self.max_iter:
+            self._take_folder()
         loader = self.build_train_loader(self.cfg, seed=self.seed, start_iter=self.start_iter)
-        self._batches = TimedIterator(self.bad_files.watch(loader))
-        logger.info("Training from step %d to %d, SEED %d.", self.start_iter, self.max_iter, self.seed)
+        self._batches = TimedIterator(self.bad_files.watch(loader), self.signals)
+        drawn = "" if self.seed_is_given else f" (drawn; set SEED {self.seed} to repeat this run)"
+        logger.info(
+            "Training from step %d to %d, SEED %d%s.", self.start_iter, self.max_iter, self.seed, drawn
+        )
         log_memory_budget(self.model)
         with self.signals, EventStorage(self.start_iter) as self.storage:
             try:
@@ -278,15 +280,19 @@ class Trainer(TrainerBase):
                     self.run_step()
                     self.after_step()
                     self.iter += 1
+                if self.stop_reason is not None:
+                    self.training_step.require_progress(self.completed_steps)
                 self.finished = not self.interrupted
             except Exception as error:
                 explained = explain_failure(error)
+                if isinstance(explained, NonFiniteLossError):
+                    explained = NonFiniteLossError(f"{explained} {self.checkpointer.last_good()}")
                 if explained is None:
                     logger.exception("Training failed at step %d:", self.iter)
                     raise
                 raise explained from error
             finally:
-                self.after_train()
+                self._end_hooks()
             if self.interrupted:
                 # Launchers stop the others once one process has ended, also while it writes.
                 comm.synchronize()
@@ -295,6 +301,30 @@ class Trainer(TrainerBase):
         if self.cfg.TEST.EXPECTED_RESULTS and comm.is_main_process():
             verify_results(self.cfg, next(iter(self.results.values())))
         return self.results
+
+    def _end_hooks(self) -> None:
+        """Calls ``after_train``; where training failed, an error in there does not hide the first one."""
+        if self.finished or self.interrupted:
+            self.after_train()
+            return
+        try:
+            self.after_train()
+        except Exception:
+            logger.warning("A hook could not be ended, either:", exc_info=True)
+
+    def _take_folder(self) -> None:
+        """Begins to write, now that a step was made: a start that fails leaves no trace."""
+        if self._owns_folder or not comm.is_main_process():
+            return
+        self._owns_folder = True
+        folder = Path(self.cfg.OUTPUT_DIR)
+        folder.mkdir(parents=True, exist_ok=True)
+        truncate_metrics(folder / "metrics.json", self.start_iter)
+        for note in self.on_first_step:
+            note()
+        self.register_hooks([hooks.PeriodicWriter(self.build_writers(), period=self.cfg.LOG_PERIOD)])
+        # A step that is in a checkpoint has its line in metrics.json, wherever the process is killed.
+        self._hooks.sort(key=lambda hook: isinstance(hook, CheckpointHook))
 
     def run_step(self) -> None:
         """Makes one optimizer step and records its losses."""
@@ -313,6 +343,7 @@ class Trainer(TrainerBase):
         if num_bad_files:
             self.bad_files.share()
         if not result.skipped:
+            self._take_folder()
             self.storage.put_scalars(total_loss=result.total_loss, **result.losses)
         self.storage.put_scalar("data_time", self._batches.seconds)
         self.storage.put_scalar("skipped_steps", self.training_step.skipped_steps, smoothing_hint=False)
@@ -385,5 +416,3 @@ class Trainer(TrainerBase):
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Takes over what :meth:`state_dict` gave; see ``run_state.load_run_state`` for its errors."""
         load_run_state(self, state_dict)
-        # After the optimizer: the schedule writes its learning rates into it.
-        super().load_state_dict({"iteration": self.iter, "hooks": state_dict["hooks"]})

@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 from regseg_d2.engine.interruption import INTERRUPTED_EXIT_CODE, Interrupted
+from regseg_d2.engine.run_lock import FolderInUseError
 from regseg_d2.errors import errors_end_the_program
-from regseg_d2.experiment.lock import RunIsTaken
 from regseg_d2.experiment.one_run import perform
 from regseg_d2.experiment.plan import Run, choose_runs, plan_runs
 from regseg_d2.experiment.report import write_report
@@ -102,7 +102,7 @@ def make_one(run: Run, args: argparse.Namespace) -> None:
     """Makes one run in this process, and ends with a status that the runner knows."""
     try:
         perform(run, args.output, keep_weights=args.keep_weights)
-    except RunIsTaken as error:
+    except FolderInUseError as error:
         print(error, file=sys.stderr)
         sys.exit(TAKEN)
     except Interrupted as interruption:

@@ -13,9 +13,9 @@ from regseg_d2.config_files import load_config
 from regseg_d2.engine.devices import with_available_device
 from regseg_d2.engine.launch import build_argument_parser
 from regseg_d2.engine.main import main as train
+from regseg_d2.engine.run_lock import locked
 from regseg_d2.engine.trained_model import load_trained_model
 from regseg_d2.evaluation.measuring import measure
-from regseg_d2.experiment.lock import only_one
 from regseg_d2.experiment.plan import Run
 from regseg_d2.experiment.records import VERSION, collect_results, config_digest, current_commit, write_json
 
@@ -29,11 +29,11 @@ def perform(run: Run, output: Path, *, keep_weights: bool = False) -> None:
         keep_weights: keep the checkpoints of the finished run.
 
     Raises:
-        RunIsTaken: another process works on it.
+        FolderInUseError: another process works on it.
         UserError: the training failed for a reason that the user can cure.
     """
     folder = run.existing or run.folder(output)
-    with only_one(run.folder(output)):
+    with locked(run.folder(output) / "lock"):
         if run.record.is_file():
             return
         commit = current_commit()

@@ -12,8 +12,8 @@ from typing import Any
 
 from regseg_d2.engine.files import write_text
 from regseg_d2.engine.interruption import INTERRUPTED_EXIT_CODE
+from regseg_d2.engine.run_lock import FolderInUseError, locked
 from regseg_d2.errors import ConfigError, UserError
-from regseg_d2.experiment.lock import RunIsTaken, only_one
 from regseg_d2.experiment.plan import Run
 from regseg_d2.experiment.running import Options, Progress, command_of, log_of, raise_if_any_failed
 
@@ -123,7 +123,7 @@ def _submit(runs: Sequence[Run], options: Options, parameters: Mapping[str, Any]
     from regseg_d2.experiment.slurm_job import SlurmJob
 
     folder = _folder(runs[0], options)
-    with only_one(folder):  # two calls would queue the same runs
+    with locked(folder / "lock"):  # two calls would queue the same runs
         queued, jobs = queued_jobs(), {}
         for run in runs:
             file = _job_file(run, options)
@@ -206,9 +206,9 @@ def queued_jobs() -> set[str]:
 def _is_taken(run: Run, options: Options) -> bool:
     """Whether a process works on a run, whoever began it."""
     try:
-        with only_one(run.folder(options.output)):
+        with locked(run.folder(options.output) / "lock"):
             return False
-    except RunIsTaken:
+    except FolderInUseError:
         return True
 
 

@@ -7,12 +7,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
-from detectron2.modeling import build_model
 from tabulate import tabulate
 
 from regseg_d2.config_files import load_config
 from regseg_d2.engine.files import atomic_writer
 from regseg_d2.errors import CheckpointError, ConfigError
+from regseg_d2.modeling.build import build_model
 from regseg_d2.weights.network import Network
 from regseg_d2.weights.published import MIN_BACKBONE_SHARE, SOURCES, Conversion, convert
 from regseg_d2.weights.reading import read_weights

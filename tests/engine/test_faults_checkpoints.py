@@ -127,8 +127,9 @@ def test_two_damaged_ones_leave_nothing_and_the_error_says_what_is_there(tmp_pat
 
 def test_checkpoints_of_an_earlier_run_are_never_fallen_back_to(tmp_path):
     train(toy_cfg(tmp_path, **PERIOD_1), until=5)  # leaves 3 and 4
-    train(toy_cfg(tmp_path, SOLVER__CHECKPOINT_PERIOD=2, SEED=8), until=3)  # writes 1
-    assert (tmp_path / "checkpoint_history").read_text() == "model_0000001.pth\n"
+    train(toy_cfg(tmp_path, SOLVER__CHECKPOINT_PERIOD=2, SEED=8), until=3)  # writes 0 and 1
+    assert (tmp_path / "checkpoint_history").read_text() == "model_0000000.pth\nmodel_0000001.pth\n"
+    _cut(tmp_path / "model_0000000.pth")
     _cut(tmp_path / "model_0000001.pth")
     with pytest.raises(CheckpointError, match="no whole checkpoint"):
         train(toy_cfg(tmp_path, SOLVER__CHECKPOINT_PERIOD=2, SEED=8), resume=True)

@@ -55,6 +55,12 @@ def test_torchrun():
         find_process_group(TORCHRUN)
 
 
+@pytest.mark.parametrize("name", ["RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"])
+def test_a_variable_that_is_no_number_is_named(name):
+    with pytest.raises(ConfigError, match=f"{name} is 'x'; expected a whole number"):
+        find_process_group(TORCHRUN | MEETING | {name: "x"})
+
+
 def test_slurm():
     assert find_process_group(SLURM) == ProcessGroup(5, 8, 1, 4, "tcp://gpu07:23456")
     assert find_process_group(SLURM | MEETING).url == "tcp://host:29500"
@@ -86,6 +92,7 @@ def test_first_host(nodelist, host):
     [
         (["--num-gpus", "0"], "--num-gpus and --num-machines are 1 or more"),
         (["--num-machines", "2"], "need --dist-url"),
+        (["--num-gpus", "2", "--dist-url", "foo"], "--dist-url is 'foo'; expected auto, tcp://HOST:PORT"),
         (["SEEED", "3"], "did you mean 'SEED'"),
         (["--config-file", "nowhere.yaml"], "nowhere.yaml' does not exist"),
     ],

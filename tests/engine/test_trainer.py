@@ -113,10 +113,10 @@ def test_resume_with_nothing_there_starts_at_zero(tmp_path):
 def test_a_new_run_over_an_old_one_is_said_and_never_resumed_as_the_old_one(tmp_path, caplog):
     train(toy_cfg(tmp_path))
     caplog.set_level(logging.WARNING)
-    train(toy_cfg(tmp_path, SEED=8), kill_at=1)  # before its first checkpoint
+    train(toy_cfg(tmp_path, SEED=8), kill_at=1)  # before its first periodic checkpoint
     assert "holds another run" in caplog.text
     resumed = train(toy_cfg(tmp_path, SEED=8), resume=True)
-    assert resumed.start_iter == 0
+    assert resumed.start_iter == 1
     assert [line["iteration"] for line in metrics_lines(tmp_path)] == list(range(6))
 
 
@@ -141,17 +141,16 @@ def test_resume_with_another_optimizer_is_an_error(tmp_path):
 
 def test_skipped_steps_survive_a_kill(tmp_path):
     class Poisoned(ToyTrainer):
-        poisoned_steps = (1, 2, 3, 4, 5)
+        poisoned_steps = (0, 1, 3, 4, 5)
 
-    cfg = toy_cfg(tmp_path, SOLVER__MAX_NAN_STEPS=3)
+    cfg = toy_cfg(tmp_path, SOLVER__MAX_NAN_STEPS=2)
     train(cfg, kill_at=3, trainer_class=Poisoned)
     trainer = Poisoned(cfg)
     trainer.resume_or_load(resume=True)
-    assert trainer.training_step.skipped_in_a_row == 2
-    with pytest.raises(NonFiniteLossError, match="4 steps in a row"):
+    assert trainer.training_step.skipped_steps == 2
+    with pytest.raises(NonFiniteLossError, match="3 steps in a row"):
         trainer.train()
-    assert trainer.completed_steps == 4  # step 3 was skipped, step 4 was one too many
-    assert metrics_lines(tmp_path)[-1]["skipped_steps"] == 3
+    assert trainer.completed_steps == 5  # steps 3 and 4 were skipped, step 5 was one too many
 
 
 @pytest.mark.parametrize(

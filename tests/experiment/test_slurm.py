@@ -10,10 +10,10 @@ import time
 import pytest
 import submitit
 
+from regseg_d2.engine.run_lock import locked
 from regseg_d2.errors import ConfigError, UserError
 from regseg_d2.experiment import slurm
 from regseg_d2.experiment.__main__ import main
-from regseg_d2.experiment.lock import only_one
 from regseg_d2.experiment.plan import plan_runs
 from regseg_d2.experiment.running import Options, RunsFailed, log_of
 from regseg_d2.experiment.slurm import parse_parameters, work_off_with_slurm
@@ -106,12 +106,15 @@ def test_jobs_are_found_again_and_only_others_are_queued(home, runs, tmp_path, c
     assert submit(runs, options) == first
     (home / "jobs" / "100_2").unlink()
     (home / "jobs" / "100_3").unlink()
-    with only_one(runs[3].folder(options.output)):  # a call without --slurm works on it
+    with locked(runs[3].folder(options.output) / "lock"):  # a call without --slurm works on it
         second = submit(runs, options)
     assert second == {**first, runs[2].name: "101"}
     assert len(list((home / "scripts").iterdir())) == 2
     assert "'scancel 101' ends them" in capsys.readouterr().out
-    with only_one(options.output / "tiny" / "_slurm"), pytest.raises(UserError, match="Another process"):
+    with (
+        locked(options.output / "tiny" / "_slurm" / "lock"),
+        pytest.raises(UserError, match="is in use: another process"),
+    ):
         submit(runs, options)
 
 

@@ -143,6 +143,8 @@ def refuse_unsupported(cfg: CfgNode) -> None:
     """
     if cfg.TEST.PRECISE_BN.ENABLED:
         raise ConfigError("TEST.PRECISE_BN.ENABLED is True, which is not supported: set it to False.")
+    if cfg.TEST.EXPECTED_RESULTS and not cfg.DATASETS.TEST:
+        raise ConfigError("TEST.EXPECTED_RESULTS is given, and DATASETS.TEST is empty: nothing is measured.")
     InferenceProtocol.from_config(cfg)
 
 

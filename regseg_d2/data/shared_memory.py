@@ -1,0 +1,62 @@
+"""The way of a batch from a loader worker to the trainer: through shared memory, which may be short."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from torch.utils.data import get_worker_info
+
+from regseg_d2.errors import UserError
+
+SHARED_MEMORY = Path("/dev/shm")
+#: Seconds that a worker waits for the trainer to take batches before it gives up.
+PATIENCE = 60.0
+
+
+class SharedMemoryError(UserError):
+    """A batch does not fit into shared memory."""
+
+
+def collate_for_transport(batch: list[Any]) -> list[Any]:
+    """Leaves a batch the list that it is, once there is room to send it.
+
+    Without room torch's sender fails in a thread of the worker, whose error nobody hears, and the trainer
+    waits without end.
+
+    Args:
+        batch: samples, dicts with tensors; or errors.
+
+    Returns:
+        The batch, or in its place the error that there is no room for it.
+    """
+    if get_worker_info() is None or not SHARED_MEMORY.is_dir():
+        return batch
+    size = sum(
+        value.numel() * value.element_size()
+        for sample in batch
+        if isinstance(sample, dict)
+        for value in sample.values()
+        if isinstance(value, Tensor)
+    )
+    end = time.monotonic() + PATIENCE
+    while True:
+        memory = os.statvfs(SHARED_MEMORY)
+        if memory.f_bavail * memory.f_frsize >= size:
+            return batch
+        total = memory.f_blocks * memory.f_frsize
+        if total < size or time.monotonic() > end:
+            return [_no_room(size, total, memory.f_bavail * memory.f_frsize)]
+        time.sleep(0.05)
+
+
+def _no_room(size: int, total: int, free: int) -> SharedMemoryError:
+    return SharedMemoryError(
+        f"A batch of {size / 1e6:.1f} MB does not fit into the shared memory '{SHARED_MEMORY}', through "
+        f"which loader workers hand it to the trainer: {free / 1e6:.1f} of {total / 1e6:.1f} MB are free. "
+        "Give it more (docker run --shm-size 8g, or --ipc host), or set DATALOADER.NUM_WORKERS 0, which "
+        "needs none."
+    )
