@@ -13,35 +13,33 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer, hooks
 from detectron2.engine.train_loop import TrainerBase
-from detectron2.evaluation import inference_context, inference_on_dataset, verify_results
+from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 from detectron2.utils.events import (
     CommonMetricPrinter,
     EventStorage,
     JSONWriter,
     TensorboardXWriter,
-    get_event_storage,
-    has_event_storage,
 )
 from torch import nn
 
 from regseg_d2.data.bad_files import BadFileLedger
 from regseg_d2.engine.checkpoint import SafeCheckpointer
 from regseg_d2.engine.class_weighting import apply_class_weighting
-from regseg_d2.engine.devices import synchronize_buffers, unwrap_model, with_available_device, wrap_model
+from regseg_d2.engine.devices import with_available_device, wrap_model
+from regseg_d2.engine.evaluation import evaluate_on_all
 from regseg_d2.engine.failures import explain_failure
 from regseg_d2.engine.hooks import CheckpointHook, EvaluationHook, Results, ScheduleHook, truncate_metrics
-from regseg_d2.engine.interruption import Interrupted, StoppableEvaluation, StopSignals
+from regseg_d2.engine.interruption import Interrupted, StopSignals
 from regseg_d2.engine.memory_budget import log_memory_budget
 from regseg_d2.engine.nan_batches import NanBatchDumper, describe_step
 from regseg_d2.engine.optim import build_gradient_clipper, build_lr_scheduler, build_optimizer
-from regseg_d2.engine.provenance import describe_model
 from regseg_d2.engine.run_state import load_run_state, run_state
 from regseg_d2.engine.seeding import make_deterministic, resolve_seed, seed_everything, seed_pass
 from regseg_d2.engine.step import NonFiniteLossError, TrainingStep, amp_dtype
 from regseg_d2.engine.timing import TimedIterator
 from regseg_d2.evaluation.evaluator import StreamingSemSegEvaluator
-from regseg_d2.evaluation.inference import InferenceProtocol, build_predictor, refuse_unsupported
+from regseg_d2.evaluation.inference import InferenceProtocol, refuse_unsupported
 from regseg_d2.modeling.build import build_model
 
 logger = logging.getLogger(__name__)
@@ -392,20 +390,7 @@ class Trainer(TrainerBase):
         Raises:
             EvaluationInterrupted: a process was stopping; nothing of the data set was written.
         """
-        model = unwrap_model(model)
-        synchronize_buffers(model)
-        provenance = describe_model(cfg, model, completed_steps)
-        predictor = build_predictor(cfg, model)
-        results: Results = {}
-        for number, name in enumerate(cfg.DATASETS.TEST):
-            shown = cfg.TEST.NUM_IMAGES_SHOWN if number == 0 and has_event_storage() else 0
-            evaluator = cls.build_evaluator(cfg, name, provenance, num_images_shown=shown)
-            stoppable = StoppableEvaluation(evaluator, cls.build_test_loader(cfg, name), is_stopping)
-            with inference_context(model):
-                results[name] = inference_on_dataset(predictor, stoppable.loader, stoppable)
-            for i, panel in enumerate(evaluator.panels):
-                get_event_storage().put_image(f"{name}/{i}", panel.transpose(2, 0, 1))
-        return results
+        return evaluate_on_all(cls, cfg, model, completed_steps, is_stopping)
 
     # -------------------------------------------------------------------------------------------- state
 

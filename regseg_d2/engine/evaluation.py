@@ -1,0 +1,52 @@
+"""The evaluation of a model on all test sets of a config."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from detectron2.config import CfgNode
+from detectron2.evaluation import inference_context, inference_on_dataset
+from detectron2.utils.events import get_event_storage, has_event_storage
+from torch import nn
+
+from regseg_d2.engine.devices import synchronize_buffers, unwrap_model
+from regseg_d2.engine.hooks import Results
+from regseg_d2.engine.interruption import StoppableEvaluation
+from regseg_d2.engine.provenance import describe_model
+from regseg_d2.evaluation.inference import build_predictor
+
+if TYPE_CHECKING:
+    from regseg_d2.engine.trainer import Trainer
+
+
+def evaluate_on_all(
+    parts: type[Trainer],
+    cfg: CfgNode,
+    model: nn.Module,
+    completed_steps: int | None,
+    is_stopping: Callable[[], bool],
+) -> Results:
+    """Evaluates on DATASETS.TEST; see ``Trainer.test``.
+
+    Args:
+        parts: builds loaders and evaluators.
+        cfg: the config.
+        model: the model with the weights to evaluate, wrapped or not.
+        completed_steps: steps that it was trained for, where that is known.
+        is_stopping: whether this process has got a signal to end.
+    """
+    model = unwrap_model(model)
+    synchronize_buffers(model)
+    provenance = describe_model(cfg, model, completed_steps)
+    predictor = build_predictor(cfg, model)
+    results: Results = {}
+    for number, name in enumerate(cfg.DATASETS.TEST):
+        shown = cfg.TEST.NUM_IMAGES_SHOWN if number == 0 and has_event_storage() else 0
+        evaluator = parts.build_evaluator(cfg, name, provenance, num_images_shown=shown)
+        stoppable = StoppableEvaluation(evaluator, parts.build_test_loader(cfg, name), is_stopping)
+        with inference_context(model):
+            results[name] = inference_on_dataset(predictor, stoppable.loader, stoppable)
+        for i, panel in enumerate(evaluator.panels):
+            get_event_storage().put_image(f"{name}/{i}", panel.transpose(2, 0, 1))
+    return results
