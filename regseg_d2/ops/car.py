@@ -20,6 +20,7 @@ from regseg_d2.distributed import all_reduce_sum, global_mean
 from regseg_d2.ops.class_statistics import ClassStatistics
 
 REDUCTIONS = ("mse", "squared_mean")
+CHANNELS_AT_A_TIME = 128
 
 
 def reduce_penalty(penalty: Tensor, weight: Tensor, reduction: str) -> Tensor:
@@ -55,10 +56,9 @@ def intra_c2p_loss(
 
     The published code counts void pixels in the mean (as zeros); here the mean is over valid pixels.
 
-    The mean of squares is taken apart into ``|x|^2 - 2 x mu + |mu|^2``, whose middle term needs the
-    class sums only: no second tensor of the size of ``x`` comes into being. The gradient is
-    ``2 (x - mu)`` all the same; the value loses digits only where the spread of a class is a tiny
-    share of its distance from the origin.
+    The gradient is that of ``|x|^2 - 2 x mu + |mu|^2``, whose middle term needs the class sums only: no
+    second tensor of the size of ``x`` comes into being. The value is that of the differences: the three
+    terms would lose it where a class is compact, which is what the loss trains for.
 
     Args:
         statistics: features ``x``, their class sums, counts and squared lengths.
@@ -75,8 +75,23 @@ def intra_c2p_loss(
         squares = (lengths * valid).sum()
         products = (centers * sums).sum()
         center_squares = (centers.square().sum(dim=2) * counts).sum()
-        return global_mean(squares - 2 * products + center_squares, valid.sum() * x.shape[1])
+        graph = squares - 2 * products + center_squares
+        spread = (_spread(x.detach(), centers.detach(), one_hot) * valid).sum()
+        return global_mean(spread + (graph - graph.detach()), valid.sum() * x.shape[1])
     return reduce_penalty(pixel_center_difference(x, centers, one_hot).abs(), valid.unsqueeze(1), reduction)
+
+
+def _spread(x: Tensor, centers: Tensor, one_hot: Tensor) -> Tensor:
+    """Squared distance of each pixel to the center of its class, ``(N, P)``; meaningless on void pixels."""
+    squares = x.new_zeros(x.shape[0], x.shape[2])
+    # Some channels at a time: what is between stays in the cache.
+    for block, center in zip(
+        x.split(CHANNELS_AT_A_TIME, 1), centers.split(CHANNELS_AT_A_TIME, 2), strict=True
+    ):
+        own_center = center.transpose(1, 2).expand(x.shape[0], -1, -1)
+        difference = torch.baddbmm(block, own_center, one_hot, beta=-1)
+        squares += torch.linalg.vector_norm(difference, dim=1).square_()
+    return squares
 
 
 def pixel_center_difference(x: Tensor, centers: Tensor, one_hot: Tensor) -> Tensor:

@@ -31,7 +31,8 @@ class ClassStatistics(NamedTuple):
     Attributes:
         features: the features ``(N, C, P)``, for further use of them: their gradients are gathered in
             one pass then.
-        squares: ``(N, P)`` squared length of each pixel's feature.
+        squares: ``(N, P)`` zeros with the gradient of each pixel's squared length. Its value would serve no
+            loss: what is about a center has to be measured from there (``ops/car.py``).
         sums: ``(N, K, C)`` sums over the pixels of each class.
         counts: ``(N, K)`` numbers of those pixels.
     """
@@ -43,7 +44,7 @@ class ClassStatistics(NamedTuple):
 
 
 def class_statistics(features: Tensor, one_hot: Tensor) -> ClassStatistics:
-    """Class sums and squared lengths, of which a step of backward writes the features' gradient once.
+    """Class sums, and squared lengths for their gradient; backward writes the features' gradient once.
 
     Args:
         features: ``(N, C, P)``, P pixels.
@@ -60,7 +61,7 @@ class _Statistics(torch.autograd.Function):
     def forward(ctx: Any, features: Tensor, one_hot: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(features, one_hot)
-        squares = torch.linalg.vector_norm(features, dim=1).square()
+        squares = features.new_zeros(features.shape[0], features.shape[2])
         return features.view_as(features), squares, torch.bmm(one_hot, features.transpose(1, 2))
 
     @staticmethod

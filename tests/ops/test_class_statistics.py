@@ -35,7 +35,8 @@ def test_statistics_and_their_gradients(used):
     statistics = class_statistics(features, one_hot)
     sums, counts = class_sums(features, one_hot)
     expected = (features, features.square().sum(dim=1), sums)
-    torch.testing.assert_close(statistics[:3], expected)
+    torch.testing.assert_close((statistics.features, statistics.sums), (expected[0], expected[2]))
+    assert not statistics.squares.any()  # there for its gradient
     assert torch.equal(statistics.counts, counts)
     weights = [torch.randn(part.shape, dtype=torch.float64, generator=generator) for part in expected]
     parts = [index for index in range(3) if used[index]]
@@ -43,6 +44,8 @@ def test_statistics_and_their_gradients(used):
         return
 
     def gradient(values):
-        return torch.autograd.grad(sum((weights[i] * values[i] ** 2).sum() for i in parts), features)[0]
+        powers = (2, 1, 2)
+        terms = [(weights[i] * values[i] ** powers[i]).sum() for i in parts]
+        return torch.autograd.grad(sum(terms), features)[0]
 
     torch.testing.assert_close(gradient(statistics), gradient(expected))

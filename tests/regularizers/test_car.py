@@ -7,6 +7,9 @@ import torch
 from detectron2.utils.events import EventStorage
 
 from regseg_d2.errors import ConfigError
+from regseg_d2.ops.car import intra_c2p_loss
+from regseg_d2.ops.class_statistics import class_statistics, divide_by_counts
+from regseg_d2.ops.labels import one_hot_labels
 from regseg_d2.regularizers import CAR, RegularizerInput
 from tests.references.car import car_losses
 
@@ -185,6 +188,24 @@ def test_degenerate_labels_are_finite_and_attached(labels, centers, absent):
     if labels == "void":
         assert result["loss_car_intra_c2p"].item() == 0.0
         assert result["loss_car_inter_c2p"].item() == 0.0
+
+
+@pytest.mark.parametrize("spread", [0.1, 0.01, 0.001])
+def test_the_intra_loss_of_compact_classes_keeps_its_digits(spread):
+    """Classes that are compact and far from the origin, in float32: what training ends in."""
+    generator = torch.Generator().manual_seed(0)
+    centers = 2 * torch.nn.functional.normalize(torch.randn(19, 256, generator=generator))
+    labels = torch.randint(0, 19, (2, 4096), generator=generator)
+    noise = spread / 16 * torch.randn(2, 4096, 256, generator=generator)
+    features = (centers[labels] + noise).transpose(1, 2).contiguous()
+    one_hot = one_hot_labels(labels, 19, torch.float32)
+
+    def loss(dtype):
+        statistics = class_statistics(features.to(dtype), one_hot.to(dtype))
+        sums, counts = statistics.sums.sum(0, keepdim=True), statistics.counts.sum(0, keepdim=True)
+        return intra_c2p_loss(statistics, divide_by_counts(sums, counts), one_hot.to(dtype)).double()
+
+    torch.testing.assert_close(loss(torch.float32), loss(torch.float64), rtol=1e-5, atol=0)
 
 
 def test_huge_features_stay_finite():
