@@ -13,10 +13,16 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from regseg_d2.errors import ConfigError
+from regseg_d2.errors import ConfigError, UserError
 from regseg_d2.suggestions import did_you_mean, nearest_names
+
+
+class TapError(UserError, RuntimeError):
+    """What was found at a tap is nothing that a loss on features could use."""
+
 
 _SIDE = re.compile(r"(in|out)(?:\[(.+)\])?")
 
@@ -104,6 +110,7 @@ class TapRecorder:
         self.taps = tuple(dict.fromkeys(taps))
         for tap in self.taps:
             split_tap(network, tap, "tap")
+        self._channels = {tap: _known_channels(network, tap) for tap in self.taps}
 
     @contextmanager
     def record(self, network: nn.Module) -> Iterator[dict[str, Tensor]]:
@@ -116,10 +123,11 @@ class TapRecorder:
             A dict that fills with ``{tap name: tensor}`` while the network runs.
 
         Raises:
-            RuntimeError: if a tapped module ran twice or not at all, or handled no tensor.
+            TapError: if a tapped module ran twice or not at all, handled no tensor ``(N, C, h, w)`` with the
+            channels that it declares, or ran where gradients are off though the forward has them on.
         """
         recorded: dict[str, Tensor] = {}
-        handles = [_hook(*split_tap(network, tap, "tap"), tap, recorded) for tap in self.taps]
+        handles = [self._hook(network, tap, recorded) for tap in self.taps]
         try:
             yield recorded
         finally:
@@ -127,29 +135,57 @@ class TapRecorder:
                 handle.remove()
         missing = [tap for tap in self.taps if tap not in recorded]
         if missing:
-            raise RuntimeError(f"taps {missing} were not reached by the forward pass")
+            raise TapError(f"taps {missing} were not reached by the forward pass")
+
+    def _hook(self, network: nn.Module, tap: str, recorded: dict[str, Tensor]) -> Any:
+        module, side, entry = split_tap(network, tap, "tap")
+        with_gradient = torch.is_grad_enabled()
+
+        def keep(value: Any) -> None:
+            if entry:
+                value = _entry_of(value, entry, tap)
+            if tap in recorded:
+                raise TapError(f"tap {tap!r}: its module ran twice in one forward pass")
+            if not isinstance(value, Tensor):
+                raise TapError(f"tap {tap!r} handles a {type(value).__name__}; expected a tensor")
+            _check_shape(value, tap, module, self._channels[tap])
+            if with_gradient and not torch.is_grad_enabled():
+                raise TapError(
+                    f"tap {tap!r} is reached where gradients are off: its losses would train nothing. Under "
+                    "activation checkpointing, use_reentrant=False keeps them on; a torch.no_grad() around a "
+                    "part of the network has to end before the tap."
+                )
+            recorded[tap] = value
+
+        if side == "in":
+            return module.register_forward_pre_hook(lambda _, args: keep(args[0] if args else None))
+        return module.register_forward_hook(lambda _, args, result: keep(result))
 
 
 def _entry_of(value: Any, entry: str, tap: str) -> Any:
     if not isinstance(value, Mapping):
-        raise RuntimeError(
-            f"tap {tap!r}: the result is a {type(value).__name__}; expected a dict with {entry!r}"
-        )
+        raise TapError(f"tap {tap!r}: the result is a {type(value).__name__}; expected a dict with {entry!r}")
     if entry not in value:
-        raise RuntimeError(f"tap {tap!r}: the result has no {entry!r}; it has {sorted(value)}")
+        raise TapError(f"tap {tap!r}: the result has no {entry!r}; it has {sorted(value)}")
     return value[entry]
 
 
-def _hook(module: nn.Module, side: str, entry: str, tap: str, recorded: dict[str, Tensor]) -> Any:
-    def keep(value: Any) -> None:
-        if entry:
-            value = _entry_of(value, entry, tap)
-        if tap in recorded:
-            raise RuntimeError(f"tap {tap!r}: its module ran twice in one forward pass")
-        if not isinstance(value, Tensor):
-            raise RuntimeError(f"tap {tap!r} handles a {type(value).__name__}; expected a tensor")
-        recorded[tap] = value
+def _known_channels(network: nn.Module, tap: str) -> int | None:
+    try:
+        return tap_channels(network, tap, "tap")
+    except ConfigError:
+        return None  # a dropout, for example, takes any number
 
-    if side == "in":
-        return module.register_forward_pre_hook(lambda _, args: keep(args[0] if args else None))
-    return module.register_forward_hook(lambda _, args, result: keep(result))
+
+def _check_shape(value: Tensor, tap: str, module: nn.Module, channels: int | None) -> None:
+    shape = tuple(value.shape)
+    if value.ndim == 4 and isinstance(module, nn.Linear):
+        raise TapError(
+            f"tap {tap!r} is at a linear layer, whose tensor {shape} has its channels last; expected "
+            "(N, C, h, w). Take a tap before the network brings them to the end, or a 1x1 convolution."
+        )
+    if value.ndim != 4 or channels not in (None, shape[1]):
+        raise TapError(
+            f"tap {tap!r} has a tensor of the shape {shape}; expected (N, C, h, w)"
+            + (f" with C = {channels}, as its module declares." if channels else ".")
+        )

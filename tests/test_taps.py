@@ -4,8 +4,9 @@ import pytest
 import torch
 from detectron2.layers import ShapeSpec
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
-from regseg_d2.errors import ConfigError
+from regseg_d2.errors import ConfigError, UserError
 from regseg_d2.taps import TapRecorder, tap_channels
 
 
@@ -90,7 +91,7 @@ class Backbone(nn.Module):
         return {"res4": x, "res5": x.relu() * 2, "p-5.x": x + 1}
 
     def output_shape(self):
-        return {"res4": ShapeSpec(channels=4, stride=8), "res5": ShapeSpec(channels=7, stride=16)}
+        return {"res4": ShapeSpec(channels=4, stride=8), "res5": ShapeSpec(channels=4, stride=16)}
 
 
 class DictNetwork(nn.Module):
@@ -119,7 +120,7 @@ def test_entries_of_a_dict_are_recorded_with_their_graph():
 
 def test_channels_of_an_entry():
     assert tap_channels(DictNetwork(), "backbone:out[res4]", "key") == 4
-    assert tap_channels(DictNetwork(), "backbone:out[res5]", "key") == 7
+    assert tap_channels(DictNetwork(), "backbone:out[res5]", "key") == 4
 
 
 @pytest.mark.parametrize(
@@ -154,3 +155,75 @@ def test_entries_that_are_not_there_when_the_network_runs(tap, message):
     ):
         network(torch.randn(1, 3, 2, 2))
     assert not any(m._forward_hooks for m in network.modules())
+
+
+class ChannelsLast(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.predictor = nn.Linear(4, 2)
+        self.norm = nn.LayerNorm(4)
+
+    def forward(self, x):
+        return self.norm(x), self.predictor(x)
+
+
+@pytest.mark.parametrize("size", [(3, 5), (4, 4)])
+def test_a_linear_layer_with_its_channels_last_is_no_map(size):
+    network = ChannelsLast()
+    with (
+        pytest.raises(
+            UserError, match=r"'predictor:in' is at a linear layer.*channels last.*1x1 convolution"
+        ),
+        TapRecorder(network, ["predictor:in"]).record(network),
+    ):
+        network(torch.randn(2, *size, 4))
+
+
+class Wrong(nn.Conv2d):
+    """Says another number of channels than it gives."""
+
+    def forward(self, x):
+        return super().forward(x)[:, :3]
+
+
+@pytest.mark.parametrize(
+    ("module", "message"),
+    [
+        (nn.Sequential(nn.Conv2d(3, 4, 1), nn.Flatten(2)), r"'1:out' has a tensor of the shape \(2, 4, 4\)"),
+        (
+            nn.Sequential(nn.Conv2d(3, 4, 1), Wrong(4, 5, 1)),
+            r"shape \(2, 3, 2, 2\).* with C = 5, as its module",
+        ),
+    ],
+)
+def test_a_tensor_of_another_shape_is_named(module, message):
+    with pytest.raises(UserError, match=message), TapRecorder(module, ["1:out"]).record(module):
+        module(torch.randn(2, 3, 2, 2))
+
+
+class Checkpointed(nn.Module):
+    def __init__(self, use_reentrant):
+        super().__init__()
+        self.encoder = nn.Conv2d(3, 4, 1)
+        self.predictor = nn.Conv2d(4, 2, 1)
+        self.use_reentrant = use_reentrant
+
+    def forward(self, x):
+        head = nn.Sequential(self.encoder, self.predictor)
+        return checkpoint(head, x.requires_grad_(), use_reentrant=self.use_reentrant)
+
+
+def test_reentrant_checkpointing_cuts_the_graph_of_a_tap_and_is_refused():
+    network = Checkpointed(use_reentrant=True)
+    with (
+        pytest.raises(UserError, match="gradients are off.*use_reentrant=False"),
+        TapRecorder(network, ["predictor:in"]).record(network),
+    ):
+        network(torch.randn(2, 3, 2, 2))
+    network = Checkpointed(use_reentrant=False)
+    with TapRecorder(network, ["predictor:in"]).record(network) as taps:
+        network(torch.randn(2, 3, 2, 2))
+    taps["predictor:in"].sum().backward()
+    assert network.encoder.weight.grad.abs().sum() > 0
+    with torch.no_grad(), TapRecorder(network, ["predictor:in"]).record(network):
+        network(torch.randn(2, 3, 2, 2))  # PreciseBN

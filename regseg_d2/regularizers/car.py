@@ -97,7 +97,9 @@ class CAR(Regularizer):
         """Reads ``MODEL.REGULARIZERS.CAR``."""
         car = cfg.MODEL.REGULARIZERS.CAR
         linear_conv = LINEAR_CONV_TAP if has_module(network, LINEAR_CONV_TAP.partition(":")[0]) else ""
-        place = find_place(cfg, network, "CAR", paper_tap=linear_conv if car.CLASSIFIER == "auto" else "")
+        place = find_place(
+            cfg, network, "CAR", paper_tap=linear_conv if car.CLASSIFIER == "auto" else "", reads_logits=False
+        )
         return {
             **common_arguments(cfg, "CAR"),
             "feature_tap": place.feature_tap,

@@ -113,7 +113,9 @@ class MDRL(Regularizer):
         augment = getattr(getattr(network, "sem_seg_head", None), "augment", None)
         memory = getattr(augment, "memory", None)
         at_stage = isinstance(memory, DistributionMemory) and mdrl.CLASSIFIER == mdrl.FEATURES == "auto"
-        place = find_place(cfg, network, "MDRL", paper_tap=BASE_FEATURE_TAP if at_stage else "")
+        place = find_place(
+            cfg, network, "MDRL", paper_tap=BASE_FEATURE_TAP if at_stage else "", reads_logits=False
+        )
         return {
             **common_arguments(cfg, "MDRL"),
             "feature_tap": place.feature_tap,

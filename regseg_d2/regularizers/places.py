@@ -92,7 +92,9 @@ class Place:
     logits_tap: str
 
 
-def find_place(cfg: CfgNode, network: nn.Module, method: str, paper_tap: str = "") -> Place:
+def find_place(
+    cfg: CfgNode, network: nn.Module, method: str, paper_tap: str = "", *, reads_logits: bool = True
+) -> Place:
     """Resolves ``CLASSIFIER`` and ``FEATURES`` of a method.
 
     Args:
@@ -100,9 +102,11 @@ def find_place(cfg: CfgNode, network: nn.Module, method: str, paper_tap: str = "
         network: the module that tap paths start from.
         method: name of the method's section in ``MODEL.REGULARIZERS``.
         paper_tap: tap that ``FEATURES: auto`` stands for; by default :func:`penultimate_tap`.
+        reads_logits: the method reads the classifier's output, which has to be that of the classes then.
 
     Raises:
-        ConfigError: if there is no such module; lists the near names.
+        ConfigError: if there is no such module, lists the near names; if the classifier has another number
+            of outputs than there are classes, lists those that have it.
     """
     section = cfg.MODEL.REGULARIZERS[method]
     key = f"MODEL.REGULARIZERS.{method}"
@@ -113,7 +117,9 @@ def find_place(cfg: CfgNode, network: nn.Module, method: str, paper_tap: str = "
             "MODEL.SEM_SEG_HEAD.AUX.IN_FEATURE to a backbone feature, such as 'res4'"
         )
     logits_tap = f"{classifier}:out"
-    tap_channels(network, logits_tap, f"{key}.CLASSIFIER")
+    outputs = tap_channels(network, logits_tap, f"{key}.CLASSIFIER")
+    if reads_logits and outputs != cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES:
+        raise ConfigError(_no_classifier(network, f"{key}.CLASSIFIER", classifier, outputs, cfg))
     penultimate = penultimate_tap(network, classifier)
     tap = section.FEATURES
     if tap == "auto":
@@ -122,6 +128,18 @@ def find_place(cfg: CfgNode, network: nn.Module, method: str, paper_tap: str = "
     is_before = tap in (penultimate, f"{dropout_before(network, classifier)}:in")
     measured = f"{classifier}:in" if is_before else tap
     return Place(tap, tap_channels(network, measured, f"{key}.FEATURES"), logits_tap)
+
+
+def _no_classifier(network: nn.Module, key: str, classifier: str, outputs: int, cfg: CfgNode) -> str:
+    wanted = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
+    others = [
+        name for name, module in network.named_modules() if getattr(module, "out_channels", None) == wanted
+    ]
+    return (
+        f"{key} is {classifier!r}, which has {outputs} outputs, and there are {wanted} classes "
+        "(MODEL.SEM_SEG_HEAD.NUM_CLASSES): expected the last convolution of a head. "
+        + (f"With {wanted} outputs there are {others[:5]}." if others else f"None has {wanted} outputs.")
+    )
 
 
 def penultimate_tap(network: nn.Module, classifier: str) -> str:

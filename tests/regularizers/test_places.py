@@ -290,3 +290,18 @@ def test_state_of_places_is_their_own_and_in_the_state_dict():
     other.load_state_dict(model.state_dict(), strict=True)
     assert torch.equal(other.regularizers["CAR@aux"].ema.centers, model.regularizers["CAR@aux"].ema.centers)
     assert other.regularizers["CAR@aux"].ema.counts.sum() > 0
+
+
+@pytest.mark.parametrize("method", ["PNE", "RCH", "RegionContrast", "ContrastSeg"])
+def test_a_classifier_with_other_outputs_than_classes_is_refused_where_logits_are_read(method):
+    cfg = small_cfg("FCN", [method])
+    cfg.MODEL.REGULARIZERS[method].CLASSIFIER = "net.hidden"
+    network = nn.ModuleDict({"net": nn.Sequential()})
+    classes = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
+    network.net.add_module("hidden", nn.Conv2d(4, classes + 3, 1))
+    network.net.add_module("last", nn.Conv2d(classes + 3, classes, 1))
+    with pytest.raises(
+        ConfigError, match=rf"has {classes + 3} outputs, and there are {classes} classes.*'net.last'"
+    ):
+        find_place(cfg, network, method)
+    assert find_place(cfg, network, method, reads_logits=False).channels == 4
