@@ -146,3 +146,16 @@ def test_channels_last_is_the_same_function():
     expected, losses = (model(small_batch()) for model in models)
     for key, value in expected.items():
         torch.testing.assert_close(losses[key], value, rtol=1e-9, atol=1e-12)
+
+
+def test_features_of_one_stride_are_taken_in_the_order_of_their_stages():
+    """As those of a dilated network: the deepest comes last, whatever the order in the config."""
+    cfg = small_cfg(
+        "ASPP", SEM_SEG_HEAD__IN_FEATURES=["res2", "res5", "res4"], SEM_SEG_HEAD__PROJECT_CHANNELS=[5, 7]
+    )
+    shapes = {
+        "res2": ShapeSpec(channels=6, stride=4),
+        "res5": ShapeSpec(channels=12, stride=8),
+        "res4": ShapeSpec(channels=10, stride=8),
+    }
+    assert ContextHead(resolve_auto_norm(cfg), shapes).in_features == ["res2", "res4", "res5"]

@@ -108,7 +108,9 @@ class ContextHead(nn.Module):
     def from_config(cls, cfg: CfgNode, input_shape: Mapping[str, ShapeSpec]) -> dict[str, Any]:
         """Reads ``MODEL.SEM_SEG_HEAD``."""
         head = cfg.MODEL.SEM_SEG_HEAD
-        names = sorted(head.IN_FEATURES, key=lambda name: _shape(input_shape, name, "IN_FEATURES").stride)
+        # Dilated stages share a stride: the later one has more channels, or else the larger name.
+        shape_of = {name: _shape(input_shape, name, "IN_FEATURES") for name in head.IN_FEATURES}
+        names = sorted(shape_of, key=lambda name: (shape_of[name].stride, shape_of[name].channels, name))
         shapes = [input_shape[name] for name in names]
         fusion = augment = projection = None
         if head.FUSION:
