@@ -135,7 +135,6 @@ def build_without_memory(path):
     """Builds a config as it is, but on the meta device: shapes, and no values."""
     cfg = load(path)
     cfg.MODEL.DEVICE = "meta"
-    cfg.MODEL.TIMM.PRETRAINED = ""
     with torch.device("meta"):
         model = build_model(cfg)
     assert sorted(model.regularizers) == sorted(cfg.MODEL.REGULARIZERS.NAMES)

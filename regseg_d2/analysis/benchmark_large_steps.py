@@ -66,7 +66,7 @@ def run(config_file: Path, batch_size: int, size: tuple[int, int], rounds: int, 
 
 
 def _config(config_file: Path, names: list[str], device: str) -> CfgNode:
-    cfg = load_config(str(config_file), ["MODEL.DEVICE", device, "MODEL.TIMM.PRETRAINED", ""])
+    cfg = load_config(str(config_file), ["MODEL.DEVICE", device])
     cfg.MODEL.REGULARIZERS.NAMES = names
     return cfg
 

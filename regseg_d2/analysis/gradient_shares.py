@@ -18,6 +18,7 @@ from regseg_d2.engine.devices import with_available_device
 from regseg_d2.engine.seeding import seed_everything
 from regseg_d2.errors import ConfigError
 from regseg_d2.modeling.build import build_model
+from regseg_d2.weights.names import AUTO
 
 REFERENCE = "loss_sem_seg"
 
@@ -93,8 +94,10 @@ def run(cfg: CfgNode, num_batches: int) -> str:
     checkpointer = SafeCheckpointer(
         model, cfg.OUTPUT_DIR, trust_pickle=cfg.MODEL.TRUST_PICKLE, save_to_disk=False
     )
-    if not cfg.MODEL.WEIGHTS:
-        raise ConfigError("MODEL.WEIGHTS is ''; give the checkpoint of a run: MODEL.WEIGHTS FILE")
+    if cfg.MODEL.WEIGHTS in ("", AUTO):
+        raise ConfigError(
+            f"MODEL.WEIGHTS is {cfg.MODEL.WEIGHTS!r}; give the checkpoint of a run: MODEL.WEIGHTS FILE"
+        )
     checkpointer.load(cfg.MODEL.WEIGHTS, checkpointables=[], strict=True)
     register_declared(cfg.DATASETS.DECLARED)
     apply_class_weighting(cfg, model)

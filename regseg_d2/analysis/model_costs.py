@@ -240,8 +240,7 @@ def _verdict(costs: ModelCosts) -> str:
 def _prepared(cfg: CfgNode) -> CfgNode:
     cfg = cfg.clone()
     cfg.defrost()
-    # Weights change no cost, and their files need not be there. No rate, so that random labels teach nothing.
-    cfg.MODEL.WEIGHTS = cfg.MODEL.TIMM.PRETRAINED = ""
+    # No rate, so that random labels teach nothing.
     cfg.SOLVER.BASE_LR = 0.0
     return cfg
 

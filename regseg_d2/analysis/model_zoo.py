@@ -149,7 +149,6 @@ def count_inference_parameters(cfg: CfgNode) -> int:
     cfg = cfg.clone()
     cfg.defrost()
     cfg.MODEL.DEVICE = "meta"
-    cfg.MODEL.WEIGHTS = cfg.MODEL.TIMM.PRETRAINED = ""
     with torch.device("meta"):
         model = inference_model(build_model(cfg))
     return sum(parameter.numel() for parameter in model.parameters())

@@ -23,11 +23,13 @@ from regseg_d2.engine.checkpoint_history import (
     record_checkpoint,
 )
 from regseg_d2.engine.files import atomic_writer, remove_partial_files
+from regseg_d2.engine.initial_weights import BACKBONE_PREFIX, load_timm_weights, weights_file
 from regseg_d2.engine.load_report import LoadReport
 from regseg_d2.errors import CheckpointError
 from regseg_d2.regularizers import Regularizer
 from regseg_d2.state.random_stream import RandomStream
 from regseg_d2.weights.detectron2_names import zoo_content
+from regseg_d2.weights.names import AUTO
 from regseg_d2.weights.network import BATCH_COUNTER, Network
 from regseg_d2.weights.published import AUXILIARY_PREFIXES, convert_if_published
 from regseg_d2.weights.reading import load_file, missing_message, weights_in
@@ -36,6 +38,8 @@ logger = logging.getLogger(__name__)
 
 # Modules that exist in training alone; evaluation does not need their state.
 TRAINING_ONLY_PREFIX = "regularizers."
+# Of Detectron2, behind a file: rename its tensors by what is alike.
+_HEURISTICS = "?matching_heuristics=True"
 
 
 class SafeCheckpointer(DetectionCheckpointer):
@@ -44,11 +48,15 @@ class SafeCheckpointer(DetectionCheckpointer):
     - Loading reads tensors and plain containers. A file that needs more is refused, and its code does
       not run, unless ``trust_pickle`` is set.
     - Checkpoints of other packages are put under the names of the model, see ``weights/published.py``.
+    - Weights by name are downloaded when they are loaded, see ``weights/names.py``.
     - Writing goes to a temporary file that is then renamed; ``last_checkpoint`` follows after it, so it
       never names a file that was not whole when it was written. Where the file was damaged since, a run
       is continued from the one before it.
     - What was and was not loaded is reported in one table; where the model must be the same as the
       one that was saved (``--resume``, ``--eval-only``), a difference is an error.
+
+    Attributes:
+        backbone_is_loaded: whether a tensor of the backbone was loaded.
     """
 
     def __init__(
@@ -75,6 +83,7 @@ class SafeCheckpointer(DetectionCheckpointer):
         self.logger = logger
         self.cfg = cfg
         self.trust_pickle = trust_pickle
+        self.backbone_is_loaded = False
         self._is_new_run = True
         self._may_be_published = False
         #: Whether the next checkpoint is the first one of a run in the folder of another.
@@ -136,7 +145,7 @@ class SafeCheckpointer(DetectionCheckpointer):
         """Loads a checkpoint into the model and the checkpointables.
 
         Args:
-            path: file or URL; "" loads nothing.
+            path: file, or a name as in docs/weights.md; "" loads nothing.
             checkpointables: names of those to load; None is all of them, each of which must be in the file.
             strict: every key and shape must agree, in both directions.
             published: whether it may be a checkpoint of another package.
@@ -146,12 +155,15 @@ class SafeCheckpointer(DetectionCheckpointer):
             What else the file holds.
 
         Raises:
-            CheckpointError: the file is missing, damaged, refused, or does not fit.
+            CheckpointError: the file is missing, cannot be downloaded, is damaged, refused, or does not fit.
+            ConfigError: there are no weights of that name.
         """
         if not path:
-            logger.info("MODEL.WEIGHTS is empty: the weights are those that the model was built with.")
             return {}
+        query = _HEURISTICS if path.endswith(_HEURISTICS) else ""
+        path = weights_file(path.removesuffix(query), self.cfg)
         self._check_visible_everywhere(path)
+        path += query
         self._may_be_published = published and self.cfg is not None
         try:
             return self._load_checked(path, checkpointables, strict, ignore_prefixes)
@@ -175,6 +187,7 @@ class SafeCheckpointer(DetectionCheckpointer):
         if report is None:
             raise CheckpointError(f"'{path}' has no model in it.")
         logger.info("Loaded '%s':\n%s", path, report.table())
+        self.backbone_is_loaded |= any(key.startswith(BACKBONE_PREFIX) for key in report.loaded)
         if strict:
             report.without(ignore_prefixes).require_all(path, TRAINING_ONLY_PREFIX, self._bank_size_keys())
         elif not report.loaded:
@@ -202,10 +215,11 @@ class SafeCheckpointer(DetectionCheckpointer):
         return {name: r.bank_keys[0] for name, r in regularizers.items() if isinstance(r, Regularizer)}
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
-        """Continues from the last checkpoint of ``save_dir``, or loads the weights of ``path``.
+        """Continues from the last checkpoint of ``save_dir``, or loads the weights to start from.
 
         Args:
-            path: file to start from where there is nothing to continue.
+            path: file or name of the weights to start from where there is nothing to continue; "" is
+                MODEL.TIMM.PRETRAINED, for a backbone of timm's.
             resume: whether to look for a checkpoint to continue from.
 
         Raises:
@@ -214,7 +228,10 @@ class SafeCheckpointer(DetectionCheckpointer):
         newest = self._find_newest() if resume else None
         if newest is not None:
             return self.load(newest, strict=True, published=False)
-        return self.load(path, checkpointables=[])
+        if path or self.cfg is None:
+            return self.load(path, checkpointables=[])
+        self.backbone_is_loaded |= load_timm_weights(self.model, self.cfg)
+        return {}
 
     def _find_newest(self) -> str | None:
         """Returns the checkpoint to continue from, the same on every process, or None for a new run."""
@@ -233,9 +250,9 @@ class SafeCheckpointer(DetectionCheckpointer):
         """Loads weights of which every key but those of the regularizers must fit.
 
         Raises:
-            CheckpointError: ``path`` is empty, or see :meth:`load`.
+            CheckpointError: ``path`` is empty or "auto", or see :meth:`load`.
         """
-        if not path:
+        if path in ("", AUTO):
             raise CheckpointError(
                 "There are no weights to evaluate: give MODEL.WEIGHTS FILE, or --resume to take the last "
                 f"checkpoint of OUTPUT_DIR ('{self.save_dir}')."
@@ -245,10 +262,10 @@ class SafeCheckpointer(DetectionCheckpointer):
         return self.load(path, checkpointables=[], strict=True, ignore_prefixes=ignored)
 
     def _check_visible_everywhere(self, path: str) -> None:
-        """Raises on every process alike, where a local file is missing on one of them."""
+        """Raises on every process alike, where a file is missing on one of them."""
         if "://" in path:
             return
-        visible = comm.all_gather(os.path.isfile(path.split("?")[0]))
+        visible = comm.all_gather(os.path.isfile(path))
         if not any(visible):
             raise CheckpointError(missing_message(path))
         if not all(visible):
@@ -344,7 +361,7 @@ def _module_of(key: str) -> str:
 
 def _warn_about_backbone(path: str, report: LoadReport) -> None:
     loaded, missing = (
-        sum(key.startswith("backbone.") for key in keys)
+        sum(key.startswith(BACKBONE_PREFIX) for key in keys)
         for keys in (report.loaded, (*report.new, *(key for key, _, _ in report.mismatched)))
     )
     if missing > loaded:

@@ -30,6 +30,7 @@ from regseg_d2.engine.devices import with_available_device, wrap_model
 from regseg_d2.engine.evaluation import evaluate_on_all
 from regseg_d2.engine.failures import explain_failure
 from regseg_d2.engine.hooks import CheckpointHook, EvaluationHook, Results, ScheduleHook, truncate_metrics
+from regseg_d2.engine.initial_weights import RandomBackboneWarning
 from regseg_d2.engine.interruption import Interrupted, StopSignals
 from regseg_d2.engine.memory_budget import log_memory_budget
 from regseg_d2.engine.nan_batches import NanBatchDumper, describe_step
@@ -211,7 +212,7 @@ class Trainer(TrainerBase):
             result.append(
                 CheckpointHook(self.checkpointer, solver.CHECKPOINT_PERIOD, solver.CHECKPOINT_MAX_TO_KEEP)
             )
-        return result
+        return [*result, RandomBackboneWarning(self.checkpointer)]
 
     def build_writers(self) -> list[Any]:
         """Returns what prints and writes measurements; called when training begins."""
@@ -226,15 +227,14 @@ class Trainer(TrainerBase):
     # ----------------------------------------------------------------------------------------- training
 
     def resume_or_load(self, resume: bool = True) -> None:
-        """Continues the run in OUTPUT_DIR, or loads MODEL.WEIGHTS.
+        """Continues the run in OUTPUT_DIR, or loads MODEL.WEIGHTS or else MODEL.TIMM.PRETRAINED.
 
         Args:
-            resume: continue from the last checkpoint where there is one; otherwise, and where there is
-                none, start at step 0 from MODEL.WEIGHTS ("" keeps the weights the model was built with).
+            resume: continue from the last checkpoint where there is one, else start at step 0.
 
         Raises:
             CheckpointError: the file is missing, damaged, refused, or does not fit.
-            ConfigError: the config contradicts the run that is continued.
+            ConfigError: the config contradicts the run that is continued, or names no weights.
         """
         there = self.checkpointer.has_checkpoint()
         if resume and not there:

@@ -62,6 +62,10 @@ class NaiveSyncBatchNormAct(NaiveSyncBatchNorm):
         return self.act(self.drop(super().forward(input)))
 
 
+class FrozenBatchNormAct(nn.Sequential):
+    """Detectron2's frozen batch norm, and the dropout and activation of timm's ``BatchNormAct2d``."""
+
+
 def convert_batch_norm(module: nn.Module, norm: str) -> nn.Module:
     """Replaces the batch norms of a built network; names, weights and statistics stay.
 
@@ -94,7 +98,7 @@ def _convert_one(old: nn.BatchNorm2d, norm: str) -> nn.Module:
     if norm == "FrozenBN":
         frozen = FrozenBatchNorm2d(old.num_features, old.eps)
         frozen.load_state_dict(old.state_dict(), strict=False)
-        return nn.Sequential(frozen, old.drop, old.act) if has_act else frozen
+        return FrozenBatchNormAct(frozen, old.drop, old.act) if has_act else frozen
     plain, with_act = {
         "SyncBN": (nn.SyncBatchNorm, SyncBatchNormAct),
         "naiveSyncBN": (NaiveSyncBatchNorm, NaiveSyncBatchNormAct),

@@ -12,6 +12,13 @@ from torch import Size, nn
 BACKBONE = "backbone."
 HEAD = "sem_seg_head."
 BATCH_COUNTER = ".num_batches_tracked"
+#: Values of MODEL.BACKBONE.NAME that build ResNets with Detectron2's names.
+RESNET_BUILDERS = (
+    "build_dilated_resnet_backbone",
+    "build_resnet_backbone",
+    "build_resnet_deeplab_backbone",
+    "build_resnet_fpn_backbone",
+)
 
 
 @dataclass(frozen=True)
@@ -34,9 +41,9 @@ class Network:
     @property
     def backbone_kind(self) -> str:
         """``dilated_resnet`` for ``build_dilated_resnet_backbone``; of timm's, ``timm_`` and the family."""
-        kind = self.cfg.MODEL.BACKBONE.NAME.removeprefix("build_").removesuffix("_backbone")
-        if kind in ("resnet", "resnet_deeplab", "resnet_fpn"):  # Detectron2's
+        if self.cfg.MODEL.BACKBONE.NAME in RESNET_BUILDERS:
             return "dilated_resnet"
+        kind = self.cfg.MODEL.BACKBONE.NAME.removeprefix("build_").removesuffix("_backbone")
         if kind == "timm" and timm.is_model(self.cfg.MODEL.TIMM.NAME):
             return f"timm_{timm.model_entrypoint(self.cfg.MODEL.TIMM.NAME).__module__.rpartition('.')[2]}"
         return kind

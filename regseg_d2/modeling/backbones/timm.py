@@ -40,13 +40,14 @@ class TimmBackbone(Backbone):
     of the image, ``res5`` the one after five (fewer where the network is dilated). Of networks whose blocks
     all have one stride (plain vision transformers), ``out_blocks`` are put out under these names.
 
+    Its weights are random; a training loads ``MODEL.TIMM.PRETRAINED`` when it starts.
+
     Args:
         name: a name of ``timm.list_models()``.
         output_stride: stride of the deepest feature; 32 leaves the network as it is.
         out_features: ``res1`` to ``res5``.
         in_channels: channels of the image.
         norm: norm that replaces the network's batch norms, see ``convert_batch_norm``.
-        pretrained: where weights come from, see ``pretrained.py``; empty for random weights.
         options: keyword arguments for ``timm.create_model``.
         drop_path: largest probability of stochastic depth, that of the last block.
         checkpoint: compute activations again in the backward pass instead of keeping them.
@@ -68,7 +69,6 @@ class TimmBackbone(Backbone):
         out_features: Sequence[str],
         in_channels: int = 3,
         norm: str = "BN",
-        pretrained: str = "",
         options: Mapping[str, Any] | None = None,
         drop_path: float = 0.0,
         checkpoint: bool = False,
@@ -96,8 +96,8 @@ class TimmBackbone(Backbone):
         network = create(name, arguments, out_indices=tuple(feature.index for feature in features))
         drop_unused_blocks(network, features)
         _check_drop_path(network, name, arguments)
-        if pretrained:
-            load_pretrained(network, name, pretrained, arguments)
+        self.timm_name = name
+        self._arguments = arguments
         apply_convention(network, convention)
         self.network = convert_batch_norm(network, norm)
         if out_norm:
@@ -125,8 +125,6 @@ class TimmBackbone(Backbone):
             "out_features": options.OUT_FEATURES,
             "in_channels": input_shape.channels,
             "norm": cfg.MODEL.NORM,
-            # A checkpoint of the whole model replaces them: do not ask for the file then.
-            "pretrained": "" if cfg.MODEL.WEIGHTS else options.PRETRAINED,
             "options": _plain(options.OPTIONS),
             "drop_path": options.DROP_PATH,
             "checkpoint": options.CHECKPOINT,
@@ -135,6 +133,10 @@ class TimmBackbone(Backbone):
             "out_blocks": options.OUT_BLOCKS,
             "convention": options.CONVENTION,
         }
+
+    def load_pretrained(self, path: str, *, trust_pickle: bool = False) -> None:
+        """Loads ImageNet weights; for the arguments and errors see ``pretrained.load_pretrained``."""
+        load_pretrained(self.network, self.timm_name, path, self._arguments, trust_pickle=trust_pickle)
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Maps an image ``(N, 3, H, W)`` to features ``(N, C, h, w)`` by name."""

@@ -1,0 +1,110 @@
+"""The weights that a training starts from, and what is said where its backbone has none."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from detectron2.config import CfgNode
+from detectron2.engine import HookBase
+from detectron2.utils import comm
+from torch import nn
+
+from regseg_d2.errors import UserError
+from regseg_d2.modeling.backbones.pretrained import pretrained_file
+from regseg_d2.modeling.backbones.timm import TimmBackbone
+from regseg_d2.weights.imagenet import imagenet_weights
+from regseg_d2.weights.names import AUTO, local_file
+
+if TYPE_CHECKING:
+    from regseg_d2.engine.checkpoint import SafeCheckpointer
+
+logger = logging.getLogger(__name__)
+
+BACKBONE_PREFIX = "backbone."
+
+
+def weights_file(name: str, cfg: CfgNode | None) -> str:
+    """Returns the file that a value of MODEL.WEIGHTS stands for, downloaded where need be.
+
+    Args:
+        name: a file, or a name as in docs/weights.md.
+        cfg: config of the model, which ``auto`` needs.
+
+    Raises:
+        UserError: there are no weights of that name, or they cannot be downloaded; on every process alike.
+    """
+
+    def find() -> str:
+        return local_file(
+            imagenet_weights(cfg) if name == AUTO and cfg is not None else name, "MODEL.WEIGHTS"
+        )
+
+    return _same_outcome(find)
+
+
+def load_timm_weights(model: nn.Module, cfg: CfgNode) -> bool:
+    """Loads MODEL.TIMM.PRETRAINED into the backbone, and says whether there was something to load.
+
+    Raises:
+        UserError: the weights cannot be found, downloaded or read, or are of another network.
+    """
+    source = cfg.MODEL.TIMM.PRETRAINED
+    backbone = _timm_backbone(model)
+    if not source or backbone is None:
+        return False
+    path = _same_outcome(lambda: pretrained_file(source, backbone.timm_name))
+    backbone.load_pretrained(path, trust_pickle=cfg.MODEL.TRUST_PICKLE)
+    return True
+
+
+class RandomBackboneWarning(HookBase):
+    """Warns, when training begins and once more when it has ended, of a backbone that had random weights.
+
+    Args:
+        checkpointer: what loads the weights, or does not.
+    """
+
+    def __init__(self, checkpointer: SafeCheckpointer) -> None:
+        self._checkpointer = checkpointer
+
+    def before_train(self) -> None:
+        """Warns that the backbone is random, where nothing was loaded into it."""
+        self._warn("starts")
+
+    def after_train(self) -> None:
+        """Says so again beside the results."""
+        if self.trainer.finished:
+            self._warn("started")
+
+    def _warn(self, starts: str) -> None:
+        model = self._checkpointer.model
+        tensors = sum(name.startswith(BACKBONE_PREFIX) for name in model.state_dict())
+        if tensors and not self._checkpointer.backbone_is_loaded:
+            key = "MODEL.WEIGHTS" if _timm_backbone(model) is None else "MODEL.TIMM.PRETRAINED"
+            logger.warning(
+                "The backbone %s from RANDOM weights: none of its %d tensors was loaded. For those of "
+                "ImageNet set %s, to auto or a name in docs/weights.md.",
+                starts,
+                tensors,
+                key,
+            )
+
+
+def _timm_backbone(model: nn.Module) -> TimmBackbone | None:
+    return next((module for module in model.modules() if isinstance(module, TimmBackbone)), None)
+
+
+def _same_outcome(find: Callable[[], str]) -> str:
+    """Returns what is found, or raises on every process alike what went wrong on one of them."""
+    outcome: str | UserError
+    try:
+        outcome = find()
+    except UserError as error:
+        outcome = error
+    for other in comm.all_gather(outcome):
+        if isinstance(other, UserError):
+            raise other
+    assert isinstance(outcome, str)
+    return outcome
