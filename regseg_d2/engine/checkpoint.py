@@ -187,7 +187,8 @@ class SafeCheckpointer(DetectionCheckpointer):
         if report is None:
             raise CheckpointError(f"'{path}' has no model in it.")
         logger.info("Loaded '%s':\n%s", path, report.table())
-        self.backbone_is_loaded |= any(key.startswith(BACKBONE_PREFIX) for key in report.loaded)
+        loaded = report.without_suffix(BATCH_COUNTER).loaded  # torch fills counters in
+        self.backbone_is_loaded |= any(key.startswith(BACKBONE_PREFIX) for key in loaded)
         if strict:
             report.without(ignore_prefixes).require_all(path, TRAINING_ONLY_PREFIX, self._bank_size_keys())
         elif not report.loaded:

@@ -14,8 +14,10 @@ from torch import nn
 from regseg_d2.errors import UserError
 from regseg_d2.modeling.backbones.pretrained import pretrained_file
 from regseg_d2.modeling.backbones.timm import TimmBackbone
+from regseg_d2.weights import timm_names
 from regseg_d2.weights.imagenet import imagenet_weights
 from regseg_d2.weights.names import AUTO, local_file
+from regseg_d2.weights.published import image_warning
 
 if TYPE_CHECKING:
     from regseg_d2.engine.checkpoint import SafeCheckpointer
@@ -56,6 +58,8 @@ def load_timm_weights(model: nn.Module, cfg: CfgNode) -> bool:
         return False
     path = _same_outcome(lambda: pretrained_file(source, backbone.timm_name))
     backbone.load_pretrained(path, trust_pickle=cfg.MODEL.TRUST_PICKLE)
+    if warning := image_warning(timm_names.SOURCE, timm_names.image_values({}, cfg), cfg):
+        logger.warning(warning)
     return True
 
 

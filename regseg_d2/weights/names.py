@@ -64,10 +64,8 @@ def url_of(name: str, key: str) -> str | None:
     if name.startswith(_CATALOG_PREFIX):
         try:
             return ModelCatalog.get(name.removeprefix(_CATALOG_PREFIX))
-        except RuntimeError as error:
-            raise ConfigError(
-                f"{key} is '{name}', which Detectron2's catalog does not have: {error}"
-            ) from None
+        except (KeyError, RuntimeError):
+            raise ConfigError(f"{key} is '{name}', which Detectron2's catalog does not have") from None
     if name.startswith(TORCHVISION_PREFIX):
         return _torchvision_url(name, key)
     return None
@@ -168,4 +166,5 @@ def _check_hash(path: Path, key: str) -> None:
 
 
 def _first_line(error: Exception) -> str:
-    return next(iter(str(getattr(error, "reason", "") or error).splitlines()), type(error).__name__)
+    text = str(error).removeprefix("<urlopen error ").removesuffix(">")
+    return next(iter(text.splitlines()), type(error).__name__)

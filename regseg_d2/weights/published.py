@@ -106,7 +106,7 @@ def convert(
             "Is it a checkpoint of this backbone (MODEL.BACKBONE.NAME and its keys)?"
         )
     images = source.image_values(state, network.cfg)
-    warning = "" if images.agrees_with(network.cfg) else _image_warning(source, images, network.cfg)
+    warning = image_warning(source, images, network.cfg)
     return Conversion(source, weights, misfits, dropped, report, share, images, warning)
 
 
@@ -162,7 +162,10 @@ def _report(
     return report.without_suffix(BATCH_COUNTER)
 
 
-def _image_warning(source: Source, images: ImageValues, cfg: CfgNode) -> str:
+def image_warning(source: Source, images: ImageValues, cfg: CfgNode) -> str:
+    """Says how a config's images differ from those that a checkpoint's network reads; "" if they do not."""
+    if images.agrees_with(cfg):
+        return ""
     return (
         f"The images are not prepared as the checkpoint of {source.title} expects: {images}; the config has "
         f"INPUT.FORMAT {cfg.INPUT.FORMAT}, MODEL.PIXEL_MEAN {list(cfg.MODEL.PIXEL_MEAN)}, MODEL.PIXEL_STD "

@@ -42,8 +42,10 @@ def rename(state: Mapping[str, Tensor], network: Network) -> Renamed:
 
 
 def image_values(state: Mapping[str, Tensor], cfg: CfgNode) -> ImageValues:
-    """What timm's own weights of the network read; ImageNet's values where timm has none."""
-    pretrained = timm.get_pretrained_cfg(cfg.MODEL.TIMM.NAME, allow_unregistered=True)
+    """What timm's weights of MODEL.TIMM read, its default ones without a tag; else ImageNet's values."""
+    name = cfg.MODEL.TIMM.NAME
+    tagged = f"{name}.{cfg.MODEL.TIMM.PRETRAINED}"
+    pretrained = timm.get_pretrained_cfg(tagged if timm.is_model_pretrained(tagged) else name)
     if pretrained is None:
         return IMAGENET
     mean, std = (tuple(255 * x for x in values) for values in (pretrained.mean, pretrained.std))
