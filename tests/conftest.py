@@ -1,10 +1,26 @@
-"""Shared by all tests: one thread, so that timings of two workers do not collide, and a fixed seed."""
+"""Shared by all tests: one thread, so that timings of two workers do not collide; a seed; loggers."""
+
+import logging
 
 import pytest
 import torch
+from detectron2.utils.logger import setup_logger
 
 
 @pytest.fixture(autouse=True)
 def _one_thread_and_seed():
     torch.set_num_threads(1)
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _loggers_stay():
+    """Takes back what a run in this process does to the loggers, which later tests would see."""
+    loggers = [logging.getLogger(name) for name in ("fvcore", "detectron2", "regseg_d2")]
+    before = [(logger.level, logger.propagate, list(logger.handlers)) for logger in loggers]
+    yield
+    for logger, (level, propagate, handlers) in zip(loggers, before, strict=True):
+        logger.setLevel(level)
+        logger.propagate = propagate
+        logger.handlers[:] = handlers
+    setup_logger.cache_clear()
