@@ -105,6 +105,25 @@ def test_pretrained_file_by_name_and_by_order(tmp_path):
             assert torch.equal(value, expected[key]), (name, key)
 
 
+def test_pretrained_weights_go_into_frozen_norms_with_an_activation(tmp_path):
+    full = timm.create_model("tf_efficientnet_lite0").state_dict()
+    for name, value in full.items():
+        if ".bn" in name and value.is_floating_point():
+            value.uniform_(0.5, 1.5)
+    torch.save(full, tmp_path / "x.pth")
+    image, features = torch.randn(1, 3, 64, 64), []
+    for norm in ("BN", "FrozenBN"):
+        backbone = TimmBackbone(
+            name="tf_efficientnet_lite0", output_stride=32, out_features=["res3"], norm=norm
+        )
+        backbone.load_pretrained(str(tmp_path / "x.pth"))
+        with torch.no_grad():
+            features.append(backbone.eval()(image)["res3"])
+    assert any(isinstance(module, FrozenBatchNorm2d) for module in backbone.modules())
+    assert features[0].std() > 0
+    assert torch.allclose(*features, rtol=1e-4, atol=1e-5)
+
+
 def test_pretrained_files_that_do_not_fit(tmp_path):
     wrong = tmp_path / "wrong.pth"
     torch.save(timm.create_model("resnet18").state_dict(), wrong)
