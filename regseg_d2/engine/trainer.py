@@ -208,10 +208,8 @@ class Trainer(TrainerBase):
                 )
             )
         if comm.is_main_process():
-            solver = cfg.SOLVER
-            result.append(
-                CheckpointHook(self.checkpointer, solver.CHECKPOINT_PERIOD, solver.CHECKPOINT_MAX_TO_KEEP)
-            )
+            when = (cfg.SOLVER.CHECKPOINT_PERIOD, cfg.SOLVER.CHECKPOINT_MAX_TO_KEEP)
+            result.append(CheckpointHook(self.checkpointer, *when))
         return [*result, RandomBackboneWarning(self.checkpointer)]
 
     def build_writers(self) -> list[Any]:
@@ -265,10 +263,8 @@ class Trainer(TrainerBase):
             self._take_folder()
         loader = self.build_train_loader(self.cfg, seed=self.seed, start_iter=self.start_iter)
         self._batches = TimedIterator(self.bad_files.watch(loader), self.signals)
-        drawn = "" if self.seed_is_given else f" (drawn; set SEED {self.seed} to repeat this run)"
-        logger.info(
-            "Training from step %d to %d, SEED %d%s.", self.start_iter, self.max_iter, self.seed, drawn
-        )
+        seed = f"SEED {self.seed}" + ("" if self.seed_is_given else " (drawn; set it to repeat this run)")
+        logger.info("Training from step %d to %d, %s.", self.start_iter, self.max_iter, seed)
         log_memory_budget(self.model)
         with self.signals, EventStorage(self.start_iter) as self.storage:
             try:
