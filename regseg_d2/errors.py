@@ -31,6 +31,17 @@ class DiskFullError(UserError):
     """A file that could not be written for want of space; what was there before it is unharmed."""
 
 
+def printable(text: str, most: int = 200) -> str:
+    """Returns a text of a file for a message: shortened, and without what would steer a terminal.
+
+    Args:
+        text: the text.
+        most: letters that are kept.
+    """
+    kept = text if len(text) <= most else f"{text[:most]}..."
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in kept)
+
+
 @contextmanager
 def errors_end_the_program(status: int = 2) -> Iterator[None]:
     """Around the work of a command line tool: a user's error is printed and ends the program.

@@ -32,7 +32,7 @@ from regseg_d2.weights.detectron2_names import zoo_content
 from regseg_d2.weights.names import AUTO
 from regseg_d2.weights.network import BATCH_COUNTER, Network
 from regseg_d2.weights.published import AUXILIARY_PREFIXES, convert_if_published
-from regseg_d2.weights.reading import load_file, missing_message, weights_in
+from regseg_d2.weights.reading import check_names, load_file, missing_message, weights_in
 
 logger = logging.getLogger(__name__)
 
@@ -279,7 +279,12 @@ class SafeCheckpointer(DetectionCheckpointer):
         if filename.endswith(".pkl"):
             return zoo_content(load_file(filename, trust_pickle=self.trust_pickle), filename)
         if filename.endswith(".pyth"):
-            return {"model": self._torch_load(filename)["model_state"], "matching_heuristics": True}
+            loaded = self._torch_load(filename)
+            if "model_state" not in loaded:
+                raise CheckpointError(
+                    f"'{filename}' has no 'model_state', under which .pyth files keep weights."
+                )
+            return {"model": loaded["model_state"], "matching_heuristics": True}
         return super()._load_file(filename)
 
     def _torch_load(self, f: str) -> Any:
@@ -298,8 +303,15 @@ class SafeCheckpointer(DetectionCheckpointer):
             checkpoint["matching_heuristics"] = False
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
+        path = self._parsed_url_during_load.path
         if self._may_be_published:
             self._convert_published(checkpoint)
+        if not isinstance(checkpoint["model"], Mapping):
+            raise CheckpointError(
+                f"'{path}' holds a {type(checkpoint['model']).__name__} under 'model'; expected a dict of "
+                "weights."
+            )
+        check_names(checkpoint["model"], path)
         not_tensors = [key for key, value in checkpoint["model"].items() if not hasattr(value, "shape")]
         if not_tensors:
             raise CheckpointError(

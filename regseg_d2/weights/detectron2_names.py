@@ -13,6 +13,7 @@ from torch import Tensor
 
 from regseg_d2.errors import CheckpointError
 from regseg_d2.weights.network import BACKBONE, HEAD, Network
+from regseg_d2.weights.reading import check_names
 from regseg_d2.weights.renaming import Rule, prefixed
 from regseg_d2.weights.sources import IMAGENET, ImageValues, Renamed, Source, by_rules, has_all
 
@@ -85,6 +86,9 @@ def zoo_content(data: Any, path: str) -> dict[str, Any]:
     if "model" in data and "__author__" in data:
         return dict(data)
     weights = data.get("blobs", data)
+    if not isinstance(weights, Mapping):
+        raise CheckpointError(f"'{path}' holds a {type(weights).__name__} as weights; expected a dict.")
+    check_names(weights, path)
     weights = {name: value for name, value in weights.items() if not name.endswith("_momentum")}
     return {"model": weights, "__author__": "Caffe2", "matching_heuristics": True}
 

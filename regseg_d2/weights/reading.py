@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
-import collections
 import difflib
 import os
 import pickle
@@ -15,73 +13,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from regseg_d2.errors import CheckpointError
+from regseg_d2.errors import CheckpointError, printable
+from regseg_d2.weights import torch_files
+from regseg_d2.weights.pickle_arrays import plain_names
+from regseg_d2.weights.pickle_machine import Window, read_pickle
+from regseg_d2.weights.pickle_values import Budget, Refused
+from regseg_d2.yaml_files import shown
 
 ENDINGS = (".pth", ".pkl", ".pyth", ".pt", ".bin", ".safetensors")
 #: Keys under which training programs keep the weights, beside the rest of a run.
 WRAPPERS = ("state_dict", "model", "model_state")
 
 
-class _History:
-    """Stands for mmengine's curves of logged scalars, which whole training checkpoints hold."""
-
-
-def _attribute_of_history(owner: Any, name: str) -> None:
-    """What ``getattr`` is in a file: those curves name their methods so; every other use is refused."""
-    if owner is not _History:
-        raise pickle.UnpicklingError(f"Unsupported attribute {name!r} of {owner!r}")
-
-
-def _latin1_bytes(text: str, encoding: str) -> bytes:
-    """What old pickles call to make bytes of a text; every other encoding is refused."""
-    if encoding != "latin1":
-        raise pickle.UnpicklingError(f"Unsupported encoding {encoding!r}")
-    return text.encode("latin1")
-
-
-def _array_globals() -> dict[str, Any]:
-    """What pickled NumPy arrays and numbers name, by its dotted name in old and new NumPy."""
-    reconstruct = np.ndarray.__reduce__(np.zeros(1))[0]
-    scalar = np.float64(0).__reduce__()[0]
-    found: dict[str, Any] = {"numpy.ndarray": np.ndarray, "numpy.dtype": np.dtype}
-    for package in ("numpy.core", "numpy._core"):
-        found[f"{package}.multiarray._reconstruct"] = reconstruct
-        found[f"{package}.multiarray.scalar"] = scalar
-    return found
-
-
-#: Beside tensors and plain containers: values that run nothing, whatever a file says is in them.
-_HARMLESS: dict[str, Any] = {
-    **_array_globals(),
-    **{f"numpy.dtypes.{type(np.dtype(c)).__name__}": type(np.dtype(c)) for c in "?bBhHiIlLqQefdSUO"},
-    "argparse.Namespace": argparse.Namespace,
-    "mmengine.logging.history_buffer.HistoryBuffer": _History,
-    "builtins.getattr": _attribute_of_history,
-    "__builtin__.getattr": _attribute_of_history,
-}
-_PICKLE_GLOBALS: dict[str, Any] = {
-    **_array_globals(),
-    "collections.OrderedDict": collections.OrderedDict,
-    "_codecs.encode": _latin1_bytes,
-}
-
-
-class _ArrayUnpickler(pickle.Unpickler):
-    """Unpickles plain containers and NumPy arrays, and nothing that could run."""
-
-    def find_class(self, module_name: str, global_name: str, /) -> Any:
-        name = f"{module_name}.{global_name}"
-        if name not in _PICKLE_GLOBALS:
-            raise pickle.UnpicklingError(f"Unsupported global: {name}")
-        return _PICKLE_GLOBALS[name]
-
-
 def load_file(path: str, *, trust_pickle: bool = False) -> Any:
     """Reads a file of weights to the CPU, without running code unless ``trust_pickle``.
 
     Args:
-        path: a ``.safetensors`` file, a ``.pkl`` file of NumPy arrays, or, under any other name, one of
-            ``torch.save``.
+        path: a ``.safetensors`` file, or, under any other name, one of ``torch.save`` or a pickle
+            of NumPy arrays.
         trust_pickle: read files that hold more than tensors, arrays and plain containers.
 
     Raises:
@@ -114,14 +63,19 @@ def weights_in(content: Any, path: str) -> dict[str, Tensor]:
     Raises:
         CheckpointError: there are none, or they are no tensors.
     """
+    taken_out: set[int] = set()
     while isinstance(content, Mapping) and (inner := [w for w in WRAPPERS if _is_mapping(content, w)]):
+        if id(content) in taken_out:
+            raise CheckpointError(f"'{path}' holds a dict that holds itself; expected a dict of weights.")
+        taken_out.add(id(content))
         content = content[inner[0]]
+    if isinstance(content, Mapping) and "blobs" in content:
+        content = content["blobs"]
     if not isinstance(content, Mapping):
         raise CheckpointError(f"'{path}' holds a {type(content).__name__}; expected a dict of weights.")
-    if "blobs" in content:
-        content = content["blobs"]
-    weights = {key: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for key, v in content.items()}
-    others = [str(key) for key, value in weights.items() if not isinstance(value, Tensor)]
+    check_names(content, path)
+    weights = {key: _as_tensor(value) for key, value in content.items()}
+    others = [printable(key, 80) for key, value in weights.items() if not isinstance(value, Tensor)]
     if others or not weights:
         raise CheckpointError(
             f"'{path}' has no weights where they were expected: "
@@ -132,6 +86,24 @@ def weights_in(content: Any, path: str) -> dict[str, Tensor]:
     if all(key.startswith("module.") for key in weights):
         weights = {key.removeprefix("module."): value for key, value in weights.items()}
     return weights
+
+
+def check_names(content: Mapping[Any, Any], path: str) -> None:
+    """Checks that the keys of a dict of weights are texts.
+
+    Args:
+        content: the dict.
+        path: the file, for the error.
+
+    Raises:
+        CheckpointError: some are not.
+    """
+    others = [shown(key) for key in content if not isinstance(key, str)]
+    if others:
+        raise CheckpointError(
+            f"'{path}' has keys that are no names of weights: {', '.join(others[:3])}. Expected a dict of "
+            f"tensors by their names, by itself or under one of {', '.join(WRAPPERS)}."
+        )
 
 
 def missing_message(path: str) -> str:
@@ -145,6 +117,11 @@ def missing_message(path: str) -> str:
     return f"{message}. In its folder there are: {', '.join(near) or 'no checkpoints'}."
 
 
+def _as_tensor(value: Any) -> Any:
+    is_numeric = isinstance(value, np.ndarray) and value.dtype.kind in "biufc"
+    return torch.from_numpy(value) if is_numeric else value
+
+
 def _is_mapping(content: Mapping[Any, Any], key: str) -> bool:
     return isinstance(content.get(key), Mapping)
 
@@ -152,9 +129,9 @@ def _is_mapping(content: Mapping[Any, Any], key: str) -> bool:
 def _reader(path: str, trust_pickle: bool) -> Callable[[str], Any]:
     if path.endswith(".safetensors"):
         return _read_safetensors
-    if path.endswith(".pkl"):
-        return _read_trusted_pickle if trust_pickle else _read_pickled_arrays
-    return _read_trusted_torch if trust_pickle else _read_torch
+    if trust_pickle:
+        return _read_trusted_pickle if path.endswith(".pkl") else _read_trusted_torch
+    return _read_data
 
 
 def _read_safetensors(path: str) -> Any:
@@ -163,20 +140,23 @@ def _read_safetensors(path: str) -> Any:
     return load_safetensors(path)
 
 
-def _read_pickled_arrays(path: str) -> Any:
+def _read_data(path: str) -> Any:
+    """Reads what torch or Python's pickle wrote, told apart by its first bytes."""
     with open(path, "rb") as file:
-        # Files of Python 2 hold their texts as bytes.
-        return _ArrayUnpickler(file, encoding="latin1").load()
+        size = os.fstat(file.fileno()).st_size
+        start = file.read(len(torch_files.LEGACY_START))
+        file.seek(0)
+        if start.startswith(torch_files.ZIP_START):
+            return torch_files.read_zip(file, size)
+        if start == torch_files.LEGACY_START:
+            return torch_files.read_legacy(Window(file, size))
+        # Twice: once for the text of old protocols that becomes bytes, once for the array of these.
+        return read_pickle(Window(file, size), plain_names(Budget(2 * size)))
 
 
 def _read_trusted_pickle(path: str) -> Any:
     with open(path, "rb") as file:
         return pickle.load(file, encoding="latin1")
-
-
-def _read_torch(path: str) -> Any:
-    with torch.serialization.safe_globals([(value, name) for name, value in _HARMLESS.items()]):
-        return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def _read_trusted_torch(path: str) -> Any:
@@ -186,26 +166,25 @@ def _read_trusted_torch(path: str) -> Any:
 def _read(path: str, read: Callable[[], Any]) -> Any:
     try:
         return read()
-    except Exception as error:
-        # A damaged file may fail anywhere in its reader, with any error.
-        is_refused = isinstance(error, pickle.UnpicklingError) and "truncated" not in str(error)
-        raise CheckpointError((_refused_message if is_refused else _damaged_message)(path, error)) from error
+    except Refused as error:
+        raise CheckpointError(_refused_message(path, error)) from error
+    except Exception as error:  # a damaged file may fail anywhere in its reader, with any error
+        raise CheckpointError(_damaged_message(path, error)) from error
 
 
 def _damaged_message(path: str, error: Exception) -> str:
+    reason = printable(str(error)) or (
+        "it ends early" if isinstance(error, EOFError) else type(error).__name__
+    )
     return (
-        f"'{path}' is damaged, or no checkpoint "
-        f"({str(error).splitlines()[0] if str(error) else 'it ends early'}). "
+        f"'{path}' is damaged, or no checkpoint ({reason}). "
         "Copy or download it again, or use an earlier checkpoint."
     )
 
 
 def _refused_message(path: str, error: Exception) -> str:
-    # Without torch's advice to switch the protection off.
-    reasons = [line.strip() for line in str(error).splitlines() if "nsupported" in line]
-    reason = reasons[0] if reasons else " ".join(str(error).split())
     return (
         f"Refused to load '{path}': it holds more than tensors, arrays and plain containers, or is no "
-        f"checkpoint ({reason}). Loading it may run any code. Only if you trust where it comes from: "
-        "--trust-pickle, or MODEL.TRUST_PICKLE True."
+        f"checkpoint ({printable(str(error))}). Loading it may run any code. Only if you trust where it "
+        "comes from: --trust-pickle, or MODEL.TRUST_PICKLE True."
     )

@@ -1,10 +1,10 @@
-"""A short run of the fuzzers; ``python -m tests.data.fuzz --minutes 10`` is the long one."""
+"""A short run of the fuzzers; ``python -m tests.fuzz --minutes 10`` is the long one."""
 
 from collections import Counter
 
 import pytest
 
-from tests.data.fuzz import fuzzers
+from tests.fuzz.images_and_declarations import fuzzers
 
 
 @pytest.mark.parametrize("name", ["labels", "declarations"])

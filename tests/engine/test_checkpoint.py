@@ -354,3 +354,24 @@ def test_hash_follows_inference_weights_alone():
     bare.backbone[1].running_mean += 1e-6
     assert weights_hash(bare.state_dict()) != first
     assert weights_hash({"x": torch.zeros(2, dtype=torch.bfloat16)}) != weights_hash({"x": torch.zeros(2)})
+
+
+@pytest.mark.parametrize(
+    ("content", "ending", "message"),
+    [
+        ({"model": [1]}, "pth", "holds a list under 'model'"),
+        ({"model": {3: torch.zeros(1)}}, "pth", "keys that are no names of weights: 3"),
+        ({3: torch.zeros(1)}, "pth", "keys that are no names of weights: 3"),
+        ({"blobs": [1]}, "pkl", "holds a list as weights"),
+        ({3: 1}, "pkl", "keys that are no names of weights: 3"),
+        ({"epoch": 1}, "pyth", "has no 'model_state'"),
+    ],
+)
+def test_content_that_is_no_dict_of_weights(tmp_path, content, ending, message):
+    path = tmp_path / f"x.{ending}"
+    if ending == "pkl":
+        path.write_bytes(pickle.dumps(content))
+    else:
+        torch.save(content, path)
+    with pytest.raises(CheckpointError, match=message):
+        SafeCheckpointer(nn.Linear(2, 2), str(tmp_path)).load(str(path))

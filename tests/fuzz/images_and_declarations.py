@@ -1,6 +1,6 @@
 """Random input for the label reader and the parser of declared data sets: only our errors may come out.
 
-    python -m tests.data.fuzz --minutes 10
+    python -m tests.fuzz --minutes 10
 
 runs for the given time and says how many examples it tried; ``test_fuzz.py`` has a short profile of it.
 """
