@@ -19,15 +19,23 @@ import yaml
 from detectron2.config import CfgNode
 
 from regseg_d2.config import get_regseg_cfg
-from regseg_d2.errors import ConfigError
+from regseg_d2.errors import ConfigError, printable
 from regseg_d2.suggestions import did_you_mean
-from regseg_d2.yaml_files import read_yaml
+from regseg_d2.yaml_files import is_text, parse_yaml, read_yaml, shown
 
 BASE_KEY = "_BASE_"
 COMMAND_LINE = "command line"
 # Keys that list files. A name is looked for beside the file that has the key, then in the working folder,
 # and is absolute from then on: a config that is saved elsewhere names the same files.
 FILE_LISTS = ("DATASETS.DECLARED",)
+# Levels and readings of bases. Ours have four levels and twelve.
+_MOST_LEVELS = 10
+_MOST_BASES = 100
+# Letters of a text that may be a Python literal.
+_LONGEST_LITERAL = 20_000
+_LONGEST_KEY = 200
+# Of whole numbers, which YAML files keep to, too.
+_MOST_BITS = 64
 # A method once more at another place; see regularizers/places.py.
 _PLACE_KEY = re.compile(r"MODEL\.REGULARIZERS\.(?P<method>\w+)@(?P<place>[\w-]+)\.(?P<name>\w+)$")
 _METHOD_KEY = r"MODEL.REGULARIZERS.\g<method>.\g<name>"
@@ -60,7 +68,7 @@ def load_config_with_origins(
     known = _all_keys(cfg)
     origins: dict[str, str] = {}
     if config_file:
-        for key, value, origin in _read_chain(Path(os.path.expanduser(config_file)), chain=()):
+        for key, value, origin in _Chain().read(Path(os.path.expanduser(config_file)), chain=()):
             value = _found_files(value, Path(origin).parent) if key in FILE_LISTS else value
             _set_value(cfg, key, value, origin=origin, known=known)
             origins[key] = origin
@@ -118,19 +126,48 @@ def print_config(cfg: CfgNode, origins: Mapping[str, str]) -> None:
 # ---------------------------------------------------------------------------------------------- files
 
 
-def _read_chain(path: Path, chain: tuple[Path, ...]) -> Iterator[tuple[str, Any, str]]:
-    """Yields ``(dotted key, value, file)`` of the bases in order, then of the file itself."""
-    resolved = path.resolve()
-    if resolved in chain:
-        cycle = " -> ".join(str(p) for p in (*chain, resolved))
-        raise ConfigError(
-            f"{path}: the {BASE_KEY} chain comes back to itself ({cycle}). Remove one of the links."
-        )
-    content = _read_yaml(path)
-    for base in _base_files(content.pop(BASE_KEY, []), path):
-        yield from _read_chain(base, (*chain, resolved))
-    for key, value in _leaves(content, prefix=""):
-        yield key, value, str(path)
+class _Chain:
+    """Reads a config file and its bases, each file once."""
+
+    def __init__(self) -> None:
+        self._contents: dict[str, dict[str, Any]] = {}
+        self._num_bases = 0
+
+    def read(self, path: Path, chain: tuple[str, ...]) -> Iterator[tuple[str, Any, str]]:
+        """Yields ``(dotted key, value, file)`` of the bases in order, then of the file itself."""
+        name = printable(str(path), 500)
+        # Path.resolve raises where links lead in a circle.
+        resolved = os.path.realpath(_checked_path(path))
+        if resolved in chain:
+            cycle = " -> ".join((*chain, resolved))
+            raise ConfigError(
+                f"{name}: the {BASE_KEY} chain comes back to itself ({cycle}). Remove one of the links."
+            )
+        self._num_bases += 1
+        if len(chain) >= _MOST_LEVELS or self._num_bases > _MOST_BASES:
+            raise ConfigError(
+                f"{name}: the {BASE_KEY} chain has more than {_MOST_LEVELS} levels, or reads more than "
+                f"{_MOST_BASES} files, some of them repeatedly. Name fewer bases."
+            )
+        if resolved not in self._contents:
+            self._contents[resolved] = _read_yaml(path)
+        content = dict(self._contents[resolved])
+        for base in _base_files(content.pop(BASE_KEY, []), path):
+            yield from self.read(base, (*chain, resolved))
+        for key, value in _leaves(content, prefix=""):
+            yield key, value, str(path)
+
+
+def _checked_path(path: Path) -> Path:
+    """Returns a path that the system can look for."""
+    try:
+        path.lstat()
+    except FileNotFoundError:
+        return path  # the reader names its neighbours
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "its name is no text"
+        raise ConfigError(f"Config file '{printable(str(path), 500)}' cannot be read: {reason}.") from error
+    return path
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -140,7 +177,9 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _missing_file_message(path: Path) -> str:
-    message = f"Config file '{path}' does not exist"
+    message = f"Config file '{printable(str(path), 500)}' does not exist"
+    if path.is_symlink():
+        return f"{message}: it is a link to nothing, or to itself."
     if path.is_dir():
         return f"Config file '{path}' is a folder; give a YAML file."
     if not path.parent.is_dir():
@@ -155,7 +194,9 @@ def _missing_file_message(path: Path) -> str:
 def _base_files(bases: Any, path: Path) -> list[Path]:
     bases = [bases] if isinstance(bases, str) else bases
     if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
-        raise ConfigError(f"{path}: {BASE_KEY} is {bases!r}; expected a file name or a list of file names.")
+        raise ConfigError(
+            f"{path}: {BASE_KEY} is {shown(bases)}; expected a file name or a list of file names."
+        )
     return [path.parent / os.path.expanduser(base) for base in bases]
 
 
@@ -169,8 +210,8 @@ def _found_files(names: Any, folder: Path) -> Any:
 
 
 def _found_file(name: str, folder: Path) -> str:
-    beside, here = (Path(os.path.abspath(base / os.path.expanduser(name))) for base in (folder, Path()))
-    return str(here if here.is_file() and not beside.is_file() else beside)
+    beside, here = (os.path.abspath(base / os.path.expanduser(name)) for base in (folder, Path()))
+    return here if os.path.isfile(here) and not os.path.isfile(beside) else beside
 
 
 # ----------------------------------------------------------------------------------------------- keys
@@ -218,11 +259,11 @@ def _set_value(cfg: CfgNode, key: str, value: Any, *, origin: str, known: Sequen
     if isinstance(node[name], CfgNode):
         example = next((k for k in known if k.startswith(key + ".")), f"{key}.NAME")
         raise ConfigError(
-            f"{origin}: '{key}' is a section with keys of its own, and got {value!r}. "
+            f"{origin}: '{key}' is a section with keys of its own, and got {shown(value)}. "
             f"Write the keys below it, such as '{example}'."
         )
     if key == "VERSION" and value != node[name]:
-        raise ConfigError(f"{origin}: VERSION is {value!r}; only version {node[name]} can be read.")
+        raise ConfigError(f"{origin}: VERSION is {shown(value)}; only version {node[name]} can be read.")
     node[name] = _coerce(value, node[name], key=key, origin=origin)
 
 
@@ -243,7 +284,9 @@ def _set_place_value(cfg: CfgNode, key: str, value: Any, *, origin: str, known: 
 
 
 def _unknown_key_message(key: str, origin: str, known: Sequence[str]) -> str:
-    message = f"{origin}: unknown key '{key}'.{did_you_mean(key, known)}"
+    if len(key) > _LONGEST_KEY:
+        return f"{origin}: unknown key '{printable(key, 80)}'."
+    message = f"{origin}: unknown key '{printable(key)}'.{did_you_mean(key, known)}"
     # A key in the wrong section is far from its right spelling as a text, and near by its last name.
     elsewhere = [k for k in known if k.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1]][:3]
     shown = [k for k in elsewhere if k not in message]
@@ -265,9 +308,9 @@ def _coerce(value: Any, current: Any, *, key: str, origin: str) -> Any:
         return type(current)(inner(v) if inner and isinstance(v, (list, tuple)) else v for v in value)
     hint = ""
     if isinstance(current, (list, tuple)):
-        hint = f" Write it as a list: [{value}]."
+        hint = f" Write it as a list: [{printable(str(value), 80)}]." if isinstance(value, (str, int)) else ""
     raise ConfigError(
-        f"{origin}: '{key}' is {value!r} ({type(value).__name__}); expected {_type_name(current)}, "
+        f"{origin}: '{key}' is {shown(value)} ({type(value).__name__}); expected {_type_name(current)}, "
         f"such as {_to_yaml(current)}.{hint}"
     )
 
@@ -298,22 +341,36 @@ def _decode_override(text: Any, expected: Any) -> Any:
     """
     if not isinstance(text, str):
         return text
+    if not is_text(text):
+        raise ConfigError(f"{COMMAND_LINE}: {shown(text)} is no text: it holds a NUL or half a character.")
     value = _literal(text)
     if isinstance(expected, str):
         return value if isinstance(value, str) else text
     if isinstance(value, str):
         try:
-            return yaml.safe_load(text)
-        except yaml.YAMLError:
+            return parse_yaml(text, COMMAND_LINE)
+        except ConfigError:
             return text  # a plain text; the check of its type reports it
     return value
 
 
 def _literal(text: str) -> Any:
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    """Returns the number, list, ... that a text writes in Python, or the text."""
+    if len(text) > _LONGEST_LITERAL:
         return text
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
+        return text  # '{{}}' is a type error, 5000 minus signs are a recursion or memory error
+    return text if _has_huge_number(value) else value
+
+
+def _has_huge_number(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        value = [*value, *value.values()]
+    if isinstance(value, (list, tuple, set)):
+        return any(map(_has_huge_number, value))
+    return isinstance(value, int) and value.bit_length() > _MOST_BITS
 
 
 def _to_yaml(value: Any) -> str:

@@ -125,7 +125,7 @@ def group_runs(runs: Sequence[Run]) -> tuple[list[Group], list[str]]:
     by_settings: dict[str, list[Run]] = {}
     notes = []
     for run in runs:
-        members = by_settings.setdefault(json.dumps(run.settings(), sort_keys=True), [])
+        members = by_settings.setdefault(json.dumps(run.settings(), sort_keys=True, default=str), [])
         same_seed = next((member for member in members if member.seed == run.seed), None)
         if same_seed is None:
             members.append(run)

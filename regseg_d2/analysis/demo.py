@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-import yaml
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from regseg_d2.errors import UserError
+from regseg_d2.yaml_files import read_yaml
 
 CONFIGS = {
     "baseline": "configs/cooccurrence/deeplabv3_efficientnet_lite0_res4.yaml",
@@ -144,7 +144,7 @@ def read_max_iter(root: Path, overrides: list[str]) -> int:
     """Length of the schedule, for the progress bars."""
     if "SOLVER.MAX_ITER" in overrides:
         return int(overrides[overrides.index("SOLVER.MAX_ITER") + 1])
-    return yaml.safe_load((root / SCHEDULE).read_text())["SOLVER"]["MAX_ITER"]
+    return read_yaml(root / SCHEDULE)["SOLVER"]["MAX_ITER"]
 
 
 def watch(trainings: list[Training], max_iter: int) -> None:

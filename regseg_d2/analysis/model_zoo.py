@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from detectron2.config import CfgNode
 from tabulate import tabulate
 
@@ -18,6 +17,7 @@ from regseg_d2.config_files import load_config
 from regseg_d2.errors import ConfigError
 from regseg_d2.export import inference_model
 from regseg_d2.modeling.build import build_model
+from regseg_d2.yaml_files import read_yaml
 
 # Link to the config, network, regularizers, millions of parameters: the columns that are read back.
 _ROW = re.compile(
@@ -108,12 +108,12 @@ def read_zoo(path: str | Path) -> Zoo:
         ConfigError: if the file is no YAML of the expected form.
     """
     try:
-        data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        data = read_yaml(Path(path))
         tables = tuple(
             Table(**{**table, "rows": tuple(Row(**row) for row in table["rows"])}) for table in data["tables"]
         )
         zoo = Zoo(tables, tuple(data["left_out"]))
-    except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise ConfigError(f"{path}: not the data of a model zoo: {type(error).__name__}: {error}") from error
     for row in (row for table in zoo.tables for row in table.rows):
         for figure in (row.paper, row.ours):

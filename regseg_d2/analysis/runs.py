@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from regseg_d2.config_files import flatten_config
-from regseg_d2.errors import UserError
+from regseg_d2.errors import ConfigError, UserError
+from regseg_d2.json_files import read_json
+from regseg_d2.yaml_files import read_yaml, shown
 
 # Keys in which the runs of one group may differ.
 RUN_KEYS = ("SEED", "OUTPUT_DIR")
@@ -125,13 +124,17 @@ def load_run(folder: str | Path) -> Run:
     config_file = path / "config.yaml"
     if not config_file.is_file():
         raise CompareError(f"'{path}' is no run: it has no config.yaml. Give the OUTPUT_DIR of a run.")
-    config = yaml.safe_load(config_file.read_text(encoding="utf-8"))
-    flat = flatten_config(config) if isinstance(config, dict) else {}
-    for key in ("SEED", f"{REGULARIZERS}NAMES", "DATASETS.TEST"):
+    try:
+        flat = flatten_config(read_yaml(config_file))
+    except ConfigError as error:
+        raise CompareError(str(error)) from error
+    for key, (is_right, expected) in _NEEDED_KEYS.items():
         if key not in flat:
             raise CompareError(
                 f"'{config_file}' has no {key}: it is not the config of a run of this package."
             )
+        if not is_right(flat[key]):
+            raise CompareError(f"'{config_file}': {key} is {shown(flat[key])}; expected {expected}.")
     files = {file.stem: file for file in sorted((path / "evaluation").glob("*.json"))}
     order = [name for name in flat["DATASETS.TEST"] if name in files]
     order += [name for name in files if name not in order and not name.endswith("_predictions")]
@@ -144,16 +147,68 @@ def load_run(folder: str | Path) -> Run:
 
 
 def _read_evaluation(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise CompareError(f"'{file}' is not valid JSON ({error}).") from error
+    content = read_json(file, CompareError)
+    if not isinstance(content, dict):
+        raise CompareError(
+            f"'{file}' holds {shown(content)}: it is no evaluation of this package, which is an object."
+        )
     missing = {"metrics", "classes", "num_images"} - set(content)
     if missing:
         raise CompareError(
             f"'{file}' has no {', '.join(sorted(missing))}: it is no evaluation of this package."
         )
+    for key, (is_right, expected) in _EVALUATION_PARTS.items():
+        if not is_right(content.get(key, {})):
+            raise CompareError(f"'{file}': {key} is {shown(content[key])}; expected {expected}.")
     return content
+
+
+def _is_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
+
+
+def _is_score(value: Any) -> bool:
+    return value is None or type(value) in (int, float) and abs(value) < math.inf
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value >= 0
+
+
+def _is_class(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and isinstance(value.get("name"), str)
+        and "IoU" in value
+        and _is_score(value["IoU"])
+        and _is_count(value.get("pixels"))
+    )
+
+
+_NEEDED_KEYS = {
+    "SEED": (lambda value: type(value) is int, "a whole number"),
+    f"{REGULARIZERS}NAMES": (_is_texts, "a list of names"),
+    "DATASETS.TEST": (_is_texts, "a list of names"),
+}
+# What comparisons read of an evaluation; "model" is not in old ones.
+_EVALUATION_PARTS = {
+    "metrics": (
+        lambda value: isinstance(value, dict) and "mIoU" in value and _is_score(value["mIoU"]),
+        "an object with the number mIoU, or null where that is not defined",
+    ),
+    "classes": (
+        lambda value: isinstance(value, list) and all(map(_is_class, value)),
+        "a list of objects with name, IoU and pixels",
+    ),
+    "num_images": (_is_count, "a whole number"),
+    "model": (
+        lambda value: (
+            isinstance(value, dict)
+            and (value.get("completed_steps") is None or _is_count(value["completed_steps"]))
+        ),
+        "an object with the whole number completed_steps",
+    ),
+}
 
 
 def _or_nan(value: float | None) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +13,7 @@ from detectron2.data import MetadataCatalog
 from regseg_d2.data.inspection.balance import ClassBalance, enet_weights, median_frequency_weights
 from regseg_d2.data.label_counts import from_main_process, training_label_counts
 from regseg_d2.errors import ConfigError
+from regseg_d2.json_files import read_json
 
 logger = logging.getLogger(__name__)
 
@@ -124,10 +124,10 @@ def read_frequencies(path: str | Path, num_classes: int) -> ClassBalance:
         ConfigError: the file is missing, not of this form, or about another number of classes.
     """
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        content = read_json(Path(path))
+    except ConfigError as error:
         raise ConfigError(
-            f"DATASETS.FREQUENCIES: {path} cannot be read as JSON ({error}). tools/check_dataset.py NAME "
+            f"DATASETS.FREQUENCIES: {path} cannot be read as JSON ({error}) tools/check_dataset.py NAME "
             "--json FILE writes it; with an empty key the training labels are counted."
         ) from error
     lists = ("pixels", "images_with_class", "pixels_of_images_with_class")

@@ -9,7 +9,6 @@ from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
-import yaml
 from detectron2.config import CfgNode
 from detectron2.utils import comm
 from detectron2.utils.collect_env import collect_env_info
@@ -24,7 +23,7 @@ from regseg_d2.engine.seeding import make_deterministic, seed_everything
 from regseg_d2.engine.trained_model import load_trained_model
 from regseg_d2.engine.trainer import Trainer
 from regseg_d2.evaluation.inference import refuse_unsupported
-from regseg_d2.yaml_files import read_yaml
+from regseg_d2.yaml_files import parse_yaml, read_yaml
 
 logger = logging.getLogger(__name__)
 
@@ -164,7 +163,7 @@ def warn_about_changes(cfg: CfgNode) -> None:
     if not before:
         logger.warning("'%s' is empty: what differs from the run that is resumed is not known.", path)
         return
-    now = flatten_config(yaml.safe_load(cfg.dump()))
+    now = flatten_config(parse_yaml(cfg.dump(), "the config"))
     changed = [
         f"{key}: {before.get(key)!r} -> {now.get(key)!r}"
         for key in sorted(before.keys() | now.keys())

@@ -258,6 +258,27 @@ def test_order_of_data_sets_is_that_of_the_config(make_run):
     assert list(run.evaluations) == ["val", "swapped"]
 
 
+MERGES = "a0: &a0 {k: 1}\n" + "".join(
+    f"a{i}: &a{i} {{<<: [{', '.join([f'*a{i - 1}'] * 10)}]}}\n" for i in range(1, 9)
+)
+
+
+def _evaluation(data):
+    return lambda folder: (folder / "evaluation" / "val.json").write_bytes(data)
+
+
+def _changed(key, value):
+    def change(folder):
+        file = folder / "evaluation" / "val.json"
+        file.write_text(json.dumps({**json.loads(file.read_text()), key: value}))
+
+    return change
+
+
+def _config(text):
+    return lambda folder: (folder / "config.yaml").write_text(text, errors="surrogateescape")
+
+
 @pytest.mark.parametrize(
     ("break_it", "message"),
     [
@@ -269,6 +290,33 @@ def test_order_of_data_sets_is_that_of_the_config(make_run):
             lambda folder: (folder / "evaluation" / "val.json").write_text("{}"),
             "has no classes, metrics, num_images",
         ),
+        (_evaluation(b"null"), "val.json' holds None"),
+        (_evaluation(b"[" * 9999), "val.json' is not valid JSON: it is nested too deep"),
+        (_evaluation(b'"\xff"'), "val.json' is not valid JSON"),
+        (_changed("metrics", []), r"val.json': metrics is \[\]; expected an object"),
+        (
+            _changed("metrics", {"mIoU": "x"}),
+            "val.json': metrics is .* expected an object with the number mIoU",
+        ),
+        (
+            _changed("classes", [{"name": 1, "IoU": 1.0, "pixels": 1}]),
+            "val.json': classes is .* a list of objects",
+        ),
+        (_changed("classes", {}), "val.json': classes is {}; expected a list of objects"),
+        (_changed("num_images", None), "val.json': num_images is None; expected a whole number"),
+        (
+            _changed("model", {"completed_steps": "x"}),
+            "val.json': model is .* the whole number completed_steps",
+        ),
+        (_config("SEED: [1]\n"), r"config.yaml': SEED is \[1\]; expected a whole number"),
+        (
+            _config("SEED: 1\nDATASETS: {TEST: x}\nMODEL: {REGULARIZERS: {NAMES: []}}\n"),
+            "DATASETS.TEST is 'x'",
+        ),
+        (_config("SEED: &a [*a]\n"), "config.yaml: a list or mapping holds itself"),
+        (_config("SEED: [\n"), "config.yaml: not valid YAML"),
+        (_config("\udcff"), "config.yaml: not a text file in UTF-8"),
+        (_config(MERGES), "config.yaml: more than 1000000 values"),
     ],
 )
 def test_broken_runs(make_run, break_it, message):

@@ -134,7 +134,7 @@ def test_a_page_by_hand():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("tables: [", "ParserError"),
+        ("tables: [", "not valid YAML"),
         ("left_out: []", "KeyError.*tables"),
         ("{tables: [{title: T, rows: [{config: x, net: y}]}], left_out: []}", "TypeError.*net"),
         (

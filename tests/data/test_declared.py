@@ -246,9 +246,10 @@ TEXTS = {
         ),
         "more than 1000000 values",
     ),
-    "endless number": (f"{FARM}seed: 0x{'f' * 5000}\n", "'seed' is a number of thousands of digits"),
-    "endless key": (f"{FARM}? 0x{'f' * 5000}\n: 1\n", "unknown key a number of thousands of digits"),
-    "half a character": (FARM.replace("soil", r'"\ud800"'), r"'classes\[0\]' is '\\ud800'"),
+    "endless number": (f"{FARM}seed: 0x{'f' * 5000}\n", r"a number of 5002 digits \(line 8, column 7"),
+    "endless key": (f"{FARM}? 0x{'f' * 5000}\n: 1\n", r"a number of 5002 digits \(line 8, column 3"),
+    "large number": (f"{FARM}seed: {2**64}\n", r"a number of more than 64 bits \(line 8"),
+    "half a character": (FARM.replace("soil", r'"\ud800"'), r"'\\ud800' is no text.*line 4, column 11"),
 }
 
 

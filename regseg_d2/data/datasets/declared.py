@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 from regseg_d2.data.colors import filled_colors
 from regseg_d2.data.datasets.spec import DatasetSpec
 from regseg_d2.data.datasets.splits import Part
-from regseg_d2.errors import ConfigError, DatasetError
+from regseg_d2.errors import ConfigError, DatasetError, printable
 from regseg_d2.suggestions import did_you_mean
 from regseg_d2.yaml_files import read_yaml, shown
 
@@ -42,6 +42,8 @@ IGNORE = "ignore"
 CLASS_COLORS = "classes"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 _LARGEST_INDEX = 65535
+# Names of data sets, classes and files.
+_LONGEST_TEXT = 1000
 # File values of 32-bit labels, signed or not.
 _FILE_VALUES = range(-(2**31), 2**32)
 # Shares such as 0.7, 0.2 and 0.1 have a sum of about 1.
@@ -106,10 +108,10 @@ def read_declaration(path: str | Path) -> list[DatasetSpec]:
     if not isinstance(path, (str, Path)):
         raise ConfigError(f"DATASETS.DECLARED has the entry {shown(path)}; expected names of YAML files.")
     path = Path(os.path.abspath(os.path.expanduser(path)))
-    if not path.is_file():
+    if not os.path.isfile(path):  # unlike Path.is_file it raises nothing on a name of 5000 letters
         raise ConfigError(
-            f"The file {path}, which should declare a data set, does not exist. Correct its name in "
-            "DATASETS.DECLARED; docs/own_data.md shows how to write one."
+            f"The file {printable(str(path), 500)}, which should declare a data set, does not exist. Correct "
+            "its name in DATASETS.DECLARED; docs/own_data.md shows how to write one."
         )
     return _Declaration(path, read_yaml(path)).specs()
 
@@ -117,6 +119,11 @@ def read_declaration(path: str | Path) -> list[DatasetSpec]:
 def _is_control(character: str) -> bool:
     """Tells control characters and halves of characters, which can neither be shown nor stand in a path."""
     return unicodedata.category(character) in ("Cc", "Cs")
+
+
+def _is_short(text: str) -> bool:
+    """Whether the system takes a text as a path: every name of it has 255 bytes at most."""
+    return len(text) <= _LONGEST_TEXT and all(len(name.encode()) <= 255 for name in text.split("/"))
 
 
 class _Declaration:
@@ -207,7 +214,8 @@ class _Declaration:
 
     def _text(self, key: str, value: Any, expected: str) -> str:
         """A text that can be shown and stand in a path."""
-        if not isinstance(value, str) or not value.strip() or any(map(_is_control, value)):
+        is_text = isinstance(value, str) and value.strip() and not any(map(_is_control, value))
+        if not is_text or not _is_short(value):
             # YAML reads no, on, 12 and 2024-01-01 as other things than texts.
             cure = "" if isinstance(value, (str, list, dict)) else " Put it in quotes to make it a text."
             self.wrong(key, value, expected, cure)

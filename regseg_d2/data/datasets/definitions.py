@@ -23,9 +23,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from regseg_d2.data.datasets.spec import DatasetSpec
+from regseg_d2.yaml_files import read_yaml
 
 FOLDER = Path(__file__).with_name("definitions")
 _KEYS = {"name", "source", "ignore_value", "counts", "checksums", "ignored_values", "classes"}
@@ -85,7 +84,7 @@ def load_definition(name: str) -> Definition:
     Args:
         name: name of a file in ``definitions`` without ``.yaml``.
     """
-    content = yaml.safe_load((FOLDER / f"{name}.yaml").read_text(encoding="utf-8"))
+    content = read_yaml(FOLDER / f"{name}.yaml")
     unknown = content.keys() - _KEYS
     if unknown or content["name"] != name:
         raise ValueError(f"definitions/{name}.yaml: unknown keys {sorted(unknown)}, or another name")

@@ -10,7 +10,6 @@ Both become index PNGs with 0 for background, which is every label that is not a
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -40,6 +39,7 @@ from regseg_d2.data.preparation.report import below, report_splits
 from regseg_d2.data.run_length import decode_runs
 from regseg_d2.engine.files import write_text
 from regseg_d2.errors import DatasetError
+from regseg_d2.json_files import read_json
 
 # With the place below the folder of all data sets where they are unpacked.
 ARCHIVES = {"VOCtrainval_03-May-2010.tar": ".", "trainval.tar.gz": PASCAL_CONTEXT_FOLDER}
@@ -183,8 +183,10 @@ def _present_source(folder: Path) -> str:
 def _from_json(folder: Path) -> dict[str, list[Conversion]]:
     """One conversion an image, by split. Images of the phase test have no labels and are passed over."""
     path = folder / _JSON
+    if not path.is_file():
+        raise DatasetError(f"{path} does not exist. datasets/README.md says where to get it.")
     try:
-        content = json.loads(path.read_bytes())
+        content = read_json(path, DatasetError)
         segments: dict[Any, list] = defaultdict(list)
         for segment in content["annos_segmentation"]:
             segments[segment["image_id"]].append((segment["category_id"], segment["segmentation"]))
@@ -194,9 +196,7 @@ def _from_json(folder: Path) -> dict[str, list[Conversion]]:
                 output = folder / PASCAL_CONTEXT_LABELS / f"{Path(image['file_name']).stem}.png"
                 payload = (image["height"], image["width"], segments[image["image_id"]])
                 splits[image["phase"]].append(Conversion(path, output, payload))
-    except FileNotFoundError as error:
-        raise DatasetError(f"{path} does not exist. datasets/README.md says where to get it.") from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise DatasetError(
             f"{path} is cut off, damaged or another file ({type(error).__name__}: {error}). {_AGAIN}"
         ) from error
