@@ -19,6 +19,7 @@ from tabulate import tabulate
 from torch import Tensor
 
 from regseg_d2.analysis.measuring import announce, interleaved_medians
+from regseg_d2.data.images import open_image
 from regseg_d2.data.labels import label_reader_for
 from regseg_d2.evaluation.evaluator import StreamingSemSegEvaluator
 from regseg_d2.evaluation.inference.argmax import argmax_classes
@@ -93,8 +94,8 @@ def registered(case: EvaluationCase) -> Iterator[tuple[str, dict[str, str]]]:
 
 def read_as_detectron2(path: str, dtype: Any = None) -> np.ndarray:
     """Reads a label as Detectron2's evaluator does by default; its own reader fails with NumPy 2."""
-    with open(path, "rb") as file:
-        return np.array(Image.open(file), dtype=dtype)
+    with open_image(path, "label") as image:
+        return np.array(image, dtype=dtype)
 
 
 def make_evaluators(name: str) -> dict[str, Any]:

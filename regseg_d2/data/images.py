@@ -21,6 +21,10 @@ from regseg_d2.errors import ConfigError, DatasetError
 # modes are not here: Pillow clips them to 255, which turns such a photo white.
 _EIGHT_BIT_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "HSV")
 
+# The kinds of files that are read, whatever their names end in. Pillow knows many more, and starts
+# Ghostscript for one of them.
+FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP", "PPM")
+
 # What Pillow raises on a file that is cut off, contradicts itself or is not an image. Its readers of single
 # formats do not check all that they index.
 _DECODING_ERRORS = (
@@ -49,6 +53,24 @@ def read_bytes(path: str | Path, kind: str) -> bytes:
         raise DatasetError(_unreadable(path, kind, error)) from error
 
 
+def open_image(path: str | Path, kind: str) -> Image.Image:
+    """Opens an image file of :data:`FORMATS` without decoding it; the only place that opens images.
+
+    Args:
+        path: the file.
+        kind: "image" or "label", for the message.
+
+    Raises:
+        DatasetError: the file is missing, damaged, or of another kind.
+    """
+    try:
+        return Image.open(path, formats=FORMATS)
+    except FileNotFoundError as error:
+        raise DatasetError(_missing(path, kind)) from error
+    except _DECODING_ERRORS as error:
+        raise DatasetError(_unreadable(path, kind, error)) from error
+
+
 @contextmanager
 def decoded_file(path: str | Path, kind: str) -> Iterator[Image.Image]:
     """Opens an image file, decodes all of it and turns every failure into an error with its name.
@@ -63,13 +85,7 @@ def decoded_file(path: str | Path, kind: str) -> Iterator[Image.Image]:
     Raises:
         DatasetError: the file is missing, cut off, or no image.
     """
-    try:
-        image = Image.open(path)
-    except FileNotFoundError as error:
-        raise DatasetError(_missing(path, kind)) from error
-    except _DECODING_ERRORS as error:
-        raise DatasetError(_unreadable(path, kind, error)) from error
-    with image:
+    with open_image(path, kind) as image:
         try:
             image.load()
         except _DECODING_ERRORS as error:
@@ -103,8 +119,9 @@ def _missing(path: str | Path, kind: str) -> str:
 
 def _unreadable(path: str | Path, kind: str, error: BaseException) -> str:
     return (
-        f"The {kind} file {path} cannot be read: {error}. It is cut off, damaged or not an image; "
-        "copy or download it again, or remove it together with its partner."
+        f"The {kind} file {path} cannot be read: {error}. It is cut off, damaged or not an image of a kind "
+        f"that is read ({', '.join(FORMATS)}); copy or download it again, or remove it together with its "
+        "partner."
     )
 
 

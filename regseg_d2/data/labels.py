@@ -23,7 +23,7 @@ from detectron2.data import MetadataCatalog
 from PIL import Image
 
 from regseg_d2.data.decoders import decode_indices
-from regseg_d2.data.images import decoded_file, read_bytes, upright
+from regseg_d2.data.images import decoded_file, open_image, read_bytes, upright
 from regseg_d2.errors import DatasetError
 
 _INDEX_MODES = ("1", "L", "P", "I;16", "I;16B", "I;16L", "I")
@@ -120,7 +120,7 @@ class LabelReader:
             if values is not None:
                 return values
         with decoded_file(path, "label") as image:
-            if image.format == "JPEG":
+            if image.format in ("JPEG", "MPO"):
                 raise DatasetError(
                     f"The label file {path} is a JPEG. Its compression changes label values; "
                     "export the labels again as PNG (a converted copy stays damaged)."
@@ -293,7 +293,7 @@ def _index_values(image: Image.Image, path: str | Path) -> np.ndarray:
 
 def _raw_mode(path: str | Path) -> str:
     """Pillow's name for the file's own encoding, which its decoder hides once it has run."""
-    with Image.open(path) as image:
+    with open_image(path, "label") as image:
         arguments = image.tile[0][3] if image.tile else ""
     first = arguments[0] if isinstance(arguments, tuple) and arguments else arguments
     return first if isinstance(first, str) else ""

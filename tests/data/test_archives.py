@@ -1,7 +1,9 @@
 """Unpacking archives: whole files only, started again, damage and full disks named."""
 
+import gzip
 import hashlib
 import io
+import re
 import tarfile
 import zipfile
 
@@ -10,6 +12,8 @@ import pytest
 from regseg_d2.data.preparation import archives
 from regseg_d2.data.preparation.archives import unpack, unpack_archives
 from regseg_d2.errors import DatasetError
+from tests.fuzz.readers import unpack_beside
+from tests.fuzz.worker import LimitedReader
 
 FILES = {"set/images/a.jpg": b"a" * 5000, "set/images/b.jpg": b"", "set/c.txt": b"words"}
 
@@ -111,3 +115,140 @@ def test_archives_of_a_download(tmp_path):
         unpack_archives(places, tmp_path, {"a.zip": "md5:00"})
     with pytest.raises(DatasetError, match="None of a.zip, b.zip is in"):
         unpack_archives(places, tmp_path / "out", sums)
+
+
+# ------------------------------------------------------------------------------------ archives that mean harm
+
+
+def tar_header(name, kind, content, size=None):
+    member = tarfile.TarInfo(name)
+    member.type, member.size = kind, len(content) if size is None else size
+    return member.tobuf(tarfile.GNU_FORMAT) + content + bytes(-len(content) % 512)
+
+
+def pax(**records):
+    """A PAX header with records, each of which is as long as it says."""
+    content = b""
+    for key, value in records.items():
+        record = b" " + key.replace("_", ".").encode() + b"=" + value + b"\n"
+        length = len(record) + 1
+        while len(str(length)) + len(record) != length:
+            length = len(str(length)) + len(record)
+        content += str(length).encode() + record
+    return tar_header("pax", tarfile.XHDTYPE, content)
+
+
+def encrypted_zip():
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("a.txt", b"secret")
+    data = bytearray(file.getvalue())
+    data[6] |= 1  # of the file's own header
+    data[data.index(b"PK\1\2") + 8] |= 1  # of its entry in the list
+    return bytes(data)
+
+
+def zip_bomb():
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a.txt", bytes(200 << 20))
+    return file.getvalue()
+
+
+def compressed(*blocks):
+    file = io.BytesIO()
+    with gzip.GzipFile(fileobj=file, mode="wb", compresslevel=1) as packed:
+        for block in blocks:
+            packed.write(block)
+    return file.getvalue()
+
+
+FILE, END = tar_header("a.txt", tarfile.REGTYPE, b"x" * 600), bytes(1024)
+SPARSE = {
+    "GNU_sparse_major": b"1",
+    "GNU_sparse_minor": b"0",
+    "GNU_sparse_name": b"a",
+    "GNU_sparse_realsize": b"9",
+}
+HARMFUL = {
+    "encrypted.zip": (encrypted_zip, "is encrypted"),
+    "bomb.zip": (zip_bomb, "would unpack to more than"),
+    "bomb.tgz": (
+        lambda: compressed(tar_header("a", tarfile.REGTYPE, b"", 8 << 30), bytes(300 << 20)),
+        "would unpack to more than",
+    ),
+    "skipped_bomb.tgz": (
+        lambda: compressed(FILE, tar_header("a", tarfile.DIRTYPE, b"", 8 << 30), bytes(300 << 20)),
+        "would unpack to more than",
+    ),
+    "pax_bomb.tgz": (
+        lambda: compressed(tar_header("pax", tarfile.XHDTYPE, b"", 4 << 30), bytes(300 << 20)),
+        "a header of 4294967296 bytes",
+    ),
+    "long_name_bomb.tgz": (
+        lambda: compressed(tar_header("name", tarfile.GNUTYPE_LONGNAME, b"", 4 << 30), bytes(300 << 20)),
+        "a header of 4294967296 bytes",
+    ),
+    "pax_of_pax.tar": (lambda: pax(comment=b"x") * 3000 + FILE + END, "is cut off or damaged"),
+    "pax_zero.tar": (
+        lambda: tar_header("pax", tarfile.XHDTYPE, b"0 a=b\n") + FILE + END,
+        "is cut off or damaged",
+    ),
+    "pax_size.tar": (lambda: pax(size=b"x") + FILE + END, "is cut off or damaged"),
+    "pax_negative.tar": (lambda: pax(size=b"-1") + FILE + END, "would unpack to more|is cut off or damaged"),
+    "pax_nul.tar": (lambda: pax(path=b"a\0b") + FILE + END, r"holds 'a\\x00b', which cannot be the name"),
+    "escape.tar": (
+        lambda: pax(path=b"a\x1b[2J") + FILE + END,
+        r"holds 'a\\x1b\[2J', which cannot be the name",
+    ),
+    "not_utf8.tar": (lambda: pax(path=b"a\xff") + FILE + END, r"holds 'a\\udcff', which cannot be the name"),
+    "long_name.tar": (lambda: pax(path=b"a" * 5000) + FILE + END, "holds 'aaa.*, which cannot be the name"),
+    "sparse_1_0.tar": (
+        lambda: pax(**SPARSE) + tar_header("a", b"0", b"9" * 30 + b"\n1\n") + END,
+        "a sparse file",
+    ),
+    "sparse_0_1.tar": (lambda: pax(GNU_sparse_map=b"1,x,3") + FILE + END, "a sparse file"),
+    "sparse_0_0.tar": (
+        lambda: pax(GNU_sparse_size=b"9", GNU_sparse_offset=b"x", GNU_sparse_numbytes=b"2") + FILE + END,
+        "a sparse file",
+    ),
+    "sparse_gnu.tar": (lambda: tar_header("a", tarfile.GNUTYPE_SPARSE, b"x") + FILE + END, "a sparse file"),
+    "broken_in_between.tar": (
+        lambda: FILE + b"?" * 512 + FILE + END,
+        "is cut off or damaged: invalid header",
+    ),
+    "dictionary.tar.xz": (
+        lambda: b"\xfd7zXZ\0\0\4\xe6\xd6\xb4F\2\0!\1\x28\0\0\0\xc7\x4d\x0d\x4d" + bytes(100),
+        "is cut off or damaged",
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def limited():
+    with LimitedReader(unpack_beside) as reader:
+        yield reader
+
+
+@pytest.mark.parametrize("name", HARMFUL)
+def test_archives_that_mean_harm_end_with_one_error(tmp_path, limited, name):
+    make_it, message = HARMFUL[name]
+    (tmp_path / name).write_bytes(make_it())
+    outcome = limited.read(tmp_path / name)
+    assert outcome.kind == "refused" and re.search(message, outcome.detail), outcome
+    written = contents(tmp_path / "unpacked")
+    assert set(written) <= {"a.txt"} and sum(map(len, written.values())) <= 600
+
+
+def test_a_member_for_every_row_of_a_tar(tmp_path, monkeypatch):
+    monkeypatch.setattr(archives, "_MOST_MEMBERS", 2)
+    for name in ("a.zip", "a.tar"):
+        with pytest.raises(DatasetError, match="more than .* bytes or 2 files"):
+            unpack(make(tmp_path / name), tmp_path / "out")
+
+
+def test_a_name_that_is_a_folder_and_a_file(tmp_path):
+    for number, names in enumerate((("a", "a/b"), ("a/b", "a"))):
+        archive = make(tmp_path / f"{number}.zip", dict.fromkeys(names, b"x"))
+        with pytest.raises(DatasetError):
+            unpack(archive, tmp_path / str(number))

@@ -1,14 +1,18 @@
 """Reading images: channels, orientation, errors."""
 
+import ast
 import struct
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from regseg_d2.data.images import read_image
-from regseg_d2.data.labels import read_label
+import regseg_d2
+from regseg_d2.data.images import FORMATS, read_image
+from regseg_d2.data.inspection.samples import inspect_sample
+from regseg_d2.data.labels import LabelReader, read_label
 from regseg_d2.errors import ConfigError, DatasetError
 from tests.data.png_files import png_file
 
@@ -93,3 +97,76 @@ def test_damaged_orientation_is_an_error_with_the_files_name(tmp_path, format):
         Image.new("RGB", (6, 4)).save(path, format, exif=damaged)
         with pytest.raises(DatasetError, match=r"The label file .*turned cannot be read"):
             read_label(path, color_table={(0, 0, 0): 0})
+
+
+# ------------------------------------------------------------------------------------------ kinds of files
+
+EPS = (
+    b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 4 4\n%%EndComments\n"
+    b"4 4 8 [4 0 0 4 0 0] {currentfile 4 string readhexstring pop} image\n%%EOF\n"
+)
+
+
+@pytest.fixture
+def ghostscript(tmp_path, monkeypatch):
+    """A program of the name that leaves a mark when it is started."""
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "gs").write_text(f"#!/bin/sh\ntouch {tmp_path}/started\n")
+    (tmp_path / "bin" / "gs").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin:/usr/bin:/bin")
+    monkeypatch.setattr("PIL.EpsImagePlugin.gs_binary", None)
+    return tmp_path / "started"
+
+
+def test_a_postscript_file_named_png_starts_no_program(tmp_path, ghostscript):
+    path = tmp_path / "a.png"
+    path.write_bytes(EPS)
+    for read in (read_image, read_label, LabelReader(num_classes=3, color_table={(0, 0, 0): 0})):
+        with pytest.raises(
+            DatasetError, match=r"file .*a\.png cannot be read.*a kind that is read \(PNG, JPEG, TIFF"
+        ):
+            read(path)
+    record = {"image_id": "a", "file_name": str(path), "sem_seg_file_name": str(path)}
+    facts = inspect_sample(record, LabelReader(num_classes=3))
+    assert len(facts.problems) == 2 and all("a.png cannot be read" in p.text for p in facts.problems)
+    assert not ghostscript.exists()
+    with Image.open(path) as image, pytest.raises(OSError):
+        image.load()
+    assert ghostscript.exists()  # what Pillow does by itself
+
+
+@pytest.mark.parametrize("kind", ["TGA", "ICO", "PCX", "SGI", "DDS", "PDF", "ICNS", "MSP", "XBM"])
+def test_other_kinds_are_refused_whatever_their_name(tmp_path, kind):
+    mode = "1" if kind in ("MSP", "XBM") else "RGB"
+    with open(tmp_path / "a.png", "wb") as file:
+        Image.new(mode, (16, 16)).save(file, format=kind)
+    with pytest.raises(DatasetError, match=r"a\.png cannot be read"):
+        read_image(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_every_kind_is_read_whatever_its_name(tmp_path, kind):
+    pixels = np.full((6, 4, 3), (200, 90, 30), np.uint8)
+    with open(tmp_path / "a.xyz", "wb") as file:
+        Image.fromarray(pixels).save(file, format=kind)
+    assert np.abs(read_image(tmp_path / "a.xyz").astype(int) - pixels).max() <= 8
+
+
+def test_a_photo_with_several_pictures_is_the_first(tmp_path):
+    pictures = [Image.new("RGB", (8, 8), color) for color in ("red", "blue")]
+    pictures[0].save(tmp_path / "a.jpg", format="MPO", save_all=True, append_images=pictures[1:])
+    assert read_image(tmp_path / "a.jpg")[0, 0].tolist() == [254, 0, 0]
+    with pytest.raises(DatasetError, match="is a JPEG"):
+        read_label(tmp_path / "a.jpg")
+
+
+def test_images_are_opened_in_one_place():
+    root = Path(regseg_d2.__file__).parent
+    found = [
+        path.relative_to(root).as_posix()
+        for path in sorted(root.rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call)
+        and ast.unparse(node.func) in ("Image.open", "PIL.Image.open", "cv2.imread")
+    ]
+    assert found == ["data/images.py"]

@@ -46,7 +46,7 @@ READERS = (
     LabelReader(num_classes=3, color_table={(0, 0, 0): 255, (255, 255, 255): 2, (1, 2, 3): 0}),
 )
 _MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16", "I", "F", "CMYK", "YCbCr", "PA")
-_FORMATS = ("PNG", "TIFF", "BMP", "GIF", "WEBP", "JPEG", "PPM", "TGA", "JPEG2000", "ICO")
+_FORMATS = ("PNG", "TIFF", "BMP", "GIF", "WEBP", "JPEG", "PPM", "TGA", "ICO")
 
 
 @st.composite

@@ -6,9 +6,8 @@ import hashlib
 from dataclasses import dataclass, field
 
 import numpy as np
-from PIL import Image
 
-from regseg_d2.data.images import read_image
+from regseg_d2.data.images import decoded_file, open_image, read_image
 from regseg_d2.data.labels import LabelReader
 from regseg_d2.errors import DatasetError
 
@@ -129,9 +128,9 @@ def _counted(raw: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def _file_kind(path: str) -> str:
     """Format and mode; "" where the file is no image, which its reader says better."""
     try:
-        with Image.open(path) as image:
+        with open_image(path, "image") as image:
             return f"{image.format} {image.mode}"
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+    except DatasetError:
         return ""
 
 
@@ -140,9 +139,9 @@ def _file_colors(path: str, kind: str) -> frozenset[tuple[int, int, int]]:
     if not kind.endswith((" RGB", " RGBA")) or kind.startswith(("JPEG", "MPO")):
         return frozenset()
     try:
-        with Image.open(path) as image:
+        with decoded_file(path, "label") as image:
             counted = image.convert("RGB").getcolors(_MOST_COLORS)
-    except (OSError, ValueError, SyntaxError):
+    except DatasetError:
         return frozenset()
     return frozenset(color for _, color in counted or ())
 

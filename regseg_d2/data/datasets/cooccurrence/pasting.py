@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from regseg_d2.data.datasets.cooccurrence.scenes import GROUNDS
+from regseg_d2.data.images import open_image
 
 
 def paste_objects(
@@ -43,8 +43,8 @@ def pasted_scenes(train: Path, seed: int) -> list[tuple[np.ndarray, np.ndarray]]
     names = sorted(path.stem for path in (train / "images").iterdir())
     scenes = [
         (
-            np.asarray(Image.open(train / "images" / f"{name}.jpg")),
-            np.asarray(Image.open(train / "labels" / f"{name}.png")),
+            np.asarray(open_image(train / "images" / f"{name}.jpg", "image")),
+            np.asarray(open_image(train / "labels" / f"{name}.png", "label")),
         )
         for name in names
     ]
