@@ -48,7 +48,7 @@ setup(
         "deflate>=0.9",  # PNG decoder: decompression
         "kornia_rs>=0.2",  # PNG decoder: lines
         "rich",
-        "scipy>=1.15",  # MATLAB files of benchmark data sets, statistics of experiments
+        "scipy>=1.15",  # statistics of experiments
         "simplejpeg>=1.8",  # JPEG decoder
         "timm>=1.0",
         "huggingface_hub>=0.25",

@@ -143,10 +143,15 @@ def load_run(folder: str | Path) -> Run:
             f"'{path}' has no evaluation: there is no JSON in '{path / 'evaluation'}'. Let it finish, or run "
             f"train_net.py --eval-only --resume with its config."
         )
-    return Run(path, flat, {name: _read_evaluation(files[name]) for name in order})
+    return Run(path, flat, {name: read_evaluation(files[name]) for name in order})
 
 
-def _read_evaluation(file: Path) -> dict[str, Any]:
+def read_evaluation(file: Path) -> dict[str, Any]:
+    """Reads the JSON of an evaluation.
+
+    Raises:
+        CompareError: it is no JSON, or not of this package.
+    """
     content = read_json(file, CompareError)
     if not isinstance(content, dict):
         raise CompareError(

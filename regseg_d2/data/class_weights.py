@@ -135,7 +135,7 @@ def read_frequencies(path: str | Path, num_classes: int) -> ClassBalance:
     for key in (*lists, *numbers):
         value = content.get(key) if isinstance(content, dict) else None
         values = value if key in lists else [value]
-        if not isinstance(values, list) or not all(type(v) is int and v >= 0 for v in values):
+        if not isinstance(values, list) or not all(type(v) is int and 0 <= v < 2**63 for v in values):
             expected = "a list of whole numbers" if key in lists else "a whole number"
             raise ConfigError(f'DATASETS.FREQUENCIES: {path} has no "{key}" that is {expected}, 0 or more.')
         if key in lists and len(values) != num_classes:

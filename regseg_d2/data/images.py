@@ -29,7 +29,8 @@ FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP", "PPM")
 # formats do not check all that they index.
 _DECODING_ERRORS = (
     *(OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, OverflowError),
-    *(struct.error, zlib.error, Image.DecompressionBombError),
+    # Of chunks that claim to have gigabytes, Pillow asks for the memory first.
+    *(struct.error, zlib.error, Image.DecompressionBombError, MemoryError),
 )
 
 
@@ -118,8 +119,9 @@ def _missing(path: str | Path, kind: str) -> str:
 
 
 def _unreadable(path: str | Path, kind: str, error: BaseException) -> str:
+    reason = str(error) or type(error).__name__
     return (
-        f"The {kind} file {path} cannot be read: {error}. It is cut off, damaged or not an image of a kind "
+        f"The {kind} file {path} cannot be read: {reason}. It is cut off, damaged or not an image of a kind "
         f"that is read ({', '.join(FORMATS)}); copy or download it again, or remove it together with its "
         "partner."
     )

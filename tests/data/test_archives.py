@@ -250,5 +250,15 @@ def test_a_member_for_every_row_of_a_tar(tmp_path, monkeypatch):
 def test_a_name_that_is_a_folder_and_a_file(tmp_path):
     for number, names in enumerate((("a", "a/b"), ("a/b", "a"))):
         archive = make(tmp_path / f"{number}.zip", dict.fromkeys(names, b"x"))
-        with pytest.raises(DatasetError):
+        with pytest.raises(DatasetError, match=rf"{number}.zip has the file .* is a (file|folder) already"):
             unpack(archive, tmp_path / str(number))
+
+
+@pytest.mark.parametrize("name", [".", "./", "./."])
+def test_a_file_that_is_the_folder_itself(tmp_path, name):
+    """It would take the folder's place."""
+    archive = tmp_path / "a.tar"
+    archive.write_bytes(pax(path=name.encode()) + FILE + END)
+    with pytest.raises(DatasetError, match="which cannot be the name of a file"):
+        unpack(archive, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

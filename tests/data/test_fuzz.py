@@ -1,4 +1,4 @@
-"""A short run of the fuzzers; ``python -m tests.fuzz --minutes 10`` is the long one."""
+"""A short run of the fuzzers; ``python -m tests.fuzz.images_and_declarations`` is the long one."""
 
 from collections import Counter
 

@@ -15,6 +15,8 @@ from regseg_d2.data.inspection.samples import inspect_sample
 from regseg_d2.data.labels import LabelReader, read_label
 from regseg_d2.errors import ConfigError, DatasetError
 from tests.data.png_files import png_file
+from tests.fuzz.readers import read_image_and_label
+from tests.fuzz.worker import LimitedReader
 
 RNG = np.random.default_rng(1)
 
@@ -170,3 +172,14 @@ def test_images_are_opened_in_one_place():
         and ast.unparse(node.func) in ("Image.open", "PIL.Image.open", "cv2.imread")
     ]
     assert found == ["data/images.py"]
+
+
+def test_a_chunk_that_claims_to_have_gigabytes(tmp_path):
+    """Pillow asks for the memory of what it passes over; the process has a gigabyte."""
+    Image.fromarray(np.zeros((9, 7), np.uint16)).save(tmp_path / "whole.png")
+    data = (tmp_path / "whole.png").read_bytes()
+    start = data.index(b"IDAT") - 4
+    (tmp_path / "a.png").write_bytes(data[:start] + b"\xff\xff\xff\xff" + data[start + 4 :])
+    with LimitedReader(read_image_and_label) as reader:
+        outcome = reader.read(tmp_path / "a.png")
+    assert outcome.kind == "refused" and "a.png cannot be read" in outcome.detail, outcome

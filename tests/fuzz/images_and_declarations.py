@@ -1,8 +1,8 @@
 """Random input for the label reader and the parser of declared data sets: only our errors may come out.
 
-    python -m tests.fuzz --minutes 10
+    python -m tests.fuzz.images_and_declarations --minutes 10
 
-runs for the given time and says how many examples it tried; ``test_fuzz.py`` has a short profile of it.
+runs for the given time and says how many examples it tried; ``tests/data/test_fuzz.py`` has a short profile.
 """
 
 from __future__ import annotations

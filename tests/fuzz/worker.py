@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import multiprocessing
+import os
 import resource
 import signal
 import time
@@ -20,6 +21,7 @@ SECONDS = 2.0
 MEMORY = 1 << 30
 # The machine may be busy with other things.
 _LONGEST_WAIT = 10 * SECONDS
+_LONGEST_START = 300.0
 _LONGEST_MESSAGE = 5000
 
 Reader = Callable[[Path], None]
@@ -103,14 +105,22 @@ class LimitedReader:
         self._process = context.Process(target=_serve, args=(theirs, self._read), daemon=True)
         self._process.start()
         theirs.close()
+        # Its imports take their time.
+        if not self._connection.poll(_LONGEST_START):
+            self.stop()
+            raise RuntimeError(f"the process did not start within {_LONGEST_START} s")
+        self._connection.recv()
 
 
 def _serve(connection: Connection, read: Reader) -> None:
     warnings.simplefilter("ignore")  # Pillow's, about damaged files
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # bars of progress
+    os.dup2(1, 2)  # what libraries in C say about damaged files
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     limit = pages * resource.getpagesize() + MEMORY
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    connection.send("ready")
     while True:
         try:
             path = connection.recv()

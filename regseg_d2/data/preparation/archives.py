@@ -94,6 +94,7 @@ def unpack(archive: Path, folder: Path) -> int:
             task = progress.add_task(archive.name, total=archive.stat().st_size)
             for name, size, content in _members(file, limits):
                 target = folder / _inner_path(archive, name)
+                _check_place(archive, folder, target)
                 if not (target.is_file() and target.stat().st_size == size):
                     _write_member(content, target)
                     written += 1
@@ -186,7 +187,12 @@ def _members(file: IO[bytes], limits: _Limits) -> Iterator[tuple[str, int, IO[by
 
 def _inner_path(archive: Path, name: str) -> PurePosixPath:
     path = PurePosixPath(name)
-    if not name.isprintable() or len(name) > _LONGEST_PATH or any(len(p.encode()) > 255 for p in path.parts):
+    if (
+        not path.parts
+        or not name.isprintable()
+        or len(name) > _LONGEST_PATH
+        or any(len(p.encode()) > 255 for p in path.parts)
+    ):
         raise DatasetError(
             f"The archive {archive} holds '{printable(name, 80)}', which cannot be the name of a file: it is "
             "not what is published. Download it again."
@@ -197,6 +203,18 @@ def _inner_path(archive: Path, name: str) -> PurePosixPath:
             "published. Download it again."
         )
     return path
+
+
+def _check_place(archive: Path, folder: Path, target: Path) -> None:
+    """Refuses a name that is there as something else: a folder, or below a file."""
+    inside = [parent for parent in target.parents if folder in parent.parents]
+    wrong = [target] if target.is_dir() else [parent for parent in inside if parent.is_file()]
+    if wrong:
+        raise DatasetError(
+            f"The archive {archive} has the file {target.relative_to(folder)}, and {wrong[0]} is a "
+            f"{'folder' if wrong[0] == target else 'file'} already. Download it again, or unpack it into an "
+            "empty folder."
+        )
 
 
 def _write_member(content: IO[bytes], target: Path) -> None:

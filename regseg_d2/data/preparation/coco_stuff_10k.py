@@ -96,7 +96,7 @@ def label_from_matlab(conversion: Conversion) -> np.ndarray:
     """
     path = conversion.source
     content = read_matlab(path, ["S", "names"])
-    names = np.asarray(content["names"]).size
+    names = len(content["names"]) if isinstance(content["names"], list) else 0
     if names != _IDS:
         raise DatasetError(
             f"{path} has {names} names of classes; expected {_IDS}, as in version 1.1 of COCO-Stuff 10K "

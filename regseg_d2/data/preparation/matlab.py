@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import struct
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.io import loadmat
 
-from regseg_d2.errors import DatasetError
+from regseg_d2.data.preparation.matlab_elements import read_elements
+from regseg_d2.errors import DatasetError, printable
 
 _CURE = "Unpack or download it again."
 
@@ -22,7 +24,7 @@ def read_matlab(path: Path, variables: Sequence[str]) -> dict[str, Any]:
         variables: names of variables that it must have.
 
     Returns:
-        The variables by name, as SciPy gives them: arrays of at least two dimensions.
+        The variables by name: arrays, lists of the parts of cells, dicts of the fields of structs.
 
     Raises:
         DatasetError: the file is missing, damaged, of another format, or lacks a variable.
@@ -30,17 +32,16 @@ def read_matlab(path: Path, variables: Sequence[str]) -> dict[str, Any]:
     if not path.is_file():
         raise DatasetError(f"The MATLAB file {path} does not exist. {_CURE}")
     try:
-        content = loadmat(path, variable_names=list(variables), appendmat=False)
-    except Exception as error:
-        # On damaged files SciPy's parser raises nearly every kind of error.
+        content = read_elements(path.read_bytes(), variables)
+    except (OSError, ValueError, struct.error, zlib.error) as error:
         raise DatasetError(
-            f"The MATLAB file {path} cannot be read ({type(error).__name__}: {error}): it is cut off, "
-            f"damaged or of another format. {_CURE}"
+            f"The MATLAB file {path} cannot be read ({printable(str(error))}): it is cut off, damaged or of "
+            f"another format. {_CURE}"
         ) from error
     missing = [name for name in variables if name not in content]
     if missing:
         raise DatasetError(f"The MATLAB file {path} has no variable {', '.join(missing)}. {_CURE}")
-    return {name: content[name] for name in variables}
+    return content
 
 
 def label_values(values: Any, path: Path, variable: str, highest: int) -> np.ndarray:

@@ -114,9 +114,7 @@ def read_sbd_label(path: Path) -> np.ndarray:
         DatasetError: the file is damaged or something else.
     """
     annotation = read_matlab(path, ["GTcls"])["GTcls"]
-    if annotation.dtype.names is None or "Segmentation" not in annotation.dtype.names or annotation.size != 1:
+    if not isinstance(annotation, dict) or "Segmentation" not in annotation:
         raise DatasetError(f"GTcls in {path} is no annotation of SBD. {_CURE}")
     highest = len(load_definition("voc").classes) - 1
-    return label_values(annotation["Segmentation"].item(), path, "GTcls.Segmentation", highest).astype(
-        np.uint8
-    )
+    return label_values(annotation["Segmentation"], path, "GTcls.Segmentation", highest).astype(np.uint8)
