@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from regseg_d2.analysis.runs import read_evaluation
 from regseg_d2.config_files import load_config
@@ -22,6 +23,8 @@ from regseg_d2.errors import UserError
 from regseg_d2.weights.reading import read_weights
 from tests.weights.attacks import read_checkpoint
 
+# An image of as many pixels as Pillow allows takes seconds of honest work, however small its file is.
+_MOST_PIXELS = 1 << 21
 _COLORS = {(0, 0, 0): 255, (255, 255, 255): 2, (1, 2, 3): 0}
 _LABEL_READERS = (
     LabelReader(num_classes=3),
@@ -52,6 +55,7 @@ def declare(path: Path) -> None:
 
 def read_image_and_label(path: Path) -> None:
     """Reads a file as an image and as a label, and inspects it as both."""
+    Image.MAX_IMAGE_PIXELS = _MOST_PIXELS
     record = {"image_id": "x", "file_name": str(path), "sem_seg_file_name": str(path)}
     failures = []
     for reader in _LABEL_READERS:
