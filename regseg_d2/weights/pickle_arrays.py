@@ -69,7 +69,8 @@ class _PickledArray(Unfinished):
 
 def _dtype(code: Any, *_: Any) -> PickledDtype:
     """``numpy.dtype``: its further arguments say how NumPy would align and copy it."""
-    if not isinstance(code, str) or not (_NUMBERS.fullmatch(code) or _OTHER_VALUES.fullmatch(code)):
+    is_short = isinstance(code, str) and len(code) <= 40
+    if not is_short or not (_NUMBERS.fullmatch(code) or _OTHER_VALUES.fullmatch(code)):
         raise Refused(f"Unsupported dtype {text_of(code)}: only numbers and booleans are read")
     return PickledDtype(code)
 
@@ -132,10 +133,12 @@ def _scalar(dtype: Any, content: Any) -> Any:
     return np.frombuffer(content, dtype=kind).astype(kind.newbyteorder("="))[0]
 
 
-def _byte_array(content: Any = b"", encoding: Any = "latin1") -> bytearray:
+def _byte_array(budget: Budget, content: Any = b"", encoding: Any = "latin1") -> bytearray:
     if not _is_one_of(encoding, "latin1", "latin-1"):
         raise Refused(f"Unsupported encoding {text_of(encoding)}")
-    return bytearray(_bytes(content))
+    content = _bytes(content)
+    budget.take(len(content))
+    return bytearray(content)
 
 
 def _no_bytes() -> bytes:
@@ -177,8 +180,8 @@ def plain_names(budget: Budget) -> dict[str, Constructor | Any]:
     names: dict[str, Constructor | Any] = {
         "numpy.dtype": _dtype,
         "numpy.ndarray": no_array,
-        "collections.OrderedDict": lambda pairs=(): OrderedDict(checked_items(pairs)),
-        "collections.Counter": lambda pairs=(): Counter(dict(checked_items(pairs))),
+        "collections.OrderedDict": lambda pairs=(): OrderedDict(checked_items(pairs, budget)),
+        "collections.Counter": lambda pairs=(): Counter(dict(checked_items(pairs, budget))),
         "collections.defaultdict": lambda factory=None: defaultdict(None),
         "_codecs.encode": lambda text, encoding: _latin1_bytes(text, encoding, budget),
         "argparse.Namespace": argparse.Namespace,
@@ -188,9 +191,9 @@ def plain_names(budget: Budget) -> dict[str, Constructor | Any]:
         names[f"{package}.multiarray.scalar"] = _scalar
         names[f"{package}.numeric._frombuffer"] = from_buffer
     for package in ("builtins", "__builtin__"):
-        names[f"{package}.set"] = lambda items=(): set(checked_keys(items))
-        names[f"{package}.frozenset"] = lambda items=(): frozenset(checked_keys(items))
-        names[f"{package}.bytearray"] = _byte_array
+        names[f"{package}.set"] = lambda items=(): set(checked_keys(items, budget))
+        names[f"{package}.frozenset"] = lambda items=(): frozenset(checked_keys(items, budget))
+        names[f"{package}.bytearray"] = lambda *content: _byte_array(budget, *content)
         names[f"{package}.complex"] = _complex
         names[f"{package}.bytes"] = _no_bytes
         # What a defaultdict makes of a missing key. Nothing is made here.

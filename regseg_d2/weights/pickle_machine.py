@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, BinaryIO
 
 from regseg_d2.weights.pickle_values import (
+    Budget,
     Damaged,
     Refused,
     Unfinished,
@@ -24,6 +25,7 @@ from regseg_d2.weights.pickle_values import (
 )
 
 _LONGEST_LINE = 1 << 20
+_LONGEST_NAME = 200
 _MOST_BITS = 4096
 # Data classes of training programs, kept beside weights. They are read as `Unread`.
 _DATA_CLASSES = (
@@ -86,6 +88,7 @@ class Window:
 def read_pickle(
     window: Window,
     names: Mapping[str, Constructor | Any],
+    budget: Budget,
     persistent: Callable[[Any], Any] | None = None,
 ) -> Any:
     """Reads one pickle.
@@ -93,6 +96,7 @@ def read_pickle(
     Args:
         window: the file, at the pickle's first byte; afterwards behind its last.
         names: by dotted name, the function that makes the value, or the value itself.
+        budget: how many bytes and values may be copied.
         persistent: makes the value of a persistent id, which is how torch refers to storages.
 
     Returns:
@@ -103,22 +107,26 @@ def read_pickle(
         Refused: the file asks for more than that.
         Damaged: it contradicts itself, ends early, or is no pickle.
     """
-    content = _Machine(names, persistent).run(window)
+    content = _Machine(names, budget, persistent).run(window)
     check_tree(content)
     return content
 
 
 class _Machine:
     def __init__(
-        self, names: Mapping[str, Constructor | Any], persistent: Callable[[Any], Any] | None
+        self,
+        names: Mapping[str, Constructor | Any],
+        budget: Budget,
+        persistent: Callable[[Any], Any] | None,
     ) -> None:
         self._names = names
+        self._budget = budget
         self._persistent = persistent
         self._stack: list[Any] = []
         self._marks: list[int] = []
         self._memo: dict[int, Any] = {}
         # Where unfinished objects are in the memo: what they become takes their places.
-        self._places: dict[int, list[int]] = {}
+        self._places: dict[int, tuple[Unfinished, list[int]]] = {}
 
     def run(self, window: Window) -> Any:
         try:
@@ -165,7 +173,7 @@ class _Machine:
         place = len(self._memo) if place is None else place
         value = self._stack[-1]
         if isinstance(value, Unfinished):
-            self._places.setdefault(id(value), []).append(place)
+            self._places.setdefault(id(value), (value, []))[1].append(place)
         self._memo[place] = value
 
     def get(self, place: int) -> None:
@@ -255,6 +263,8 @@ class _Machine:
         name, module = self._stack.pop(), self._stack.pop()
         if not (isinstance(name, str) and isinstance(module, str)):
             raise Damaged("a name is no text")
+        if len(name) + len(module) > _LONGEST_NAME:
+            raise Refused(f"Unsupported global: {module[:80]}.{name[:80]}")
         self._stack.append(self._named(f"{module}.{name}"))
 
     def _named(self, name: str) -> Any:
@@ -263,7 +273,7 @@ class _Machine:
             return Name(name, found) if callable(found) else found
         if name.startswith(_DATA_CLASSES):
             return Unread(name)
-        raise Refused(f"Unsupported global: {name[:200]}")
+        raise Refused(f"Unsupported global: {name[:_LONGEST_NAME]}")
 
     def call(self, _: Any) -> None:
         arguments, named = self._stack.pop(), self._stack.pop()
@@ -291,14 +301,21 @@ class _Machine:
             return
         if isinstance(target, Unfinished):
             self._stack[-1] = finished = target.finished(state)
-            for place in self._places.pop(id(target), ()):
+            for place in self._places.pop(id(target), (target, []))[1]:
                 self._memo[place] = finished
         elif isinstance(target, OrderedDict):
-            _set_metadata(target, state)
+            self._set_metadata(target, state)
         elif isinstance(target, argparse.Namespace):
-            vars(target).update(text_keys(state))
+            target.__dict__ = text_keys(state, self._budget)  # not a copy
         else:
             raise Refused(f"Unsupported state of {kind_of(target)}")
+
+    def _set_metadata(self, target: OrderedDict[Any, Any], state: Any) -> None:
+        """The versions of modules, which torch keeps in an attribute of a dict of weights."""
+        metadata = text_keys(state, self._budget).get("_metadata", {})
+        if not all(isinstance(entry, dict) for entry in text_keys(metadata, self._budget).values()):
+            raise Damaged("the versions of the modules are no dicts")
+        target._metadata = metadata  # type: ignore[attr-defined]
 
 
 # Opcodes whose argument is the value.
@@ -356,11 +373,3 @@ def _value(argument: Any) -> Any:
     elif isinstance(argument, int) and argument.bit_length() > _MOST_BITS:
         raise Damaged("it has a number of thousands of digits")
     return argument
-
-
-def _set_metadata(target: OrderedDict[Any, Any], state: Any) -> None:
-    """The versions of modules, which torch keeps in an attribute of a dict of weights."""
-    metadata = text_keys(state).get("_metadata", {})
-    if not all(isinstance(entry, dict) for entry in text_keys(metadata).values()):
-        raise Damaged("the versions of the modules are no dicts")
-    target._metadata = metadata  # type: ignore[attr-defined]

@@ -12,6 +12,7 @@ _MOST_LEVELS = 100
 # Values with repeated references written out.
 _MOST_VALUES = 10_000_000
 _LONGEST_KEY = 4096
+_LONGEST_NAME = 200
 # Keys whose hashes can be made equal would take quadratic time; of numbers of 64 bits only some are.
 _MOST_KEY_BITS = 64
 
@@ -33,7 +34,7 @@ class Unread:
         Args:
             name: dotted name in the file.
         """
-        self.name = name
+        self.name = name[:_LONGEST_NAME]
 
     def __repr__(self) -> str:
         return f"<not read: {self.name[:80]}>"
@@ -59,7 +60,10 @@ class Unfinished:
 
 
 class Budget:
-    """How many bytes may still be taken: a file cannot hold more values than bytes."""
+    """How many bytes may still be taken: a file cannot hold more values than bytes.
+
+    Whatever is copied out of the memo counts, for a file can name the same value again and again.
+    """
 
     def __init__(self, size: int) -> None:
         """Starts with a number of bytes.
@@ -91,24 +95,33 @@ def checked_key(value: Any) -> str | int | bytes:
     )
 
 
-def checked_items(pairs: Any) -> list[tuple[Any, Any]]:
+def checked_items(pairs: Any, budget: Budget) -> list[tuple[Any, Any]]:
     """Returns the items of a dict that a file gives as a dict or as pairs.
+
+    Args:
+        pairs: what the file gives.
+        budget: counts them.
 
     Raises:
         Damaged: it is neither.
         Refused: a key is neither text nor number.
     """
+    if not isinstance(pairs, (dict, list, tuple)):
+        raise Damaged("a dict is made of what are no pairs")
+    budget.take(len(pairs))
     if isinstance(pairs, dict):
         return list(pairs.items())
-    if not isinstance(pairs, (list, tuple)) or not all(
-        isinstance(pair, (list, tuple)) and len(pair) == 2 for pair in pairs
-    ):
+    if not all(isinstance(pair, (list, tuple)) and len(pair) == 2 for pair in pairs):
         raise Damaged("a dict is made of what are no pairs")
     return [(checked_key(key), value) for key, value in pairs]
 
 
-def checked_keys(items: Any) -> list[Any]:
+def checked_keys(items: Any, budget: Budget) -> list[Any]:
     """Returns the items of a set.
+
+    Args:
+        items: what the file gives.
+        budget: counts them.
 
     Raises:
         Damaged: it is no list.
@@ -116,15 +129,22 @@ def checked_keys(items: Any) -> list[Any]:
     """
     if not isinstance(items, (list, tuple, set, frozenset)):
         raise Damaged("a set is made of what is no list")
+    budget.take(len(items))
     return [checked_key(item) for item in items]
 
 
-def text_keys(state: Any) -> dict[str, Any]:
+def text_keys(state: Any, budget: Budget) -> dict[str, Any]:
     """Returns the attributes of an object, or the like.
+
+    Args:
+        state: what the file gives.
+        budget: counts them.
 
     Raises:
         Damaged: it is no dict with texts as keys.
     """
+    if isinstance(state, dict):
+        budget.take(len(state))
     if not isinstance(state, dict) or not all(isinstance(key, str) for key in state):
         raise Damaged("the attributes of an object are no texts with values")
     return state

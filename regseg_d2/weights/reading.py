@@ -151,7 +151,8 @@ def _read_data(path: str) -> Any:
         if start == torch_files.LEGACY_START:
             return torch_files.read_legacy(Window(file, size))
         # Twice: once for the text of old protocols that becomes bytes, once for the array of these.
-        return read_pickle(Window(file, size), plain_names(Budget(2 * size)))
+        copied = Budget(2 * size)
+        return read_pickle(Window(file, size), plain_names(copied), copied)
 
 
 def _read_trusted_pickle(path: str) -> Any:

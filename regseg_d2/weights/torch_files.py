@@ -111,7 +111,8 @@ def read_zip(file: BinaryIO, size: int) -> Any:
         storages = _Storages(Budget(size), size_of, fill)
         pickled = content("data.pkl")
         window = Window(io.BytesIO(pickled), len(pickled))
-        return read_pickle(window, _names(Budget(size)), storages.of)
+        copied = Budget(2 * size)
+        return read_pickle(window, _names(copied), copied, storages.of)
 
 
 def read_legacy(window: Window) -> Any:
@@ -124,14 +125,15 @@ def read_legacy(window: Window) -> Any:
         Refused: it holds more than tensors, arrays and plain containers.
         Damaged: it contradicts itself, or ends early.
     """
-    if read_pickle(window, {}) != _LEGACY_NUMBER or read_pickle(window, {}) != _LEGACY_VERSION:
+    copied = Budget(2 * window.size)
+    start = [read_pickle(window, {}, copied) for _ in range(3)]
+    if start[:2] != [_LEGACY_NUMBER, _LEGACY_VERSION]:
         raise Damaged("it is not of a format that torch writes")
-    system = read_pickle(window, {})
-    if not isinstance(system, dict) or system.get("little_endian") is not (sys.byteorder == "little"):
+    if not isinstance(start[2], dict) or start[2].get("little_endian") is not (sys.byteorder == "little"):
         raise Refused("Unsupported byte order: it was written on a machine of another one")
     storages = _Storages(Budget(window.left()))
-    content = read_pickle(window, _names(Budget(window.size)), storages.of)
-    keys = read_pickle(window, {})
+    content = read_pickle(window, _names(copied), copied, storages.of)
+    keys = read_pickle(window, {}, copied)
     if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
         raise Damaged("its list of storages is none")
     if sorted(keys) != sorted(storages.found):
@@ -212,6 +214,11 @@ def _sizes(value: Any) -> tuple[int, ...]:
     return value
 
 
+def _size(sizes: Any = ()) -> tuple[int, ...]:
+    """``torch.Size``: a tuple is what it is."""
+    return _sizes(tuple(sizes) if isinstance(sizes, list) and len(sizes) <= _MOST_DIMENSIONS else sizes)
+
+
 def _only_tensor(value: Any, *_: Any) -> Tensor:
     if not isinstance(value, Tensor):
         raise Damaged("a parameter is made of what is no tensor")
@@ -239,7 +246,7 @@ def _names(budget: Budget) -> dict[str, Constructor | Any]:
         "__builtin__.getattr": _attribute,
         "torch.Tensor": no_call,
         "torch.nn.parameter.Parameter": no_call,
-        "torch.Size": lambda sizes=(): _sizes(tuple(sizes) if isinstance(sizes, list) else sizes),
+        "torch.Size": _size,
         "torch.device": _device,
         **_DTYPES,
     }
@@ -251,7 +258,7 @@ def _names(budget: Budget) -> dict[str, Constructor | Any]:
 def _attribute(owner: Any, name: Any) -> Unread:
     """``getattr``: mmengine's curves of logged numbers name methods of their own class."""
     if isinstance(owner, Unread) and isinstance(name, str):
-        return Unread(f"{owner.name}.{name}")
+        return Unread(f"{owner.name}.{name[:80]}")
     raise Refused(f"Unsupported attribute {text_of(name)} of {kind_of(owner)}")
 
 

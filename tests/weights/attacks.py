@@ -79,6 +79,11 @@ def repeated_lists(levels: int = 9) -> bytes:
     return b"\x80\2}X\5\0\0\0model" + text + b"s."
 
 
+def used_again_and_again(setup: bytes, use: bytes, times: int = 20_000) -> bytes:
+    """A value of 20,000 parts in the memo, and then a copy of it, or a walk over it, every few bytes."""
+    return b"\x80\2" + setup + b"q\0" + b"".join([use] * times) + b"N."
+
+
 def huge_array() -> bytes:
     """An array that declares 2 ** 40 numbers and has two."""
     return _array(pickle.dumps(np.zeros(2), protocol=2), b"K\x02\x85", b"\x8a\6\0\0\0\0\0\1\x85")

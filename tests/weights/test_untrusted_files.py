@@ -154,6 +154,28 @@ def test_small_files_that_would_never_end(tmp_path, limited, data, message):
         assert outcome.kind == "refused" and message in outcome.detail, outcome
 
 
+LIST = b"](" + b"K\1" * 20_000 + b"e"
+DICT = b"}(" + b"".join(b"X\5\0\0\0%05dK\1" % i for i in range(20_000)) + b"u"
+USES = {
+    "set": (LIST, b"c__builtin__\nset\nh\0\x85R0"),
+    "bytearray": (b"B\x20\xa1\7\0" + bytes(500_000), b"c__builtin__\nbytearray\nh\0\x85R0"),
+    "ordered dict": (DICT, b"ccollections\nOrderedDict\nh\0\x85R0"),
+    "counter": (DICT, b"ccollections\nCounter\nh\0\x85R0"),
+    "attributes": (DICT, b"cargparse\nNamespace\n)\x81h\0b0"),
+    "versions": (DICT, b"ccollections\nOrderedDict\n)Rh\0b0"),
+    "bytes": (b"X\x20\xa1\7\0" + b"x" * 500_000, b"c_codecs\nencode\nh\0X\6\0\0\0latin1\x86R0"),
+}
+
+
+@pytest.mark.parametrize("case", USES)
+def test_a_value_that_is_copied_again_and_again(tmp_path, limited, case):
+    """20,000 times 20,000 parts, or 10 GB, of a file of less than 2 MB."""
+    path = tmp_path / "x.pkl"
+    path.write_bytes(attacks.used_again_and_again(*USES[case]))
+    outcome = limited.read(path)
+    assert outcome.kind == "refused" and "declares more data than it holds" in outcome.detail, outcome
+
+
 def test_a_checkpoint_that_contains_itself(tmp_path, limited):
     content = {"model": {"x": torch.zeros(1)}}
     content["model"]["model"] = content["model"]
