@@ -71,7 +71,7 @@ def suggest_label_map(values: Sequence[int], reader: LabelReader) -> Suggestion 
         return Suggestion(
             yaml_map({value: index for index, value in enumerate(found)}),
             f"There are {classes} different values and {classes} classes, {ignore} among them, which else "
-            "means no class: paired in ascending order. Check with the pictures that each value got its class.",
+            "means no class: paired in ascending order. Check with the pictures that each got its class.",
         )
     identity = {value: value for value in range(classes)}
     return Suggestion(
