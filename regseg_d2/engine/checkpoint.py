@@ -306,11 +306,6 @@ class SafeCheckpointer(DetectionCheckpointer):
         path = self._parsed_url_during_load.path
         if self._may_be_published:
             self._convert_published(checkpoint)
-        if not isinstance(checkpoint["model"], Mapping):
-            raise CheckpointError(
-                f"'{path}' holds a {type(checkpoint['model']).__name__} under 'model'; expected a dict of "
-                "weights."
-            )
         check_names(checkpoint["model"], path)
         not_tensors = [key for key, value in checkpoint["model"].items() if not hasattr(value, "shape")]
         if not_tensors:

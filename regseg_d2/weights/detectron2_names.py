@@ -86,8 +86,6 @@ def zoo_content(data: Any, path: str) -> dict[str, Any]:
     if "model" in data and "__author__" in data:
         return dict(data)
     weights = data.get("blobs", data)
-    if not isinstance(weights, Mapping):
-        raise CheckpointError(f"'{path}' holds a {type(weights).__name__} as weights; expected a dict.")
     check_names(weights, path)
     weights = {name: value for name, value in weights.items() if not name.endswith("_momentum")}
     return {"model": weights, "__author__": "Caffe2", "matching_heuristics": True}

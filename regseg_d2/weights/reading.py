@@ -71,8 +71,6 @@ def weights_in(content: Any, path: str) -> dict[str, Tensor]:
         content = content[inner[0]]
     if isinstance(content, Mapping) and "blobs" in content:
         content = content["blobs"]
-    if not isinstance(content, Mapping):
-        raise CheckpointError(f"'{path}' holds a {type(content).__name__}; expected a dict of weights.")
     check_names(content, path)
     weights = {key: _as_tensor(value) for key, value in content.items()}
     others = [printable(key, 80) for key, value in weights.items() if not isinstance(value, Tensor)]
@@ -88,16 +86,18 @@ def weights_in(content: Any, path: str) -> dict[str, Tensor]:
     return weights
 
 
-def check_names(content: Mapping[Any, Any], path: str) -> None:
-    """Checks that the keys of a dict of weights are texts.
+def check_names(content: Any, path: str) -> None:
+    """Checks that the content of a file is a dict whose keys are texts.
 
     Args:
-        content: the dict.
+        content: what was read.
         path: the file, for the error.
 
     Raises:
-        CheckpointError: some are not.
+        CheckpointError: it is not.
     """
+    if not isinstance(content, Mapping):
+        raise CheckpointError(f"'{path}' holds a {type(content).__name__}; expected a dict of weights.")
     others = [shown(key) for key in content if not isinstance(key, str)]
     if others:
         raise CheckpointError(

@@ -359,10 +359,10 @@ def test_hash_follows_inference_weights_alone():
 @pytest.mark.parametrize(
     ("content", "ending", "message"),
     [
-        ({"model": [1]}, "pth", "holds a list under 'model'"),
+        ({"model": [1]}, "pth", "holds a list; expected a dict of weights"),
         ({"model": {3: torch.zeros(1)}}, "pth", "keys that are no names of weights: 3"),
         ({3: torch.zeros(1)}, "pth", "keys that are no names of weights: 3"),
-        ({"blobs": [1]}, "pkl", "holds a list as weights"),
+        ({"blobs": [1]}, "pkl", "holds a list; expected a dict of weights"),
         ({3: 1}, "pkl", "keys that are no names of weights: 3"),
         ({"epoch": 1}, "pyth", "has no 'model_state'"),
     ],

@@ -1,11 +1,11 @@
 """A short run over every kind of files; ``python -m tests.fuzz --minutes 10`` is the long one."""
 
-import os
 from itertools import islice
 
 import pytest
 
 from tests.fuzz.__main__ import inputs, main
+from tests.fuzz.crashes import crash
 from tests.fuzz.readers import READERS, read_any
 from tests.fuzz.seeds import kinds
 from tests.fuzz.worker import LimitedReader
@@ -44,19 +44,6 @@ def test_only_our_errors_come_out(tmp_path, limited, kind):
     for _, number, name, data in islice(inputs({kind: kinds()[kind]}, seed=0), INPUTS):
         outcome = outcome_of(limited, tmp_path, kind, name, data)
         assert outcome.is_right, (number, name, outcome)
-
-
-def crash(path):
-    """Does what the first letter of the file says."""
-    action = path.read_text()
-    if action == "die":
-        os.abort()
-    elif action == "loop":
-        while True:
-            pass
-    elif action == "memory":
-        bytearray(2 << 30)
-    raise KeyError("x")
 
 
 @pytest.mark.parametrize(
