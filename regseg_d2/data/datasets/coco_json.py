@@ -31,6 +31,7 @@ from regseg_d2.data.datasets.declared import IGNORE
 from regseg_d2.data.preparation import Conversion, check_files, convert_files
 from regseg_d2.engine.files import write_text
 from regseg_d2.errors import DatasetError
+from regseg_d2.json_files import read_json
 from regseg_d2.yaml_files import shown
 
 BACKGROUND = "background"
@@ -128,7 +129,7 @@ def _check_stamp(output: Path, split: str, stamp: dict[str, Any]) -> None:
     """Refuses to go on with labels of another file: those that are there are not made again."""
     path, labels = output / f"{split}.json", output / split
     if path.is_file():
-        if json.loads(path.read_text(encoding="utf-8")) == stamp:
+        if read_json(path, DatasetError) == stamp:
             return
     elif not (labels.is_dir() and any(labels.iterdir())):
         write_text(path, json.dumps(stamp) + "\n")
