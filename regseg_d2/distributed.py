@@ -10,9 +10,18 @@ from __future__ import annotations
 
 import torch
 import torch.distributed as dist
-from detectron2.utils import comm
 from torch import Tensor
 from torch.distributed.nn.functional import all_gather, all_reduce
+
+
+def world_size() -> int:
+    """Number of processes; 1 where no process group was begun."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """Number of this process among all."""
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
 
 
 def all_reduce_sum(tensor: Tensor) -> Tensor:
@@ -27,14 +36,14 @@ def all_reduce_sum(tensor: Tensor) -> Tensor:
     Returns:
         The sum, the same on all processes. On one process: ``tensor`` itself.
     """
-    if comm.get_world_size() == 1:
+    if world_size() == 1:
         return tensor
     return all_reduce(tensor)
 
 
 def all_reduce_sum_constant(tensor: Tensor) -> Tensor:
     """Like :func:`all_reduce_sum` for counts and other constants: no gradient, nothing recorded."""
-    if comm.get_world_size() == 1:
+    if world_size() == 1:
         return tensor.detach()
     total = tensor.detach().clone()
     dist.all_reduce(total)
@@ -57,7 +66,7 @@ def global_mean(total: Tensor, count: Tensor) -> Tensor:
     """
     global_count = all_reduce_sum_constant(count.to(total.dtype))
     safe_count = torch.where(global_count > 0, global_count, torch.ones_like(global_count))
-    return total * (comm.get_world_size() / safe_count)
+    return total * (world_size() / safe_count)
 
 
 @torch.no_grad()
@@ -72,10 +81,10 @@ def gather_rows(rows: Tensor) -> Tensor:
     Returns:
         ``(W * M, ...)``, the same on all processes. On one process: ``rows``, detached.
     """
-    if comm.get_world_size() == 1:
+    if world_size() == 1:
         return rows.detach()
     rows = rows.detach().contiguous()
-    parts = [torch.empty_like(rows) for _ in range(comm.get_world_size())]
+    parts = [torch.empty_like(rows) for _ in range(world_size())]
     dist.all_gather(parts, rows)
     return torch.cat(parts)
 
@@ -91,6 +100,6 @@ def gather_rows_with_gradient(rows: Tensor) -> Tensor:
     Returns:
         ``(W * M, ...)``, the same on all processes. On one process: ``rows``.
     """
-    if comm.get_world_size() == 1:
+    if world_size() == 1:
         return rows
     return torch.cat(all_gather(rows))

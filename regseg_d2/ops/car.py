@@ -13,10 +13,9 @@ from __future__ import annotations
 import math
 
 import torch
-from detectron2.utils import comm
 from torch import Tensor
 
-from regseg_d2.distributed import all_reduce_sum, global_mean
+from regseg_d2.distributed import all_reduce_sum, global_mean, world_size
 from regseg_d2.ops.class_statistics import ClassStatistics
 
 REDUCTIONS = ("mse", "squared_mean")
@@ -44,7 +43,7 @@ def reduce_penalty(penalty: Tensor, weight: Tensor, reduction: str) -> Tensor:
         return global_mean((penalty.square() * weight).sum(), count)
     if reduction == "squared_mean":
         # The square needs the whole batch's mean: each process holds the same one.
-        mean = all_reduce_sum(global_mean((penalty * weight).sum(), count)) / comm.get_world_size()
+        mean = all_reduce_sum(global_mean((penalty * weight).sum(), count)) / world_size()
         return mean.square()
     raise ValueError(f"reduction is {reduction!r}; expected one of {REDUCTIONS}")
 

@@ -15,10 +15,9 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from detectron2.utils import comm
 from torch import Tensor
 
-from regseg_d2.distributed import all_reduce_sum, gather_rows
+from regseg_d2.distributed import all_reduce_sum, gather_rows, rank, world_size
 from regseg_d2.ops.grouped_products import log_sums_within_sets, pixel_rows, tile_groups
 from regseg_d2.ops.sampling import GroupOrder, compact, group_order
 
@@ -124,7 +123,7 @@ def draw_pixels(labels: Tensor, predictions: Tensor, how: Construction, bits: Ra
     num_images, num_pixels = labels.shape
     num_classes = how.num_classes
     num_groups = how.num_pools(num_images) * num_classes
-    offset = comm.get_rank() * num_images * num_pixels if how.scope == "batch" else 0
+    offset = rank() * num_images * num_pixels if how.scope == "batch" else 0
     right_groups, pairs, sample_bits, anchor_bits = _pool(labels, predictions, how, bits)
 
     right = group_order(right_groups, num_groups, sample_bits)
@@ -191,7 +190,7 @@ def _pool(labels: Tensor, predictions: Tensor, how: Construction, bits: RandomBi
     right_groups = torch.where(valid & right, classes, -1)
     pairs = torch.where(valid & ~right, classes * num_classes + predictions, -1)
     columns = [right_groups.flatten(), pairs.flatten(), bits.samples.flatten(), bits.anchors.flatten()]
-    if how.scope == "batch" and comm.get_world_size() > 1:
+    if how.scope == "batch" and world_size() > 1:
         columns = list(gather_rows(torch.stack(columns, dim=1)).t().contiguous())
     return tuple(columns)
 
@@ -339,7 +338,7 @@ def _sample_rows(maps: Tensor, samples: Tensor, how: Construction) -> Tensor:
         rows = pixel_rows(maps, pixels)
     else:
         num_pixels = len(maps) * maps.shape[2] * maps.shape[3]
-        own = pixels - comm.get_rank() * num_pixels
+        own = pixels - rank() * num_pixels
         rows = pixel_rows(maps, own.clamp(0, num_pixels - 1))
         rows = all_reduce_sum(rows * ((own >= 0) & (own < num_pixels)).unsqueeze(1))
     return torch.zeros_like(rows).index_copy(0, order, rows).view(*samples.shape, maps.shape[1])

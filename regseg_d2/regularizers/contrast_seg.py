@@ -7,10 +7,9 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
-from detectron2.utils import comm
 from torch import Tensor, nn
 
-from regseg_d2.distributed import gather_rows, gather_rows_with_gradient, global_mean
+from regseg_d2.distributed import gather_rows, gather_rows_with_gradient, global_mean, rank
 from regseg_d2.ops import contrast_seg as ops
 from regseg_d2.ops.class_statistics import class_sums
 from regseg_d2.ops.contrast_seg_memory import contrast_with_memories
@@ -240,7 +239,7 @@ class ContrastSeg(Regularizer):
     def _contrast_batch(self, embeddings: Tensor, anchors: ops.Anchors) -> tuple[ops.Anchors, ops.Contrast]:
         """Contrasts the anchors of this process with those of all."""
         rows = F.normalize(pixel_rows(embeddings, anchors.pixels), dim=1)
-        first = comm.get_rank() * len(rows)
+        first = rank() * len(rows)
         own, own_valid = compact(anchors.valid)
         places, valid = compact(gather_rows(anchors.valid.to(torch.uint8)).bool())
         classes = gather_rows(anchors.classes)[places]

@@ -6,10 +6,9 @@ from typing import Any, NamedTuple
 
 import torch
 from detectron2.config import CfgNode, configurable
-from detectron2.utils import comm
 from torch import Tensor, nn
 
-from regseg_d2.distributed import gather_rows, global_mean
+from regseg_d2.distributed import gather_rows, global_mean, rank
 from regseg_d2.ops import region_contrast as ops
 from regseg_d2.ops.class_statistics import class_sums, divide_by_counts
 from regseg_d2.ops.labels import one_hot_labels
@@ -184,7 +183,7 @@ class RegionContrast(Regularizer):
             return _Samples(self.bank.rows, self.bank.filled, None)
         rows = gather_rows(centers).transpose(0, 1).contiguous()
         filled = gather_rows(present.long()).t() > 0
-        return _Samples(rows, filled, comm.get_rank() * len(centers))
+        return _Samples(rows, filled, rank() * len(centers))
 
     @staticmethod
     def _describe(contrast: Contrast, counted: Tensor, present: Tensor) -> dict[str, Tensor]:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import torch
-from detectron2.utils import comm
 from torch import Tensor, nn
 
+from regseg_d2.distributed import rank
 from regseg_d2.ops.sampling import mix_bits
 
 
@@ -40,7 +40,7 @@ class RandomStream(nn.Module):
         Returns:
             ``(N, L)`` long, uniform in ``[0, 2**32)``.
         """
-        first = comm.get_rank() * num_images
+        first = rank() * num_images
         images = torch.arange(first, first + num_images, device=self.seed.device)
         return self._draw(stream, images, length)
 
