@@ -204,7 +204,7 @@ def test_an_image_gets_the_same_draw_in_any_batch(monkeypatch):
     both = draw(labels, predictions, how, RandomStream(5))
     parts = []
     for rank in range(2):
-        monkeypatch.setattr("detectron2.utils.comm.get_rank", lambda rank=rank: rank)
+        monkeypatch.setattr("regseg_d2.state.random_stream.rank", lambda rank=rank: rank)
         parts.append(draw(labels[rank : rank + 1], predictions[rank : rank + 1], how, RandomStream(5)))
     assert torch.equal(both.anchors, torch.cat([parts[0].anchors, parts[1].anchors + 42]))
     assert torch.equal(both.samples, torch.cat([parts[0].samples, parts[1].samples + 42]))

@@ -183,7 +183,7 @@ def test_images_draw_the_same_on_another_process_split(monkeypatch):
     whole = make_contrast(anchors=few, memory=MemoryOptions(4))
     drawn = whole._draw(inputs).compacted()
     part = make_contrast(anchors=few, memory=MemoryOptions(4))
-    monkeypatch.setattr("regseg_d2.state.random_stream.comm.get_rank", lambda: 1)
+    monkeypatch.setattr("regseg_d2.state.random_stream.rank", lambda: 1)
     taps = {name: tap[2:] for name, tap in inputs.taps.items()}
     drawn_part = part._draw(RegularizerInput(taps, labels[2:], IGNORE)).compacted()
     last = drawn.pixels >= 2 * 64

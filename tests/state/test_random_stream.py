@@ -9,7 +9,7 @@ from regseg_d2.state.random_stream import RandomStream
 
 
 def at_rank(monkeypatch, rank):
-    monkeypatch.setattr("detectron2.utils.comm.get_rank", lambda: rank)
+    monkeypatch.setattr("regseg_d2.state.random_stream.rank", lambda: rank)
 
 
 @pytest.mark.parametrize(("ranks", "images"), [(2, 3), (3, 2), (6, 1)])
