@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import multiprocessing
 import os
 import re
@@ -256,6 +257,12 @@ def guarded(main: Callable[[argparse.Namespace], Any], args: argparse.Namespace)
         if explained is None:
             raise
         _report(explained)
+        if dist.is_initialized():
+            # At once: gloo's threads may abort a process that tidies up while the others still talk to it,
+            # and its status would be another one.
+            logging.shutdown()
+            sys.stdout.flush()
+            os._exit(USER_ERROR_EXIT_CODE)
         sys.exit(USER_ERROR_EXIT_CODE)
     if dist.is_initialized():
         dist.destroy_process_group()
