@@ -10,7 +10,7 @@ import argparse
 import logging
 
 from regseg_d2.errors import errors_end_the_program
-from regseg_d2.weights.published import MIN_BACKBONE_SHARE, SOURCES
+from regseg_d2.weights.published import SOURCES
 from regseg_d2.weights.tool import convert_file
 
 
@@ -28,10 +28,11 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--min-backbone-share",
         type=float,
-        default=MIN_BACKBONE_SHARE,
         metavar="X",
-        help="fail if less of the backbone's tensors is found (default: %(default)s)",
+        help="take a backbone of which whole stages are missing, if this share of its tensors is there "
+        "(default: every stage)",
     )
+    parser.add_argument("--backbone-only", action="store_true", help="leave the head of IN out")
     parser.add_argument("--list", action="store_true", help="print each tensor that is used")
     parser.add_argument(
         "--trust-pickle", action="store_true", help="read files that can run code (their code runs!)"
@@ -52,6 +53,7 @@ def main() -> None:
             config_file=args.config_file,
             opts=args.opts,
             min_backbone_share=args.min_backbone_share,
+            backbone_only=args.backbone_only,
             list_used=args.list,
             trust_pickle=args.trust_pickle,
         )

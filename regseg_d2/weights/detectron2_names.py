@@ -110,4 +110,4 @@ def _recognises(names: Iterable[str], network: Network) -> bool:
     )
 
 
-SOURCE = Source("Detectron2", _recognises, rename, image_values)
+SOURCE = Source("Detectron2", _recognises, rename, image_values, head=re.escape(HEAD))

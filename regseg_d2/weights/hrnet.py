@@ -70,4 +70,10 @@ def _recognises(names: Iterable[str], network: Network) -> bool:
     )
 
 
-SOURCE = Source("HRNet's authors", _recognises, rename, lambda state, cfg: IMAGENET)
+SOURCE = Source(
+    "HRNet's authors",
+    _recognises,
+    rename,
+    lambda state, cfg: IMAGENET,
+    head=r"(?:model\.)?(?:last_layer|conv3x3_ocr|ocr_distri_head|cls_head)\.",
+)

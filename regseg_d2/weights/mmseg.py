@@ -9,6 +9,7 @@ from torch import Tensor
 from regseg_d2.errors import CheckpointError
 from regseg_d2.weights.mmseg_backbones import BACKBONE_RULES
 from regseg_d2.weights.mmseg_heads import AUXILIARY_RULES, HEAD_RULES, NECK_RULES
+from regseg_d2.weights.mmseg_kinds import describe_head
 from regseg_d2.weights.network import HEAD, Network
 from regseg_d2.weights.renaming import Rule, prefixed
 from regseg_d2.weights.sources import IMAGENET, Renamed, Source, by_rules, has_all
@@ -66,4 +67,11 @@ def _recognises(names: Iterable[str], network: Network) -> bool:
     )
 
 
-SOURCE = Source("mmsegmentation", _recognises, rename, lambda state, cfg: IMAGENET)
+SOURCE = Source(
+    "mmsegmentation",
+    _recognises,
+    rename,
+    lambda state, cfg: IMAGENET,
+    head=r"(?:decode_head|neck)\.",
+    describe_head=describe_head,
+)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from detectron2.config import CfgNode
@@ -13,6 +14,7 @@ from regseg_d2.engine.load_report import LoadReport
 from regseg_d2.errors import CheckpointError
 from regseg_d2.weights import detectron2_names, hrnet, mmseg, segformer, timm_names, torchvision
 from regseg_d2.weights.network import BACKBONE, BATCH_COUNTER, HEAD, Network
+from regseg_d2.weights.parts import AUGMENT, AUXILIARY, DERIVED, Part, first, parts_of
 from regseg_d2.weights.sources import ImageValues, Source
 
 logger = logging.getLogger(__name__)
@@ -30,8 +32,6 @@ SOURCES: dict[str, Source] = {
 MIN_BACKBONE_SHARE = 0.9
 #: How the names of tensors begin that take no part in inference.
 AUXILIARY_PREFIXES = ("auxiliary_head.", "aux_classifier.")
-# Ends of the names of what a network computes by itself.
-_DERIVED = (BATCH_COUNTER, ".relative_position_index", ".attn_mask")
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,9 @@ class Conversion:
         dropped: tensors by the file's names that have no place.
         report: all of that, and what the file has nothing for.
         backbone_share: share of the backbone's tensors that the file has.
+        backbone_parts: stem and stages of the backbone, and what the file has of them.
+        head_parts: the same of the head.
+        head_kind: whose head the file has, or "".
         images: what the checkpoint's network reads.
         warning: what of the config does not agree with the file, or "".
     """
@@ -55,6 +58,9 @@ class Conversion:
     dropped: dict[str, Tensor]
     report: LoadReport
     backbone_share: float
+    backbone_parts: Sequence[Part]
+    head_parts: Sequence[Part]
+    head_kind: str
     images: ImageValues
     warning: str
 
@@ -71,7 +77,10 @@ def convert(
     source: Source,
     network: Network,
     path: str,
-    min_backbone_share: float = MIN_BACKBONE_SHARE,
+    min_backbone_share: float | None = None,
+    *,
+    whole: bool = False,
+    backbone_only: bool = False,
 ) -> Conversion:
     """Puts a checkpoint's tensors under a network's names, and sorts out those that fit.
 
@@ -80,34 +89,113 @@ def convert(
         source: where they come from.
         network: the network that they are for.
         path: the file, for errors.
-        min_backbone_share: share of the backbone's tensors that must be found.
+        min_backbone_share: share of the backbone's tensors that must be found; None is
+            ``MIN_BACKBONE_SHARE``.
+        whole: whether the decode head must be found whole or not at all, and, without a share, every stage of
+            the backbone.
+        backbone_only: whether to leave the file's head out.
 
     Raises:
-        CheckpointError: there are no rules for the backbone, or too little of it is found.
+        CheckpointError: there are no rules for the backbone, too little of it is found, or a stage of the
+            network is found in part.
     """
     renamed, unknown = source.rename(state, network)
     weights, misfits = {}, {}
-    dropped = {name: value for name, value in unknown.items() if not name.endswith(_DERIVED)}
+    dropped = {name: value for name, value in unknown.items() if not name.endswith(DERIVED)}
     for name, value in renamed.items():
-        if name not in network.shapes:
-            if not name.endswith(_DERIVED):
+        if backbone_only and name.startswith(HEAD):
+            dropped[name] = value
+        elif name not in network.shapes:
+            if not name.endswith(DERIVED):
                 dropped[name] = value
         elif value.shape == network.shapes[name]:
             weights[name] = value
         else:
             misfits[name] = value
-    report = _report(weights, misfits, dropped, network)
+    backbone_parts, head_parts = parts_of(weights, misfits, network)
     wanted = network.backbone_tensors
-    share = sum(name in weights for name in wanted) / max(len(wanted), 1)
-    if share < min_backbone_share:
-        raise CheckpointError(
-            f"'{path}', read as a checkpoint of {source.title}, has {share:.0%} of the backbone's "
-            f"{len(wanted)} tensors; expected at least {min_backbone_share:.0%}:\n{report.table()}\n"
-            "Is it a checkpoint of this backbone (MODEL.BACKBONE.NAME and its keys)?"
-        )
     images = source.image_values(state, network.cfg)
-    warning = image_warning(source, images, network.cfg)
-    return Conversion(source, weights, misfits, dropped, report, share, images, warning)
+    conversion = Conversion(
+        source=source,
+        weights=weights,
+        misfits=misfits,
+        dropped=dropped,
+        report=_report(weights, misfits, dropped, network),
+        backbone_share=sum(name in weights for name in wanted) / max(len(wanted), 1),
+        backbone_parts=backbone_parts,
+        head_parts=head_parts,
+        head_kind=source.describe_head(state),
+        images=images,
+        warning=image_warning(source, images, network.cfg),
+    )
+    _check_backbone(conversion, network, path, min_backbone_share, whole)
+    _check_head(conversion, network, path, whole)
+    return conversion
+
+
+def _check_backbone(
+    conversion: Conversion, network: Network, path: str, min_share: float | None, whole: bool
+) -> None:
+    share, least = conversion.backbone_share, MIN_BACKBONE_SHARE if min_share is None else min_share
+    every_stage = whole and min_share is None
+    wrong = [
+        part
+        for part in conversion.backbone_parts
+        if part.is_half or part.does_not_fit or (every_stage and part.is_needed and part.missing)
+    ]
+    if share < least:
+        problem = (
+            f"has {share:.0%} of the backbone's {len(network.backbone_tensors)} tensors; expected at least "
+            f"{least:.0%}:\n{conversion.report.table()}"
+        )
+    elif wrong:
+        problem = f"does not fill the backbone:\n{_described(wrong, conversion, network)}"
+        if network.backbone_kind == "dilated_resnet" and any(part.name.endswith("stem") for part in wrong):
+            problem += "\nMODEL.RESNETS.STEM_TYPE and STEM_OUT_CHANNELS say which stem the network has."
+    else:
+        return
+    raise CheckpointError(
+        f"'{path}', read as a checkpoint of {conversion.source.title}, {problem}\n"
+        "Is it a checkpoint of this backbone (MODEL.BACKBONE.NAME and its keys)?"
+        + (f" The file's head: {conversion.head_kind}." if conversion.head_kind else "")
+    )
+
+
+def _check_head(conversion: Conversion, network: Network, path: str, whole: bool) -> None:
+    """Refuses parts that are found by half; with ``whole`` also a decode head of which a part is missing."""
+    wrong = [part for part in conversion.head_parts if part.is_half]
+    unused: list[str] = []
+    if whole and has_decode_head(conversion):
+        may_be_new = {AUGMENT} if "OCR" in network.stages else {AUGMENT, AUXILIARY}
+        wrong = [p for p in conversion.head_parts if p.is_half or (p.missing and p.name not in may_be_new)]
+        unused = unused_head_tensors(conversion)
+    if not wrong and not unused:
+        return
+    lines = [_described(wrong, conversion, network)] if wrong else []
+    if unused:
+        lines.append(f"  of the file's head, nothing here has a place for {first(unused)}")
+    kind = conversion.head_kind or "is it a checkpoint of this head (MODEL.SEM_SEG_HEAD and its keys)?"
+    raise CheckpointError(
+        f"'{path}', read as a checkpoint of {conversion.source.title}, fits the head in part:\n"
+        + "\n".join(lines)
+        + f"\nOf the file's head: {kind}\n"
+        "To take its backbone alone: tools/convert_weights.py --backbone-only."
+    )
+
+
+def _described(parts: Sequence[Part], conversion: Conversion, network: Network) -> str:
+    return "\n".join(f"  {part.describe(conversion.misfits, network)}" for part in parts)
+
+
+def has_decode_head(conversion: Conversion) -> bool:
+    """Whether anything of the file's decode head was taken, its auxiliary head aside."""
+    return any(part.found for part in conversion.head_parts if part.name != AUXILIARY)
+
+
+def unused_head_tensors(conversion: Conversion) -> list[str]:
+    """The file's names of tensors of its decode head that have no place in the network."""
+    pattern = conversion.source.head
+    return [name for name in conversion.dropped if pattern is not None and re.match(pattern, name)]
 
 
 def convert_if_published(

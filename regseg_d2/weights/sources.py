@@ -55,12 +55,17 @@ class Source:
         recognises: whether the names of a checkpoint's tensors are of this origin.
         rename: puts a checkpoint's tensors under the names of a network.
         image_values: what the checkpoint's network reads.
+        head: pattern of how the names of the decode head's tensors begin in the file; None for checkpoints
+            without one.
+        describe_head: says whose head the names are of; "" where they do not tell.
     """
 
     title: str
     recognises: Callable[[Iterable[str], Network], bool]
     rename: Callable[[Mapping[str, Tensor], Network], Renamed]
     image_values: Callable[[Mapping[str, Tensor], CfgNode], ImageValues]
+    head: str | None = None
+    describe_head: Callable[[Iterable[str]], str] = lambda names: ""
 
 
 def by_rules(state: Mapping[str, Tensor], rules: Sequence[Rule], network: Network) -> Renamed:

@@ -14,12 +14,12 @@ from regseg_d2.engine.files import atomic_writer
 from regseg_d2.errors import CheckpointError, ConfigError
 from regseg_d2.modeling.build import build_model
 from regseg_d2.weights.network import Network
-from regseg_d2.weights.published import MIN_BACKBONE_SHARE, SOURCES, Conversion, convert
+from regseg_d2.weights.parts import is_classifier_of_other_classes
+from regseg_d2.weights.published import SOURCES, Conversion, convert, has_decode_head
 from regseg_d2.weights.reading import read_weights
 
 #: Endings of files that MODEL.WEIGHTS reads with torch.
 _OUTPUT_ENDINGS = (".pth", ".pt")
-_CLASSIFIER = "predictor"
 
 
 def convert_file(
@@ -29,7 +29,8 @@ def convert_file(
     source: str,
     config_file: str = "",
     opts: Sequence[str] = (),
-    min_backbone_share: float = MIN_BACKBONE_SHARE,
+    min_backbone_share: float | None = None,
+    backbone_only: bool = False,
     list_used: bool = False,
     trust_pickle: bool = False,
 ) -> str:
@@ -41,7 +42,9 @@ def convert_file(
         source: key of ``SOURCES``.
         config_file: config of the network, or "" for the defaults.
         opts: changes to the config, keys and values in turn.
-        min_backbone_share: share of the backbone's tensors that must be found.
+        min_backbone_share: share of the backbone's tensors that must be found, where whole stages may be new;
+            None is every stage.
+        backbone_only: whether to leave the file's head out.
         list_used: name each tensor that is used.
         trust_pickle: read files that can run code.
 
@@ -54,7 +57,15 @@ def convert_file(
     _check_paths(input_path, output_path)
     state = read_weights(input_path, trust_pickle=trust_pickle)
     network = _build_network(config_file, opts)
-    conversion = convert(state, SOURCES[source], network, input_path, min_backbone_share)
+    conversion = convert(
+        state,
+        SOURCES[source],
+        network,
+        input_path,
+        min_backbone_share,
+        whole=True,
+        backbone_only=backbone_only,
+    )
     if not conversion.weights:
         raise CheckpointError(f"'{input_path}': none of its {len(state)} tensors fits the network.")
     weights = {name: value.contiguous() for name, value in conversion.weights.items()}
@@ -98,6 +109,9 @@ def _describe(conversion: Conversion, network: Network, path: str, list_used: bo
         f"Backbone: {conversion.backbone_share:.1%} of {len(network.backbone_tensors)} tensors.",
         f"Images, as checkpoints of {conversion.source.title} expect them: {conversion.images}",
     ]
+    if not has_decode_head(conversion):
+        kind = f" Of the file's head: {conversion.head_kind}." if conversion.head_kind else ""
+        lines.insert(2, f"Head: none of it is from the file.{kind}")
     if conversion.warning:
         lines.append(f"Warning: {conversion.warning}")
     return "\n".join([*lines, f"Wrote '{path}'; load it with MODEL.WEIGHTS {path}"])
@@ -105,8 +119,7 @@ def _describe(conversion: Conversion, network: Network, path: str, list_used: bo
 
 def _comment(name: str, file: tuple[int, ...], here: tuple[int, ...]) -> str:
     """Says where a tensor belongs to a classifier of another number of classes."""
-    is_classifier = name.rpartition(".")[0].endswith(_CLASSIFIER) and file[1:] == here[1:]
-    return ": a classifier of other classes" if is_classifier else ""
+    return ": a classifier of other classes" if is_classifier_of_other_classes(name, file, here) else ""
 
 
 def _by_module(shapes: Iterable[str]) -> dict[str, list[str]]:

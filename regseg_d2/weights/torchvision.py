@@ -110,4 +110,4 @@ def _recognises(names: Iterable[str], network: Network) -> bool:
     )
 
 
-SOURCE = Source("torchvision", _recognises, rename, lambda state, cfg: IMAGENET)
+SOURCE = Source("torchvision", _recognises, rename, lambda state, cfg: IMAGENET, head=r"classifier\.")

@@ -8,6 +8,7 @@ from torchvision.models.segmentation.deeplabv3 import DeepLabHead, DeepLabV3
 from torchvision.models.segmentation.fcn import FCN, FCNHead
 
 from regseg_d2.errors import CheckpointError
+from regseg_d2.weights.tool import convert_file
 from tests.weights.published_helpers import (
     HEAD,
     IMAGE,
@@ -18,6 +19,7 @@ from tests.weights.published_helpers import (
     load_converted,
     load_directly,
     logits_of,
+    options,
     randomize,
     save,
 )
@@ -89,12 +91,16 @@ def test_torchvisions_imagenet_weights_in_both_kinds_of_backbone(tmp_path):
         assert torch.equal(directly.backbone(IMAGE)["res5"], found)
 
 
-def test_a_stem_of_another_kind_is_left_new(tmp_path):
+def test_a_stem_of_another_kind_is_left_new_in_a_training_and_an_error_of_the_tool(tmp_path):
     theirs = ThinResNet()
     path = save(theirs.state_dict(), tmp_path / "theirs.pth")
     keys = {**TORCHVISION, **PLAIN_FCN, "MODEL.RESNETS.STEM_TYPE": "deeplab"}
-    model, text = load_converted(keys, path, "torchvision", tmp_path)
-    assert "bn1: weight (64,)" in text
-    assert "backbone.stem.conv1: weight (32, 3, 3, 3)" in text
+    model = load_directly(keys, path)
+    assert torch.equal(model.backbone.res2[0].conv1.weight, theirs.layer1[0].conv1.weight)
+    with pytest.raises(
+        CheckpointError, match=r"backbone.stem: 0 of 15 tensors .*\n.*MODEL.RESNETS.STEM_TYPE"
+    ):
+        convert_file(str(path), str(tmp_path / "out.pth"), source="torchvision", opts=options(keys))
+    assert not (tmp_path / "out.pth").exists()
     with pytest.raises(CheckpointError, match="This is a ResNet of torchvision.*'build_mit_backbone'"):
         load_directly({**keys, "MODEL.BACKBONE.NAME": "build_mit_backbone"}, path)

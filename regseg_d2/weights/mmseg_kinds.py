@@ -1,0 +1,71 @@
+"""Which of mmsegmentation's heads and necks a checkpoint has, told by the names of its tensors."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+#: Pattern of a name, the kind it tells (the first that matches counts), and what is the same network here; ""
+#: is nothing.
+KINDS: list[tuple[str, str, str]] = [
+    (
+        r"decode_head\.sep_bottleneck\.",
+        "DepthwiseSeparableASPPHead",
+        "",
+    ),
+    (r"decode_head\.scale_heads\.", "FPNHead", ""),
+    (r"decode_head\.(?:1\.)?object_context_block\.", "OCRHead", "MODEL.SEM_SEG_HEAD.CONTEXT: OCR"),
+    (r"decode_head\.fpn_bottleneck\.", "UPerHead", "MODEL.SEM_SEG_HEAD.FUSION: UPerFPN"),
+    (r"decode_head\.fusion_conv\.", "SegformerHead", "MODEL.SEM_SEG_HEAD.FUSION: MLPFusion"),
+    (r"decode_head\.psp_modules\.", "PSPHead", "MODEL.SEM_SEG_HEAD.CONTEXT: PPM"),
+    (
+        r"decode_head\.aspp_modules\.",
+        "ASPPHead",
+        "MODEL.SEM_SEG_HEAD.CONTEXT: ASPP with ASPP_NARROW: False",
+    ),
+    (r"decode_head\.enc_module\.", "EncHead", "MODEL.SEM_SEG_HEAD.CONTEXT: Encoding"),
+    (r"decode_head\.cca\.", "CCHead", "MODEL.SEM_SEG_HEAD.CONTEXT: CrissCross with CONCAT_INPUT: True"),
+    (r"decode_head\.pam\.", "DAHead", "MODEL.SEM_SEG_HEAD.CONTEXT: DualAttention"),
+    (r"decode_head\.nl_block\.", "NLHead", "MODEL.SEM_SEG_HEAD.CONTEXT: NonLocal with CONCAT_INPUT: True"),
+    (r"decode_head\.query_feat\.", "Mask2FormerHead", ""),
+    (r"decode_head\.query_embed\.", "MaskFormerHead", ""),
+    (r"decode_head\.kernel_(?:update|generate)_head\.", "IterativeDecodeHead (K-Net)", ""),
+    (r"decode_head\.cls_emb$", "SegmenterMaskTransformerHead", ""),
+    (r"decode_head\.ema_module\.", "EMAHead", ""),
+    (r"decode_head\.gc_block\.", "GCHead", ""),
+    (r"decode_head\.dnl_block\.", "DNLHead", ""),
+    (r"decode_head\.dcm_modules\.", "DMHead", ""),
+    (r"decode_head\.acm_modules\.", "APCHead", ""),
+    (r"decode_head\.attention\.\d", "PSAHead", ""),
+    (r"decode_head\.global_relation\.", "ISAHead", ""),
+    (r"decode_head\.(?:fusion|context)\.stages\.", "ANNHead", ""),
+    (r"decode_head\.hamburger\.", "LightHamHead", ""),
+    (r"decode_head\.conv_ups\.", "LRASPPHead", ""),
+    (r"decode_head\.reassemble_blocks\.", "DPTHead", ""),
+    (r"decode_head\.up_convs\.", "SETRUPHead or SETRMLAHead", ""),
+    (r"decode_head\.\d\.fcs\.", "PointHead", ""),
+    (r"decode_head\.side_adapter_network\.", "SideAdapterCLIPHead", ""),
+    (r"decode_head\.i_head\.", "PIDHead", ""),
+    (r"decode_head\.convs\.\d+\.depthwise_conv\.", "DepthwiseSeparableFCNHead", ""),
+    (r"neck\.cff_24\.", "ICNeck", ""),
+    (r"neck\.upsample_4x\.", "Feature2Pyramid", ""),
+    (r"neck\.mla\.", "MLANeck", ""),
+    (r"neck\.convs\.", "MultiLevelNeck", ""),
+    (r"neck\.lateral_convs\.", "FPN without its FPNHead", ""),
+    (r"decode_head\.lateral_convs\.", "head of lateral_convs", ""),
+]
+
+
+def describe_head(names: Iterable[str]) -> str:
+    """Says whose head or neck the names are, and what it is here; "" where they do not tell.
+
+    Args:
+        names: names of a checkpoint's tensors.
+    """
+    names = list(names)
+    for pattern, kind, here in KINDS:
+        if any(re.match(pattern, name) for name in names):
+            if here:
+                return f"this is mmsegmentation's {kind}, which here is {here}"
+            return f"not supported: this is mmsegmentation's {kind}"
+    return ""
