@@ -31,7 +31,13 @@ TABLES = ("ade20k", "cityscapes", "cityscapes_test", "coco_stuff_10k", "pascal_c
 # Folders whose methods are compared with the baseline beside them.
 COMPARED = ("camvid", "camvid_half", "cooccurrence", *TABLES)
 # For users: the papers' tables have Pascal Context without background, and COCO-Stuff 10K.
-UNUSED_BASES = {"_base_/datasets/pascal_context_60.yaml", "_base_/datasets/coco_stuff_164k.yaml"}
+# And networks for checkpoints of mmsegmentation.
+UNUSED_BASES = {
+    "_base_/datasets/pascal_context_60.yaml",
+    "_base_/datasets/coco_stuff_164k.yaml",
+    "_base_/models/deeplabv3plus_resnet50_mmseg.yaml",
+    "_base_/models/semantic_fpn_resnet50_mmseg.yaml",
+}
 # Rows that a paper compares with other works alone: the baseline is the same config without its regularizer.
 WITHOUT_BASELINE = {
     "ade20k/deeplabv3_resnet101_region_contrast.yaml",
@@ -58,7 +64,7 @@ NUM_LEAVES = {
 }
 NUM_BASES = {
     "_base_/datasets": 9,
-    "_base_/models": 50,
+    "_base_/models": 52,
     "_base_/protocols": 6,
     "_base_/regularizers": 7,
     "_base_/schedules": 23,

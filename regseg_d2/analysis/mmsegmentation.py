@@ -60,6 +60,8 @@ PAIRS = {
     "fcn_r50": _resnet("fcn", **{f"{_HEAD}FCN_NUM_CONVS": 2, f"{_HEAD}CONCAT_INPUT": True}),
     "pspnet_r50": _resnet("pspnet"),
     "deeplabv3_r50": _resnet("deeplabv3"),
+    "deeplabv3plus_r50": Pair("deeplabv3plus_r50-d8.py", ("deeplabv3plus_resnet50_mmseg",), _AUXILIARY),
+    "fpn_r50": Pair("fpn_r50.py", ("semantic_fpn_resnet50_mmseg",)),
     "nonlocal_r50": _resnet("nonlocal"),
     "ccnet_r50": _resnet("ccnet"),
     "danet_r50": _resnet("danet"),

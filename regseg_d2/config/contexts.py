@@ -10,12 +10,19 @@ def add_context_config(head: CfgNode) -> None:
     # ASPP: True narrows the joined branches by a 1x1 block, as Detectron2 does; False leaves them for the
     # projection to mix, as mmsegmentation does.
     head.ASPP_NARROW = True
+    # Side of that block's kernel, 1 or 3, and a norm in the image pooling (which is there without the block,
+    # too): 3 and True in mmsegmentation's DeepLabV3+.
+    head.ASPP_NARROW_KERNEL_SIZE = 1
+    head.ASPP_POOLING_NORM = False
     # FCN: number of convolution blocks before the last one (which is the projection), and their kernel.
     head.FCN_NUM_CONVS = 1
     head.FCN_KERNEL_SIZE = 3
     # PPM: side of each grid that the feature is averaged over (PSPNet's four).
     head.PPM_POOL_SIZES = [1, 2, 3, 6]
     # Fusions: UPerFPN's levels have CONTEXT_CHANNELS channels, its pooling PPM_POOL_SIZES; Concat has no key.
+    # SemanticFPN: its pyramid has FPN_CHANNELS channels (the paper's 256; 64 to 256), its output
+    # CONTEXT_CHANNELS (the paper's 128).
+    head.FPN_CHANNELS = 256
     # MLPFusion (SegFormer) brings each feature to CONTEXT_CHANNELS channels: True puts a norm and a ReLU on
     # that, as mmsegmentation does; False neither, as the paper does (Eq. 4).
     head.MLP_NORM = True

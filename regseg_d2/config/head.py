@@ -16,6 +16,8 @@ def add_head_config(cfg: CfgNode) -> None:
     # Without FUSION the context module reads the feature of the largest stride; features of smaller stride
     # are low-level skips in the manner of DeepLabV3+, PROJECT_CHANNELS wide, one number a skip.
     head.IN_FEATURES = ["res5"]
+    # True makes the 3x3 block of each such skip separable, as mmsegmentation's DeepLabV3+ does.
+    head.SKIP_SEPARABLE = False
     # Stage that makes one feature of all IN_FEATURES, at the smallest stride among them, for the context
     # module, by its name in FUSION. "" is none.
     head.FUSION = ""
@@ -31,7 +33,8 @@ def add_head_config(cfg: CfgNode) -> None:
     # authors and of mmsegmentation).
     head.CONCAT_INPUT = False
     # Last convolution block before the classifier, by its name in PROJECTION. ConvBlock: convolution,
-    # norm, ReLU. LinearConvBlock: CAR's linear 1x1 convolution before a ConvBlock. "" is none.
+    # norm, ReLU. SeparableConvBlock: a separable 3x3 one (mmsegmentation's DeepLabV3+). LinearConvBlock:
+    # CAR's linear 1x1 convolution before a ConvBlock. "" is none.
     # CONVS_DIM is the number of channels that it puts out, and that the classifier reads.
     head.PROJECTION = "ConvBlock"
     # 3 as usual; 1 is the paper's column "A" (CAR, section 4.2.1).

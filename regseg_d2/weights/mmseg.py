@@ -8,7 +8,7 @@ from torch import Tensor
 
 from regseg_d2.errors import CheckpointError
 from regseg_d2.weights.mmseg_backbones import BACKBONE_RULES
-from regseg_d2.weights.mmseg_heads import AUXILIARY_RULES, HEAD_RULES, NECK_RULES
+from regseg_d2.weights.mmseg_heads import AUXILIARY_RULES, HEAD_RULES, NECK_RULES, deeplabv3plus_rules
 from regseg_d2.weights.mmseg_kinds import describe_head
 from regseg_d2.weights.network import HEAD, Network
 from regseg_d2.weights.renaming import Rule, prefixed
@@ -51,6 +51,9 @@ def head_rules(state: Iterable[str], network: Network) -> list[Rule]:
     for stage in network.stages:
         rules += prefixed(NECK_RULES.get(stage, []), r"neck\.", HEAD)
         rules += prefixed(HEAD_RULES.get(stage, []), theirs, HEAD)
+    low_channels = network.cfg.MODEL.SEM_SEG_HEAD.PROJECT_CHANNELS
+    if network.stages == ["ASPP"] and len(low_channels) == 1:
+        rules += prefixed(deeplabv3plus_rules(low_channels[0]), theirs, HEAD)
     rules += prefixed(AUXILIARY_RULES, coarse or r"auxiliary_head\.", f"{HEAD}auxiliary.")
     return rules
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -61,6 +63,18 @@ HEAD_RULES: dict[str, list[Rule]] = {
         *conv_module(r"aspp_modules\.(\d)\.(depth|point)wise_conv", r"context.aspp.convs.\1.\2wise"),
         (r"bottleneck\.conv\.(weight)", r"projection.conv.\1", _image_pool_last),
         *conv_module("bottleneck", "projection.conv"),
+        # Of DeepLabV3+, with ASPP_NARROW_KERNEL_SIZE 3; the rest is in deeplabv3plus_rules.
+        (r"bottleneck\.conv\.(weight)", r"context.aspp.project.\1", _image_pool_last),
+        *conv_module("bottleneck", "context.aspp.project"),
+    ],
+    "SemanticFPN": [
+        *_CLASSIFIER,
+        # Behind each block stands an upsampling, which has a number there.
+        *(
+            r
+            for k in range(5)
+            for r in conv_module(rf"scale_heads\.(\d+)\.{2 * k}", rf"fusion.scales.\1.{k}")
+        ),
     ],
     "Encoding": [
         *_CLASSIFIER,
@@ -124,6 +138,10 @@ HEAD_RULES: dict[str, list[Rule]] = {
 
 #: Rules for the tensors of a neck, without its prefix, by ``MODEL.SEM_SEG_HEAD.FUSION``.
 NECK_RULES: dict[str, list[Rule]] = {
+    "SemanticFPN": [
+        *conv_module(r"lateral_convs\.(\d+)", r"fusion.laterals.\1"),
+        *conv_module(r"fpn_convs\.(\d+)", r"fusion.smooths.\1"),
+    ],
     "JPU": [
         *conv_module(r"conv_layers\.(\d+)\.0", r"fusion.convs.\1"),
         *conv_module(r"dilation_layers\.(\d+)\.0\.(depth|point)wise_conv", r"fusion.branches.\1.\2wise"),
@@ -135,3 +153,36 @@ AUXILIARY_RULES: list[Rule] = [
     *_CLASSIFIER,
     *conv_module(r"convs\.(\d+)", r"context.convs.\1"),
 ]
+
+
+def deeplabv3plus_rules(low_channels: int) -> list[Rule]:
+    """Rules for what ``DepthwiseSeparableASPPHead`` has behind ASPP.
+
+    Args:
+        low_channels: channels that the low-level feature is narrowed to. They come last there, first here.
+    """
+    return [
+        *conv_module("c1_bottleneck", "skips.0.project"),
+        (
+            r"sep_bottleneck\.0\.depthwise_conv\.conv\.(\w+)",
+            r"skips.0.fuse.depthwise.\1",
+            _first(low_channels, 0),
+        ),
+        (
+            r"sep_bottleneck\.0\.depthwise_conv\.bn\.(\w+)",
+            r"skips.0.fuse.depthwise.norm.\1",
+            _first(low_channels, 0),
+        ),
+        (
+            r"sep_bottleneck\.0\.pointwise_conv\.conv\.(weight)",
+            r"skips.0.fuse.pointwise.\1",
+            _first(low_channels, 1),
+        ),
+        *conv_module(r"sep_bottleneck\.0\.pointwise_conv", "skips.0.fuse.pointwise"),
+        *conv_module(r"sep_bottleneck\.1\.(depth|point)wise_conv", r"projection.conv.\1wise"),
+    ]
+
+
+def _first(count: int, dim: int) -> Callable[[Tensor], Tensor]:
+    """Puts the last ``count`` channels of a dimension first; a counter of batches has none."""
+    return lambda value: torch.roll(value, count, dims=dim) if value.dim() else value

@@ -5,15 +5,17 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
+_MODELS = "configs/_base_/models/"
+
 #: Pattern of a name, the kind it tells (the first that matches counts), and what is the same network here; ""
 #: is nothing.
 KINDS: list[tuple[str, str, str]] = [
     (
         r"decode_head\.sep_bottleneck\.",
         "DepthwiseSeparableASPPHead",
-        "",
+        f"{_MODELS}deeplabv3plus_resnet50_mmseg.yaml",
     ),
-    (r"decode_head\.scale_heads\.", "FPNHead", ""),
+    (r"decode_head\.scale_heads\.", "FPNHead", f"{_MODELS}semantic_fpn_resnet50_mmseg.yaml"),
     (r"decode_head\.(?:1\.)?object_context_block\.", "OCRHead", "MODEL.SEM_SEG_HEAD.CONTEXT: OCR"),
     (r"decode_head\.fpn_bottleneck\.", "UPerHead", "MODEL.SEM_SEG_HEAD.FUSION: UPerFPN"),
     (r"decode_head\.fusion_conv\.", "SegformerHead", "MODEL.SEM_SEG_HEAD.FUSION: MLPFusion"),

@@ -4,18 +4,20 @@ import pytest
 import torch
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_model
+from detectron2.modeling.backbone.fpn import FPN
+from detectron2.modeling.meta_arch.semantic_seg import SemSegFPNHead
 from torch import nn
 
 from regseg_d2.errors import ConfigError
-from regseg_d2.modeling.heads import JPU, PPM, Concat, ContextHead, MLPFusion, UPerFPN
+from regseg_d2.modeling.heads import JPU, PPM, Concat, ContextHead, MLPFusion, SemanticFPN, UPerFPN
 from regseg_d2.modeling.norms import resolve_auto_norm
 from tests.helpers import NUM_CLASSES, small_batch, small_cfg
 from tests.references.transformer import convolve, resize_bilinear
 
 WIDTHS = (3, 4, 5)
 SIZES = ((9, 7), (5, 4), (3, 2))
-FUSIONS = ("Concat", "UPerFPN", "MLPFusion", "JPU")
-OUT_CHANNELS = {"Concat": 12, "UPerFPN": 48, "MLPFusion": 48, "JPU": 12}
+OUT_CHANNELS = {"Concat": 12, "UPerFPN": 48, "MLPFusion": 48, "JPU": 12, "SemanticFPN": 16}
+FUSIONS = tuple(OUT_CHANNELS)
 
 
 def make_features(batch_size=2, dtype=torch.float64):
@@ -122,6 +124,71 @@ def test_upernet_by_loops():
         expect(fusion, make_features(1), reference)
 
 
+def nearest(x, height, width):
+    """``x (C, h, w)`` at another size: each pixel is the one whose cell its upper left corner lies in."""
+    rows = [y * x.shape[1] // height for y in range(height)]
+    columns = [i * x.shape[2] // width for i in range(width)]
+    return torch.stack([torch.stack([x[:, y, i] for i in columns], dim=1) for y in rows], dim=1)
+
+
+def test_semantic_fpn_by_loops():
+    torch.manual_seed(0)
+    fusion = prepare(
+        SemanticFPN(in_channels=WIDTHS, strides=(4, 8, 16), pyramid_channels=3, channels=2, norm="BN")
+    )
+    assert [len(blocks) for blocks in fusion.scales] == [1, 1, 2]
+
+    def plain(conv, x):
+        return convolve(x, conv.weight.detach(), conv.bias.detach(), padding=conv.padding[0])
+
+    def twice(x):
+        return resize_bilinear(x, 2 * x.shape[1], 2 * x.shape[2])
+
+    def reference(levels):
+        top = plain(fusion.laterals[2], levels[2])
+        middle = plain(fusion.laterals[1], levels[1]) + nearest(top, *SIZES[1])
+        fine = plain(fusion.laterals[0], levels[0]) + nearest(middle, *SIZES[0])
+        fine, middle, top = (
+            plain(conv, x) for conv, x in zip(fusion.smooths, (fine, middle, top), strict=True)
+        )
+        fine = block(fusion.scales[0][0], fine)
+        middle = twice(block(fusion.scales[1][0], middle))
+        top = twice(block(fusion.scales[2][1], twice(block(fusion.scales[2][0], top))))
+        return fine + resize_bilinear(middle, *SIZES[0]) + resize_bilinear(top, *SIZES[0])
+
+    with torch.no_grad():
+        expect(fusion, make_features(1), reference)
+
+
+@torch.no_grad()
+def test_detectron2s_semantic_fpn_is_the_same_function():
+    widths = {"res2": 3, "res3": 4, "res4": 5}
+    strides = {"res2": 4, "res3": 8, "res4": 16}
+    shapes = {name: ShapeSpec(channels=widths[name], stride=strides[name]) for name in widths}
+    bottom_up = nn.Identity()
+    bottom_up.output_shape = lambda: shapes
+    pyramid = FPN(bottom_up, list(widths), 6).eval()
+    theirs = SemSegFPNHead(
+        {f"p{i}": ShapeSpec(channels=6, stride=2**i) for i in (2, 3, 4)},
+        num_classes=5,
+        conv_dims=8,
+        common_stride=4,
+        norm="BN",
+    ).eval()
+    ours = SemanticFPN(
+        in_channels=(3, 4, 5), strides=(4, 8, 16), pyramid_channels=6, channels=8, norm="BN"
+    ).eval()
+    for i in (2, 3, 4):
+        getattr(pyramid, f"fpn_lateral{i}").load_state_dict(ours.laterals[i - 2].state_dict())
+        getattr(pyramid, f"fpn_output{i}").load_state_dict(ours.smooths[i - 2].state_dict())
+        blocks = [module for module in getattr(theirs, f"p{i}") if not isinstance(module, nn.Upsample)]
+        for block_, our_block in zip(blocks, ours.scales[i - 2], strict=True):
+            block_.load_state_dict(our_block.state_dict())
+    features = {name: torch.randn(2, widths[name], 64 // s, 32 // s) for name, s in strides.items()}
+    summed = ours(list(features.values()))
+    torch.testing.assert_close(theirs.predictor(summed), theirs.layers(pyramid(features)))
+
+
 def test_branches_of_the_pooling_are_as_wide_as_the_levels():
     fusion = UPerFPN(in_channels=(8, 64), channels=6, pool_sizes=(1, 2, 3), norm="BN")
     assert isinstance(fusion.ppm, PPM)
@@ -137,6 +204,7 @@ def fused_cfg(fusion, **overrides):
             "SEM_SEG_HEAD__IN_FEATURES": ["res4", "res2", "res3"],
             "SEM_SEG_HEAD__FCN_NUM_CONVS": 0,
             "SEM_SEG_HEAD__JPU_CHANNELS": 3,
+            "SEM_SEG_HEAD__FPN_CHANNELS": 6,
             **overrides,
         },
     )
@@ -189,6 +257,7 @@ def test_one_feature_is_refused(fusion):
         ("JPU", "JPU_DILATIONS", []),
         ("JPU", "JPU_DILATIONS", [1, 0]),
         ("UPerFPN", "PPM_POOL_SIZES", [0]),
+        ("SemanticFPN", "FPN_CHANNELS", 0),
         ("Concatenate", "FUSION", "Concatenate"),
     ],
 )

@@ -153,6 +153,38 @@ HEADS_IN_NETWORKS: dict[str, tuple[dict[str, Any], list[tuple[int, int, int]]]] 
     ),
 }
 
+HEADS_IN_NETWORKS |= {
+    "deeplabv3plus": (
+        network(
+            resnet(depth=18, base_channels=4),
+            head(
+                type="DepthwiseSeparableASPPHead",
+                in_channels=32,
+                in_index=3,
+                channels=8,
+                dilations=(1, 2, 3, 4),
+                c1_in_channels=4,
+                c1_channels=3,
+            ),
+        ),
+        [(4, 9, 13), (8, 5, 7), (16, 5, 7), (32, 5, 7)],
+    ),
+    "semantic_fpn": (
+        network(
+            resnet(depth=18, base_channels=4),
+            head(
+                type="FPNHead",
+                in_channels=[6] * 4,
+                in_index=[0, 1, 2, 3],
+                feature_strides=[4, 8, 16, 32],
+                channels=8,
+            ),
+            neck={"type": "FPN", "in_channels": [4, 8, 16, 32], "out_channels": 6, "num_outs": 4},
+        ),
+        [(4, 18, 25), (8, 9, 13), (16, 5, 7), (32, 3, 4)],
+    ),
+}
+
 #: Whole networks, and the sizes of the images that they read.
 NETWORKS: dict[str, tuple[dict[str, Any], list[tuple[int, int]]]] = {
     "fcn_resnet50_thin": (

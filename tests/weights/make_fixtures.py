@@ -111,8 +111,10 @@ def make_head_in_network(name: str) -> dict[str, Any]:
     if name == "ocr_resnet":
         result["coarse"] = model.decode_head[0](features)
         result["logits"] = model.decode_head[1](features, result["coarse"])
-    else:
+    elif name == "encnet":
         result["logits"], result["presence"] = model.decode_head(features)
+    else:
+        result["logits"] = model.decode_head(model.neck(features) if model.with_neck else features)
     return result
 
 

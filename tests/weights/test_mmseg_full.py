@@ -28,6 +28,8 @@ PARAMETERS = {
     "fcn_r50": (47133043, RESNET_AUXILIARY),
     "pspnet_r50": (46610803, RESNET_AUXILIARY),
     "deeplabv3_r50": (65748339, RESNET_AUXILIARY),
+    "deeplabv3plus_r50": (41225187, RESNET_AUXILIARY),
+    "fpn_r50": (28497907, 0),
     "nonlocal_r50": (47659123, RESNET_AUXILIARY),
     "ccnet_r50": (47461364, RESNET_AUXILIARY),
     "danet_r50": (47481883, RESNET_AUXILIARY),

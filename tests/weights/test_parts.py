@@ -201,7 +201,7 @@ def test_what_a_network_computes_by_itself_belongs_to_no_part():
             ["neck.lateral_convs.0.conv.weight", "decode_head.convs.0.conv.weight"],
             "not supported.*FPN with.*",
         ),
-        (["neck.lateral_convs.0.conv.weight", "decode_head.scale_heads.0.0.bn.bias"], ".*FPNHead.*"),
+        (["neck.lateral_convs.0.conv.weight", "decode_head.scale_heads.0.0.bn.bias"], "this is.*FPNHead.*"),
         (["decode_head.lateral_convs.0.conv.weight", "decode_head.fpn_bottleneck.bn.bias"], ".*UPerFPN"),
         (["backbone.conv1.weight", "decode_head.convs.0.conv.weight"], ""),
     ],

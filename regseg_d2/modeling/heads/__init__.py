@@ -13,11 +13,12 @@ from regseg_d2.modeling.heads.jpu import JPU
 from regseg_d2.modeling.heads.mdrl import MDRL as MDRLStage
 from regseg_d2.modeling.heads.non_local import NonLocal
 from regseg_d2.modeling.heads.ocr import OCR
-from regseg_d2.modeling.heads.projections import ConvBlock, LinearConvBlock
+from regseg_d2.modeling.heads.projections import ConvBlock, LinearConvBlock, SeparableConvBlock
 from regseg_d2.modeling.heads.psp import PPM
 from regseg_d2.modeling.heads.registries import AUGMENT, CONTEXT_MODULE, FUSION, PROJECTION
 from regseg_d2.modeling.heads.segformer import MLPFusion
 from regseg_d2.modeling.heads.self_attention import SelfAttention
+from regseg_d2.modeling.heads.semantic_fpn import SemanticFPN
 from regseg_d2.modeling.heads.upernet import UPerFPN
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "NonLocal",
     "SelfAttention",
     "FUSION",
+    "SemanticFPN",
     "UPerFPN",
     "MLPFusion",
     "JPU",
@@ -44,5 +46,6 @@ __all__ = [
     "OCR",
     "PPM",
     "LinearConvBlock",
+    "SeparableConvBlock",
     "PROJECTION",
 ]

@@ -10,7 +10,7 @@ from detectron2.config import CfgNode, configurable
 from detectron2.layers import ASPP as Detectron2ASPP
 from torch import Tensor, nn
 
-from regseg_d2.modeling.heads.layers import pooled_conv_norm_relu
+from regseg_d2.modeling.heads.layers import check_head_key, conv_norm_relu, pooled_conv_norm_relu
 from regseg_d2.modeling.heads.registries import CONTEXT_MODULE
 
 
@@ -29,7 +29,9 @@ class ASPP(nn.Module):
         depthwise_separable: separable convolutions in the branches (DeepLabV3+).
         narrow: a 1x1 block narrows the five branches to ``out_channels``, and the image pooling has no norm,
             as in Detectron2. Without, the branches stay side by side for the projection of the head to mix,
-            and the image pooling has a norm, as in mmsegmentation.
+            and the image pooling has a norm, as in mmsegmentation's DeepLabV3.
+        narrow_kernel_size: odd size of that block's kernel; 3 in mmsegmentation's DeepLabV3+.
+        pooling_norm: a norm in the image pooling with ``narrow`` too, as in mmsegmentation's DeepLabV3+.
     """
 
     @configurable
@@ -43,8 +45,11 @@ class ASPP(nn.Module):
         norm: str,
         depthwise_separable: bool = False,
         narrow: bool = True,
+        narrow_kernel_size: int = 1,
+        pooling_norm: bool = False,
     ) -> None:
         super().__init__()
+        check_head_key("ASPP_NARROW_KERNEL_SIZE", narrow_kernel_size, narrow_kernel_size in (1, 3), "1 or 3")
         self.out_channels = out_channels if narrow else 5 * out_channels
         self.aspp = Detectron2ASPP(
             in_channels,
@@ -55,9 +60,12 @@ class ASPP(nn.Module):
             dropout=dropout,
             use_depthwise_separable_conv=depthwise_separable,
         )
-        if not narrow:
+        if pooling_norm or not narrow:
             self.aspp.convs[-1][1] = pooled_conv_norm_relu(in_channels, out_channels, norm)
+        if not narrow:
             self.aspp.project = nn.Identity()
+        elif narrow_kernel_size > 1:
+            self.aspp.project = conv_norm_relu(5 * out_channels, out_channels, narrow_kernel_size, norm)
 
     @classmethod
     def from_config(cls, cfg: CfgNode, in_channels: int) -> dict[str, Any]:
@@ -71,6 +79,8 @@ class ASPP(nn.Module):
             "norm": head.NORM,
             "depthwise_separable": head.USE_DEPTHWISE_SEPARABLE_CONV,
             "narrow": head.ASPP_NARROW,
+            "narrow_kernel_size": head.ASPP_NARROW_KERNEL_SIZE,
+            "pooling_norm": head.ASPP_POOLING_NORM,
         }
 
     def forward(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:

@@ -14,7 +14,12 @@ from torch import Tensor, nn
 
 from regseg_d2.errors import ConfigError
 from regseg_d2.modeling.heads.fcn import FCNAuxiliary
-from regseg_d2.modeling.heads.layers import conv_norm_relu, init_classifier, resize_to
+from regseg_d2.modeling.heads.layers import (
+    conv_norm_relu,
+    init_classifier,
+    resize_to,
+    separable_conv_norm_relu,
+)
 from regseg_d2.modeling.heads.registries import AUGMENT, CONTEXT_MODULE, FUSION, PROJECTION, build_stage
 from regseg_d2.modeling.losses import SegmentationLoss
 
@@ -247,14 +252,26 @@ class LowLevelSkip(nn.Module):
         in_channels: channels of the other feature.
         out_channels: channels of the output.
         norm: name of the norm.
+        separable: whether the block behind them is separable.
     """
 
     def __init__(
-        self, *, low_channels: int, project_channels: int, in_channels: int, out_channels: int, norm: str
+        self,
+        *,
+        low_channels: int,
+        project_channels: int,
+        in_channels: int,
+        out_channels: int,
+        norm: str,
+        separable: bool = False,
     ) -> None:
         super().__init__()
         self.project = conv_norm_relu(low_channels, project_channels, 1, norm)
-        self.fuse = conv_norm_relu(project_channels + in_channels, out_channels, 3, norm)
+        joined = project_channels + in_channels
+        if separable:
+            self.fuse = separable_conv_norm_relu(joined, out_channels, norm)
+        else:
+            self.fuse = conv_norm_relu(joined, out_channels, 3, norm)
 
     def forward(self, x: Tensor, low_level: Tensor) -> Tensor:
         """Maps ``(N, C, h, w)`` and ``(N, C', h', w')`` to ``(N, out_channels, h', w')``."""
@@ -296,6 +313,7 @@ def _build_skips(cfg: CfgNode, shapes: Sequence[ShapeSpec], channels: int) -> li
             in_channels=width,
             out_channels=head.CONTEXT_CHANNELS,
             norm=head.NORM,
+            separable=head.SKIP_SEPARABLE,
         )
         for shape, project_channels, width in zip(
             shapes[::-1], list(head.PROJECT_CHANNELS)[::-1], widths, strict=True

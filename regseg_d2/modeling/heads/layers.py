@@ -6,7 +6,7 @@ from typing import Any
 
 import fvcore.nn.weight_init as weight_init
 import torch.nn.functional as F
-from detectron2.layers import Conv2d, get_norm
+from detectron2.layers import Conv2d, DepthwiseSeparableConv2d, get_norm
 from torch import Tensor, nn
 
 from regseg_d2.errors import ConfigError
@@ -32,6 +32,19 @@ def conv_norm_relu(in_channels: int, out_channels: int, kernel_size: int, norm: 
     )
     weight_init.c2_msra_fill(conv)
     return conv
+
+
+def separable_conv_norm_relu(in_channels: int, out_channels: int, norm: str) -> DepthwiseSeparableConv2d:
+    """A 3x3 convolution of each channel and a 1x1 convolution of all, each with a norm and a ReLU.
+
+    Args:
+        in_channels: channels of the input.
+        out_channels: channels of the output.
+        norm: name of the norms.
+    """
+    return DepthwiseSeparableConv2d(
+        in_channels, out_channels, norm1=norm, activation1=F.relu, norm2=norm, activation2=F.relu
+    )
 
 
 def init_classifier(predictor: nn.Conv2d | nn.Linear) -> None:

@@ -1,4 +1,4 @@
-"""The last convolution block before the classifier, plain or with CAR's linear convolution."""
+"""The last convolution block before the classifier: plain, separable or with CAR's linear convolution."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from detectron2.layers import Conv2d
 from torch import Tensor, nn
 
 from regseg_d2.errors import ConfigError
-from regseg_d2.modeling.heads.layers import conv_norm_relu
+from regseg_d2.modeling.heads.layers import conv_norm_relu, separable_conv_norm_relu
 from regseg_d2.modeling.heads.registries import PROJECTION
 
 
@@ -46,6 +46,33 @@ class ConvBlock(nn.Module):
             "kernel_size": head.PROJECTION_KERNEL_SIZE,
             "norm": head.NORM,
         }
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps ``(N, in_channels, h, w)`` to ``(N, out_channels, h, w)``."""
+        return self.conv(x)
+
+
+@PROJECTION.register()
+class SeparableConvBlock(nn.Module):
+    """The last 3x3 block of DeepLabV3+, separable (Chen et al., ECCV 2018, section 3.1; mmsegmentation's).
+
+    Args:
+        in_channels: channels of the input.
+        out_channels: channels of the output.
+        norm: name of the norms.
+    """
+
+    @configurable
+    def __init__(self, *, in_channels: int, out_channels: int, norm: str) -> None:
+        super().__init__()
+        self.out_channels = out_channels
+        self.conv = separable_conv_norm_relu(in_channels, out_channels, norm)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, in_channels: int) -> dict[str, Any]:
+        """Reads ``CONVS_DIM`` and ``NORM`` of ``MODEL.SEM_SEG_HEAD``."""
+        head = cfg.MODEL.SEM_SEG_HEAD
+        return {"in_channels": in_channels, "out_channels": head.CONVS_DIM, "norm": head.NORM}
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps ``(N, in_channels, h, w)`` to ``(N, out_channels, h, w)``."""
