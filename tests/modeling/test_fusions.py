@@ -3,7 +3,7 @@
 import pytest
 import torch
 from detectron2.layers import ShapeSpec
-from detectron2.modeling import build_model
+from detectron2.modeling import Backbone, build_model
 from detectron2.modeling.backbone.fpn import FPN
 from detectron2.modeling.meta_arch.semantic_seg import SemSegFPNHead
 from torch import nn
@@ -160,14 +160,26 @@ def test_semantic_fpn_by_loops():
         expect(fusion, make_features(1), reference)
 
 
+class GivenFeatures(Backbone):
+    """A backbone that takes features for an image."""
+
+    def __init__(self, shapes):
+        super().__init__()
+        self.shapes = shapes
+
+    def output_shape(self):
+        return self.shapes
+
+    def forward(self, features):
+        return features
+
+
 @torch.no_grad()
 def test_detectron2s_semantic_fpn_is_the_same_function():
     widths = {"res2": 3, "res3": 4, "res4": 5}
     strides = {"res2": 4, "res3": 8, "res4": 16}
     shapes = {name: ShapeSpec(channels=widths[name], stride=strides[name]) for name in widths}
-    bottom_up = nn.Identity()
-    bottom_up.output_shape = lambda: shapes
-    pyramid = FPN(bottom_up, list(widths), 6).eval()
+    pyramid = FPN(GivenFeatures(shapes), list(widths), 6).eval()
     theirs = SemSegFPNHead(
         {f"p{i}": ShapeSpec(channels=6, stride=2**i) for i in (2, 3, 4)},
         num_classes=5,
