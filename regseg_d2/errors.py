@@ -31,15 +31,40 @@ class DiskFullError(UserError):
     """A file that could not be written for want of space; what was there before it is unharmed."""
 
 
-def printable(text: str, most: int = 200) -> str:
-    """Returns a text of a file for a message: shortened, and without what would steer a terminal.
+def printable(text: str, most: int | None = 200) -> str:
+    """Returns a text of a file for a message: shortened, on one line, without what would steer a terminal.
+
+    Escape sequences, line breaks, marks that turn the direction of writing, and halves of characters are
+    written as Python writes them in a literal.
 
     Args:
         text: the text.
-        most: letters that are kept.
+        most: letters that are kept; None keeps all.
     """
-    kept = text if len(text) <= most else f"{text[:most]}..."
+    kept = text if most is None or len(text) <= most else f"{text[:most]}..."
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in kept)
+
+
+def printable_lines(text: str) -> str:
+    """Returns a message of several lines for the terminal, each of them :func:`printable`.
+
+    Args:
+        text: the message, whatever names of files, classes and data sets are in it.
+    """
+    return "\n".join(printable(line, None) for line in text.split("\n"))
+
+
+def print_error(message: object, start: str = "Error: ") -> None:
+    """Prints an error on stderr, with names that cannot steer the terminal.
+
+    Lines after the first are indented: no name with a line break in it can pass for a message of its own.
+
+    Args:
+        message: an exception or a text.
+        start: what stands before it.
+    """
+    lines = printable_lines(str(message)).replace("\n", "\n  ")
+    print(f"{start}{lines}", file=sys.stderr, flush=True)
 
 
 @contextmanager
@@ -54,10 +79,10 @@ def errors_end_the_program(status: int = 2) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        print(f"Error: {error}", file=sys.stderr)
+        print_error(error)
         sys.exit(status)
     except OSError as error:
         if error.filename is None:
             raise
-        print(f"Error: {error.filename}: {error.strerror}", file=sys.stderr)
+        print_error(f"{error.filename}: {error.strerror}")
         sys.exit(status)

@@ -12,7 +12,7 @@ import json
 from regseg_d2.analysis.compare import compare_groups, group_runs
 from regseg_d2.analysis.compare_report import TABLE_FORMATS, as_data, render
 from regseg_d2.analysis.runs import load_run
-from regseg_d2.errors import errors_end_the_program
+from regseg_d2.errors import errors_end_the_program, printable_lines
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -44,7 +44,8 @@ def main() -> None:
     if args.format == "json":
         print(json.dumps(as_data(groups, comparisons, notes), indent=2, allow_nan=False))
     else:
-        print(render(groups, comparisons, notes, format=args.format, per_class=not args.no_classes), end="")
+        text = render(groups, comparisons, notes, format=args.format, per_class=not args.no_classes)
+        print(printable_lines(text), end="")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import logging
 
-from regseg_d2.errors import errors_end_the_program
+from regseg_d2.errors import errors_end_the_program, printable_lines
 from regseg_d2.weights.published import SOURCES
 from regseg_d2.weights.tool import convert_file
 
@@ -57,7 +57,7 @@ def main() -> None:
             list_used=args.list,
             trust_pickle=args.trust_pickle,
         )
-    print(text)
+    print(printable_lines(text))
 
 
 if __name__ == "__main__":

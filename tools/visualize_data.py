@@ -8,10 +8,9 @@ same with its labels; pixels without a label are hatched. The same SEED gives th
 from __future__ import annotations
 
 import argparse
-import sys
 
 from regseg_d2.data.inspection.training_samples import draw_training_samples
-from regseg_d2.errors import UserError
+from regseg_d2.errors import errors_end_the_program, printable
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -34,12 +33,9 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     """Draws the samples and prints which files were written."""
     args = parse_arguments()
-    try:
+    with errors_end_the_program():
         paths = draw_training_samples(args.config_file, args.opts, number=args.num, output=args.output)
-    except UserError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        sys.exit(2)
-    print("\n".join(f"Wrote {path}" for path in paths))
+    print("\n".join(f"Wrote {printable(str(path), None)}" for path in paths))
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from torch.multiprocessing.spawn import ProcessExitedException
 from regseg_d2.config_files import load_config_with_origins, print_config
 from regseg_d2.engine.failures import LostProcessError, explain_failure
 from regseg_d2.engine.interruption import INTERRUPTED_EXIT_CODE, STOP_SIGNALS, Interrupted, signals_forwarded
-from regseg_d2.errors import ConfigError, UserError
+from regseg_d2.errors import ConfigError, UserError, print_error
 
 USER_ERROR_EXIT_CODE = 2
 # Key in the store of the process group: the main process has reported its error.
@@ -163,7 +163,7 @@ def run(main: Callable[[argparse.Namespace], Any], args: argparse.Namespace) -> 
         if group is None:
             _check_arguments(args, cfg.MODEL.DEVICE)
     except UserError as error:
-        print(f"Error: {error}", file=sys.stderr)
+        print_error(error)
         sys.exit(USER_ERROR_EXIT_CODE)
     if cfg.MODEL.DEVICE == "cpu":
         # Detectron2 asks torch whether there is a GPU to choose between NCCL and gloo.
@@ -273,7 +273,7 @@ def _end_interrupted(interruption: Interrupted) -> None:
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)  # it is ending, and the status shall say how
     if comm.is_main_process():
-        print(f"\n{interruption}", file=sys.stderr, flush=True)
+        print_error(interruption, "\n")
     comm.synchronize()
     if dist.is_initialized():
         dist.destroy_process_group()
@@ -288,17 +288,17 @@ def _report(error: UserError) -> None:
     process was lost is said by all that are left: the main process may be the one.
     """
     if comm.is_main_process():
-        print(f"\nError: {error}", file=sys.stderr, flush=True)
+        print_error(error, "\nError: ")
         if dist.is_initialized():
             _get_default_store().set(MAIN_PROCESS_SPOKE, "yes")
         return
     time.sleep(SECONDS_FOR_THE_MAIN_PROCESS)
     if isinstance(error, LostProcessError):
-        print(f"\nError in process {comm.get_rank()}: {error}", file=sys.stderr, flush=True)
+        print_error(error, f"\nError in process {comm.get_rank()}: ")
         return
     try:
         spoke = _get_default_store().check([MAIN_PROCESS_SPOKE])
     except dist.DistError:
         spoke = True  # the main process, where the store lives, has ended
     if not spoke:
-        print(f"\nError in process {comm.get_rank()}: {error}", file=sys.stderr, flush=True)
+        print_error(error, f"\nError in process {comm.get_rank()}: ")

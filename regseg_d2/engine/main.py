@@ -22,6 +22,7 @@ from regseg_d2.engine.run_lock import run_lock
 from regseg_d2.engine.seeding import make_deterministic, seed_everything
 from regseg_d2.engine.trained_model import load_trained_model
 from regseg_d2.engine.trainer import Trainer
+from regseg_d2.errors import printable_lines
 from regseg_d2.evaluation.inference import refuse_unsupported
 from regseg_d2.yaml_files import parse_yaml, read_yaml
 
@@ -95,10 +96,18 @@ def set_up(cfg: CfgNode, args: argparse.Namespace) -> None:
     comm.synchronize()
     for name in ("fvcore", "detectron2", "regseg_d2"):
         setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name=name, abbrev_name=name)
+    for handler in logging.getLogger("regseg_d2").handlers:
+        handler.addFilter(_make_printable)
     limit_cpu_threads()
     logger.info("Environment:\n%s", collect_env_info())
     logger.info("Process %d of %d. Arguments: %s", comm.get_rank(), comm.get_world_size(), args)
     logger.info("Config:\n%s", format_config(cfg))
+
+
+def _make_printable(record: logging.LogRecord) -> bool:
+    """A filter of messages: names of files and classes in them cannot steer the terminal."""
+    record.msg, record.args = printable_lines(record.getMessage()), ()
+    return True
 
 
 def evaluate_checkpoint(cfg: CfgNode, *, resume: bool = False) -> Results:

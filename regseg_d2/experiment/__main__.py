@@ -9,7 +9,7 @@ from pathlib import Path
 
 from regseg_d2.engine.interruption import INTERRUPTED_EXIT_CODE, Interrupted
 from regseg_d2.engine.run_lock import FolderInUseError
-from regseg_d2.errors import errors_end_the_program
+from regseg_d2.errors import errors_end_the_program, print_error
 from regseg_d2.experiment.one_run import perform
 from regseg_d2.experiment.plan import Run, choose_runs, plan_runs
 from regseg_d2.experiment.report import write_report
@@ -103,10 +103,10 @@ def make_one(run: Run, args: argparse.Namespace) -> None:
     try:
         perform(run, args.output, keep_weights=args.keep_weights)
     except FolderInUseError as error:
-        print(error, file=sys.stderr)
+        print_error(error, "")
         sys.exit(TAKEN)
     except Interrupted as interruption:
-        print(interruption, file=sys.stderr, flush=True)
+        print_error(interruption, "")
         os._exit(INTERRUPTED_EXIT_CODE)
 
 

@@ -19,6 +19,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, NoReturn
 
@@ -30,7 +31,7 @@ from regseg_d2.data.datasets.coco_drawing import draw_instances, draw_panoptic
 from regseg_d2.data.datasets.declared import IGNORE
 from regseg_d2.data.preparation import Conversion, check_files, convert_files
 from regseg_d2.engine.files import write_text
-from regseg_d2.errors import DatasetError
+from regseg_d2.errors import DatasetError, printable_lines
 from regseg_d2.json_files import read_json
 from regseg_d2.yaml_files import shown
 
@@ -160,7 +161,10 @@ def _declaration(name: str, splits: list[str], categories: _Categories, root: Pa
         "ignore_value": categories.ignore_value,
         "splits": {split: {"list": path} for split, path in lists.items()},
     }
-    return yaml.safe_dump(content, sort_keys=False, allow_unicode=True, default_flow_style=None, width=110)
+    dump = partial(yaml.safe_dump, content, sort_keys=False, default_flow_style=None, width=110)
+    text = dump(allow_unicode=True)
+    # Names of strangers, on their way to a terminal.
+    return text if printable_lines(text) == text else dump(allow_unicode=False)
 
 
 class _AnnotationFile:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from detectron2.data import MetadataCatalog
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from regseg_d2.data.inspection.balance import ClassBalance, count_classes
@@ -32,7 +33,7 @@ from regseg_d2.data.inspection.suggestions import (
     suggest_label_map,
 )
 from regseg_d2.data.labels import LabelReader, label_reader_for
-from regseg_d2.errors import DatasetError
+from regseg_d2.errors import DatasetError, printable
 from regseg_d2.evaluation.visualize import class_colors
 
 # A process takes seconds to start: it pays from about so many pairs on.
@@ -174,7 +175,7 @@ def _inspect(name: str, records: list[dict], reader: LabelReader, workers: int |
         transient=True,
     ) as progress:
         results = _results(records, reader, workers)
-        return list(progress.track(results, total=len(records), description=name))
+        return list(progress.track(results, total=len(records), description=escape(printable(name))))
 
 
 def _results(records: list[dict], reader: LabelReader, workers: int) -> Iterator[SampleFacts]:

@@ -13,6 +13,7 @@ from rich.table import Table as RichTable
 from regseg_d2.data.inspection.collect import DatasetFacts
 from regseg_d2.data.inspection.samples import Problem
 from regseg_d2.data.inspection.tables import Table, class_weight_lines, summary_lines, tables_of
+from regseg_d2.errors import printable
 
 
 def print_report(console: Console, all_facts: Sequence[DatasetFacts], *, shown: int | None = None) -> None:
@@ -24,21 +25,26 @@ def print_report(console: Console, all_facts: Sequence[DatasetFacts], *, shown: 
         shown: problems of one kind to list at most; None lists all.
     """
     for facts in all_facts:
-        console.rule(f"[bold]{escape(facts.name)}")
+        console.rule(f"[bold]{_shown(facts.name)}")
         for line in summary_lines(facts):
-            console.print(escape(line), highlight=False, soft_wrap=True)
+            console.print(_shown(line), highlight=False, soft_wrap=True)
         for table in tables_of(facts):
             console.print(_rich_table(table))
         # Whole lines, whatever the terminal's width: they are there to be copied.
         for name, weights in class_weight_lines(facts):
-            console.print(f"Class weights, {name}:\n  {escape(weights)}", highlight=False, soft_wrap=True)
+            console.print(f"Class weights, {name}:\n  {_shown(weights)}", highlight=False, soft_wrap=True)
         for note in facts.notes:
-            console.print(f"[yellow]Note:[/] {escape(note)}", highlight=False, soft_wrap=True)
+            console.print(f"[yellow]Note:[/] {_shown(note)}", highlight=False, soft_wrap=True)
         _print_problems(console, facts.problems, shown)
         if facts.suggestion is not None:
             console.print("[bold]Suggested line of the declaration:", highlight=False)
-            console.print(f"  {escape(facts.suggestion.line)}", highlight=False, soft_wrap=True)
-            console.print(f"  ({escape(facts.suggestion.reason)})", highlight=False, soft_wrap=True)
+            console.print(f"  {_shown(facts.suggestion.line)}", highlight=False, soft_wrap=True)
+            console.print(f"  ({_shown(facts.suggestion.reason)})", highlight=False, soft_wrap=True)
+
+
+def _shown(text: str) -> str:
+    """A text with names of files and classes, without what rich or the terminal would obey."""
+    return escape(printable(text, None))
 
 
 def _rich_table(table: Table) -> RichTable:
@@ -49,7 +55,7 @@ def _rich_table(table: Table) -> RichTable:
     for column in table.columns:
         drawn.add_column(column)
     for row in table.rows:
-        drawn.add_row(*map(escape, row))
+        drawn.add_row(*map(_shown, row))
     return drawn
 
 
@@ -61,6 +67,6 @@ def _print_problems(console: Console, problems: Sequence[Problem], shown: int | 
         members = list(group)
         console.print(f"[red]{len(members)} problems: {kind}", highlight=False)
         for problem in members[:shown]:
-            console.print(f"  {escape(problem.text)}", highlight=False, soft_wrap=True)
+            console.print(f"  {_shown(problem.text)}", highlight=False, soft_wrap=True)
         if shown is not None and len(members) > shown:
             console.print(f"  and {len(members) - shown} more, which the page lists", highlight=False)

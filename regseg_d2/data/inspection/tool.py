@@ -15,7 +15,7 @@ from regseg_d2.data.inspection.html import render_page
 from regseg_d2.data.inspection.text import print_report
 from regseg_d2.data.inspection.thumbnails import make_thumbnails
 from regseg_d2.engine.files import write_text
-from regseg_d2.errors import ConfigError
+from regseg_d2.errors import ConfigError, printable
 
 # Problems of one kind in the terminal, where a page lists all.
 _SHOWN_BESIDE_A_PAGE = 10
@@ -68,8 +68,8 @@ def check_named_datasets(
     if output:
         thumbnails = [make_thumbnails(facts, num_shown) for facts in all_facts]
         write_text(output, render_page(all_facts, thumbnails))
-        print(f"Wrote {Path(output)}")
+        print(f"Wrote {printable(output, None)}")
     if frequencies:
         write_frequencies(frequencies, all_facts[0].name, all_facts[0].balance)
-        print(f"Wrote {Path(frequencies)}")
+        print(f"Wrote {printable(frequencies, None)}")
     return not any(facts.problems for facts in all_facts)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from regseg_d2.data.datasets.spec import datasets_root
-from regseg_d2.errors import UserError
+from regseg_d2.errors import UserError, print_error, printable_lines
 
 
 def preparation_parser(description: str, archives: Sequence[str] = ()) -> argparse.ArgumentParser:
@@ -69,10 +69,10 @@ def run_preparation(prepare: Callable[[], list[str]]) -> int:
     try:
         lines = prepare()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print_error(error, "error: ")
         return 1
     except KeyboardInterrupt:
         print("stopped; start again to go on where it stopped", file=sys.stderr)
         return 130
-    print("\n".join(lines))
+    print(printable_lines("\n".join(lines)))
     return 0
