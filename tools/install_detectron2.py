@@ -30,7 +30,7 @@ from detectron2_wheel import (
     pip_arguments,
     requirement,
 )
-from pip_runner import AGAIN, SetupError, run_pip
+from pip_runner import AGAIN, SetupError, one_at_a_time, run_pip
 
 GIT_REQUIREMENT = (
     "git+https://github.com/facebookresearch/detectron2.git@a59f05630a8f205756064244bf5beb8661f96180"
@@ -105,11 +105,45 @@ def site_packages(python: str) -> Path:
     return Path(done.stdout.strip())
 
 
+def existing_site_packages(python: str) -> Path:
+    """Returns :func:`site_packages`, made where it is missing.
+
+    Raises:
+        SetupError: it cannot be made.
+    """
+    site = site_packages(python)
+    try:
+        site.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _cannot_write(site, error) from error
+    return site
+
+
+def _cannot_write(site: Path, error: OSError) -> SetupError:
+    cure = "use a virtual environment that you own: `make setup` creates one in .venv."
+    return SetupError(f"cannot write to {site}: {error}.\nWhat to do: {cure}")
+
+
 def remove_leftovers(site: Path) -> bool:
-    """Removes what an interrupted install left in ``site``; returns whether there was any."""
+    """Removes what an interrupted install left in ``site``; returns whether there was any.
+
+    Of a link, the link alone.
+
+    Raises:
+        SetupError: it cannot be removed.
+    """
     leftovers = list(site.glob(f"{STAGING_PREFIX}*"))
-    for folder in leftovers:
-        shutil.rmtree(folder)
+    for path in leftovers:
+        try:
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+        except OSError as error:
+            raise SetupError(
+                f"{path}, left by an earlier install, cannot be removed: {error.strerror or error}.\n"
+                f"What to do: remove it, {AGAIN}"
+            ) from error
     return bool(leftovers)
 
 
@@ -149,13 +183,11 @@ def install_wheel(python: str, wheel: Path | None) -> None:
     Raises:
         SetupError: with what happened and what to do; what was importable before still is.
     """
-    site = site_packages(python)
+    site = existing_site_packages(python)
     try:
-        site.mkdir(parents=True, exist_ok=True)
         staging = Path(tempfile.mkdtemp(prefix=STAGING_PREFIX, dir=site))
     except OSError as error:
-        cure = "use a virtual environment that you own: `make setup` creates one in .venv."
-        raise SetupError(f"cannot write to {site}: {error}.\nWhat to do: {cure}") from error
+        raise _cannot_write(site, error) from error
     try:
         requirements = staging / "requirements.txt"
         requirements.write_text(requirement(wheel), encoding="utf-8")
@@ -286,12 +318,13 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if args.wheel is not None:
             check_wheel(args.wheel)
-        if needs_install(args.python, args.reinstall):
-            if args.source == "git":
-                install_git(args.python)
-            else:
-                install_wheel(args.python, args.wheel)
-            verify(args.python)
+        with one_at_a_time(existing_site_packages(args.python)):
+            if needs_install(args.python, args.reinstall):
+                if args.source == "git":
+                    install_git(args.python)
+                else:
+                    install_wheel(args.python, args.wheel)
+                verify(args.python)
     except SetupError as error:
         wheel = f"{FILE_NAME}-{VERSION}-cp310-none-any.whl"
         offline = f"\nWithout a network: bring {wheel} from PyPI and pass --wheel FILE."

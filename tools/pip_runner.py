@@ -5,13 +5,16 @@ Standard library only: nothing is installed when this runs.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
 import sys
 import urllib.error
 import urllib.request
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 
 # Lines of pip's output worth a line of ours.
 _SHOWN = (
@@ -100,6 +103,27 @@ _FAILURES: tuple[tuple[tuple[str, ...], str, str], ...] = (
 
 class SetupError(RuntimeError):
     """A step of the set-up that failed, with what to do about it."""
+
+
+@contextmanager
+def one_at_a_time(folder: Path) -> Iterator[None]:
+    """Waits until no other process works in a folder; the lock of one that was killed is gone with it.
+
+    Args:
+        folder: it is there; nothing is written into it.
+    """
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"Another process installs into {folder}: waiting for its end ...", flush=True)
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        except OSError as error:  # some file systems have no locks
+            print(f"{folder} cannot be locked ({error}): see that nothing else installs into it.", flush=True)
+        yield
+    finally:
+        os.close(handle)
 
 
 def diagnose(output: str) -> str:

@@ -17,7 +17,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from pip_runner import AGAIN, SetupError, run_pip
+from pip_runner import AGAIN, SetupError, one_at_a_time, run_pip
 
 ROOT = Path(__file__).resolve().parent.parent
 SUPPORTED = ((3, 10), (3, 12))
@@ -53,8 +53,8 @@ def venv_version(venv: Path) -> tuple[int, int] | None:
         return None
     if done.returncode:
         return None
-    major, minor = done.stdout.split()
-    return int(major), int(minor)
+    words = done.stdout.split()
+    return (int(words[0]), int(words[1])) if [w.isdecimal() for w in words] == [True, True] else None
 
 
 def ensure_venv(venv: Path) -> None:
@@ -68,7 +68,9 @@ def ensure_venv(venv: Path) -> None:
         check_python(version, str(venv_python(venv)))
         return
     check_python(sys.version_info[:2], sys.executable)
-    if venv.exists() and any(venv.iterdir()) and not _looks_like_venv(venv):
+    # A link to nothing does not exist, and is in the way all the same.
+    is_in_the_way = not venv.is_dir() and (venv.exists() or venv.is_symlink())
+    if is_in_the_way or venv.is_dir() and any(venv.iterdir()) and not _looks_like_venv(venv):
         raise SetupError(
             f"{venv} is there and is no virtual environment.\nWhat to do: move it away, " + AGAIN
         )
@@ -144,10 +146,12 @@ def main(arguments: list[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     venv = args.venv.absolute()
     try:
-        ensure_venv(venv)
-        install(venv, args.extras)
-        check_imports(venv)
-        write_stamp(venv)
+        venv.parent.mkdir(parents=True, exist_ok=True)
+        with one_at_a_time(venv.parent):
+            ensure_venv(venv)
+            install(venv, args.extras)
+            check_imports(venv)
+            write_stamp(venv)
     except SetupError as error:
         print(f"\nset-up: {error}", file=sys.stderr)
         return 1

@@ -4,12 +4,13 @@ import base64
 import csv
 import hashlib
 import os
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.setup.setup_helpers import INFO, SUBMODULES, load_tool, write_package, write_unpacked_wheel
+from tests.setup.setup_helpers import INFO, SUBMODULES, TOOLS, load_tool, write_package, write_unpacked_wheel
 
 tool = load_tool("install_detectron2")
 wheel_tool = load_tool("detectron2_wheel")
@@ -179,6 +180,58 @@ def test_killed_while_unpacking_leaves_a_folder_that_the_next_call_removes(insta
     assert install() == 0
     assert "did not finish" in capsys.readouterr().out
     assert installed_names(site) == ["detectron2", INFO]
+
+
+def test_a_leftover_that_is_a_link_or_a_file_is_removed_and_what_it_points_to_is_not(
+    install, site, pip_calls, tmp_path, capsys
+):
+    thesis = tmp_path / "thesis"
+    thesis.mkdir()
+    (thesis / "thesis.tex").write_text("years of work")
+    (site / f"{tool.STAGING_PREFIX}link").symlink_to(thesis)
+    (site / f"{tool.STAGING_PREFIX}file_link").symlink_to(thesis / "thesis.tex")
+    (site / f"{tool.STAGING_PREFIX}nowhere").symlink_to(tmp_path / "nowhere")
+    (site / f"{tool.STAGING_PREFIX}file").write_text("")
+    assert install() == 0
+    assert "did not finish" in capsys.readouterr().out
+    assert installed_names(site) == ["detectron2", INFO]
+    assert (thesis / "thesis.tex").read_text() == "years of work"
+
+
+def test_a_leftover_that_cannot_be_removed_is_named(install, site, pip_calls, monkeypatch, capsys):
+    leftover = site / f"{tool.STAGING_PREFIX}abc"
+    leftover.mkdir()
+
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(tool.shutil, "rmtree", refuse)
+    assert install() == 1
+    assert f"{leftover}, left by an earlier install, cannot be removed" in capsys.readouterr().err
+    assert pip_calls == []
+
+
+def test_of_two_installs_the_second_waits_and_finds_what_the_first_has_made(install, site, pip_calls, capfd):
+    staging = site / f"{tool.STAGING_PREFIX}first"  # of the first, which is at work: no leftover
+    code = (
+        "import sys, time; from pathlib import Path; from pip_runner import one_at_a_time\n"
+        f"site = Path({str(site)!r})\n"
+        "with one_at_a_time(site):\n"
+        f"    Path({str(staging)!r}).mkdir()\n"
+        "    print('held', flush=True); time.sleep(1.5)\n"
+        f"    Path({str(staging)!r}).rmdir()\n"
+        "    from tests.setup.setup_helpers import write_package; write_package(site)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": f"{TOOLS}{os.pathsep}{TOOLS.parent}"}
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment
+    ) as first:
+        assert first.stdout.readline() == "held\n"
+        assert install() == 0
+    assert first.returncode == 0  # its folder was not taken from under it
+    output = capfd.readouterr().out
+    assert "Another process installs into" in output and "is there and is kept" in output
+    assert pip_calls == []
 
 
 def test_files_missing_from_an_earlier_install_are_noticed(install, site, pip_calls, capsys):

@@ -55,6 +55,41 @@ def test_an_absent_or_half_made_environment_is_made_anew(tmp_path, created, left
     assert created == [[sys.executable, "-m", "venv", "--clear", str(venv)]]
 
 
+@pytest.mark.parametrize("broken", ["link to nothing", "no interpreter", "folder", "garbage", "no pip"])
+def test_an_environment_whose_interpreter_is_gone_or_broken_is_made_anew(tmp_path, monkeypatch, broken):
+    venv = tmp_path / ".venv"
+    python = venv / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    (venv / "pyvenv.cfg").write_text("home = /opt/python3.11/bin\n")
+    (venv / tool.STAMP).write_text("")
+    if broken == "link to nothing":  # the Python that it was made of was removed
+        python.symlink_to("/opt/python3.11/bin/python")
+    elif broken == "folder":
+        python.mkdir()
+    elif broken != "no interpreter":
+        python.write_text("\x7fELF" if broken == "garbage" else f'#!/bin/sh\nexec {sys.executable} -S "$@"\n')
+        python.chmod(0o755)
+    commands, run = [], subprocess.run
+
+    def record_or_run(command, **options):
+        if "venv" not in command:
+            return run(command, **options)
+        commands.append(command)
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(tool.subprocess, "run", record_or_run)
+    tool.ensure_venv(venv)
+    assert commands == [[sys.executable, "-m", "venv", "--clear", str(venv)]]
+
+
+@pytest.mark.parametrize("what", ["file", "link"])
+def test_a_file_or_a_link_to_nothing_in_the_place_of_the_environment_is_named(tmp_path, capsys, what):
+    venv = tmp_path / ".venv"
+    venv.write_text("") if what == "file" else venv.symlink_to(tmp_path / "nowhere")
+    assert tool.main(["--venv", str(venv)]) == 1
+    assert f"{venv} is there and is no virtual environment.\nWhat to do: move it" in capsys.readouterr().err
+
+
 def test_a_folder_that_is_no_environment_is_left_alone(tmp_path, created):
     venv = tmp_path / ".venv"
     venv.mkdir()
