@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 from collections.abc import Mapping, Sequence
@@ -228,7 +227,9 @@ class SafeCheckpointer(DetectionCheckpointer):
         """
         newest = self._find_newest() if resume else None
         if newest is not None:
-            return self.load(newest, strict=True, published=False)
+            rest = self.load(newest, strict=True, published=False)
+            logger.info("Continuing from '%s', written after step %s.", newest, _step_of(rest))
+            return rest
         if path or self.cfg is None:
             return self.load(path, checkpointables=[])
         self.backbone_is_loaded |= load_timm_weights(self.model, self.cfg)
@@ -330,6 +331,11 @@ class SafeCheckpointer(DetectionCheckpointer):
         """Nothing: :meth:`load` logs one table instead."""
 
 
+def _step_of(content: Mapping[str, Any]) -> str:
+    iteration = content.get("iteration")
+    return str(iteration + 1) if type(iteration) is int else "?"
+
+
 def _run_counters(model: nn.Module) -> list[str]:
     """Keys of what belongs to a run and not to its weights: steps of the warm-up, random numbers."""
     counters: list[str] = []
@@ -383,15 +389,3 @@ def _warn_about_backbone(path: str, report: LoadReport) -> None:
 
 def _first(keys: Sequence[str], count: int = 3) -> str:
     return ", ".join(keys[:count]) + (", ..." if len(keys) > count else "") if keys else "nothing"
-
-
-def weights_hash(state_dict: Mapping[str, torch.Tensor]) -> str:
-    """Returns a SHA-256 of the weights that take part in inference, names and shapes included."""
-    digest = hashlib.sha256()
-    for name in sorted(state_dict):
-        if name.startswith(TRAINING_ONLY_PREFIX):
-            continue
-        tensor = state_dict[name].detach().cpu().contiguous()
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 from detectron2.engine.train_loop import TrainerBase
+from detectron2.utils import comm
 
 from regseg_d2.errors import CheckpointError, ConfigError, UserError
 
 if TYPE_CHECKING:
     from regseg_d2.engine.trainer import Trainer
+
+logger = logging.getLogger(__name__)
 
 
 def run_state(trainer: Trainer, hooks: Mapping[str, Any]) -> dict[str, Any]:
@@ -24,6 +28,7 @@ def run_state(trainer: Trainer, hooks: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "completed_steps": trainer.completed_steps,
         "seed": trainer.seed,
+        "batches": _batches(trainer),
         "optimizer": trainer.optimizer.state_dict(),
         "training_step": trainer.training_step.state_dict(),
         "bad_files": trainer.bad_files.state_dict(),
@@ -62,6 +67,8 @@ def _load(trainer: Trainer, state: Mapping[str, Any]) -> None:
             "start a new run in another OUTPUT_DIR."
         )
     _take_over_seed(trainer, int(state["seed"]))
+    if "batches" in state:  # files of earlier versions do not say it
+        _warn_about_other_batches(_batches(trainer), state["batches"], steps)
     try:
         _check_optimizer_state(trainer.optimizer, state["optimizer"])
         trainer.optimizer.load_state_dict(state["optimizer"])
@@ -75,6 +82,37 @@ def _load(trainer: Trainer, state: Mapping[str, Any]) -> None:
     trainer.completed_steps = trainer.iter = trainer.start_iter = steps
     # After the optimizer: the schedule writes its learning rates into it.
     TrainerBase.load_state_dict(trainer, {"iteration": steps, "hooks": dict(state["hooks"])})
+
+
+def _batches(trainer: Trainer) -> dict[str, int]:
+    """What a step's batch is made of."""
+    return {
+        "processes": comm.get_world_size(),
+        "SOLVER.IMS_PER_BATCH": trainer.cfg.SOLVER.IMS_PER_BATCH,
+        "SOLVER.ACCUM_STEPS": trainer.cfg.SOLVER.ACCUM_STEPS,
+    }
+
+
+def _warn_about_other_batches(now: Mapping[str, int], saved: Mapping[str, Any], steps: int) -> None:
+    before = {name: int(saved[name]) for name in now}
+    changed = [f"{name}: {before[name]} -> {now[name]}" for name in now if before[name] != now[name]]
+    if not changed:
+        return
+    was, images = before["SOLVER.IMS_PER_BATCH"], now["SOLVER.IMS_PER_BATCH"]
+    samples = "Each step sees the samples that it would have seen"
+    if images != was:
+        what = "are left out" if images > was else "are seen again"
+        samples = (
+            f"Step {steps} begins with sample {steps * images} of the order that SEED gives (step x "
+            f"IMS_PER_BATCH), not with {steps * was}: those in between {what}. The learning rates follow the "
+            "schedule at the same iteration: it counts steps, not images"
+        )
+    logger.warning(
+        "THE RUN GOES ON WITH OTHER BATCHES (%s). %s. The end is not that of the uninterrupted run, bit for "
+        "bit: sums have another order, and batch norm and dropout see another share of a step.",
+        ", ".join(changed),
+        samples,
+    )
 
 
 def _check_optimizer_state(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:

@@ -197,6 +197,8 @@ def _whole_numbers(state):
             "cannot be used .ValueError",
         ),
         (lambda state: state.update(hooks=3), "cannot be used .TypeError"),
+        (lambda state: state.update(batches=[4]), "cannot be used .TypeError"),
+        (lambda state: state.update(batches={"processes": 1}), "cannot be used .KeyError"),
         (lambda state: state.update(bad_files=5), "cannot be used .TypeError"),
     ],
 )
@@ -277,3 +279,58 @@ def test_a_folder_that_cannot_be_written_to_is_an_error(tmp_path):
     blocked.touch()
     with pytest.raises(UserError, match="cannot be written to"), run_lock(blocked / "run"):
         pass
+
+
+OTHER_BATCHES = "THE RUN GOES ON WITH OTHER BATCHES"
+
+
+def test_a_resumed_run_names_the_checkpoint_that_it_continues_from(tmp_path, caplog):
+    start(toy_cfg(tmp_path))
+    caplog.set_level(logging.INFO)
+    start(toy_cfg(tmp_path, SOLVER__MAX_ITER=8), resume=True)
+    assert f"Continuing from '{tmp_path / 'model_final.pth'}', written after step 6." in caplog.text
+    assert OTHER_BATCHES not in caplog.text
+
+
+class Remembers(ToyTrainer):
+    """Keeps the number of the first sample that it is given."""
+
+    @classmethod
+    def build_train_loader(cls, cfg, *, seed, start_iter):
+        loader = super().build_train_loader(cfg, seed=seed, start_iter=start_iter)
+        cls.first_sample = loader.number
+        return loader
+
+
+@pytest.mark.parametrize(
+    ("changes", "changed", "first", "in_between"),
+    [
+        ({"SOLVER__IMS_PER_BATCH": 4}, "SOLVER.IMS_PER_BATCH: 2 -> 4", 24, "are left out"),
+        ({"SOLVER__IMS_PER_BATCH": 1}, "SOLVER.IMS_PER_BATCH: 2 -> 1", 6, "are seen again"),
+        ({"SOLVER__ACCUM_STEPS": 2}, "SOLVER.ACCUM_STEPS: 1 -> 2", 12, None),
+        ({}, "processes: 2 -> 1", 12, None),
+    ],
+)
+def test_a_run_that_is_resumed_with_other_batches_says_once_what_that_changes(
+    tmp_path, caplog, changes, changed, first, in_between
+):
+    start(toy_cfg(tmp_path))
+    if not changes:  # as two processes would have written it
+        damaged(tmp_path, lambda state: state["batches"].update(processes=2))
+    trainer = start(toy_cfg(tmp_path, SOLVER__MAX_ITER=8, **changes), resume=True, trainer_class=Remembers)
+    (text,) = [r.getMessage() for r in caplog.records if OTHER_BATCHES in r.getMessage()]
+    assert f"({changed})" in text and "not that of the uninterrupted run, bit for bit" in text
+    assert trainer.first_sample == first
+    if in_between:
+        assert f"Step 6 begins with sample {first} of the order" in text and "not with 12" in text
+        assert f"those in between {in_between}" in text and "it counts steps, not images" in text
+    else:
+        assert "Each step sees the samples that it would have seen" in text
+
+
+def test_a_checkpoint_that_does_not_say_its_batches_is_resumed_without_a_word(tmp_path, caplog):
+    start(toy_cfg(tmp_path))
+    damaged(tmp_path, lambda state: state.pop("batches"))
+    cfg = toy_cfg(tmp_path, SOLVER__MAX_ITER=8, SOLVER__IMS_PER_BATCH=4)
+    assert start(cfg, resume=True).start_iter == 6
+    assert OTHER_BATCHES not in caplog.text
