@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import torch.distributed as dist
 
 from regseg_d2.engine.files import disk_full_message, is_disk_full
-from regseg_d2.errors import DiskFullError, UserError
+from regseg_d2.errors import DiskFullError, UserError, printable
 
 # What gloo, NCCL and the store say when another process has ended or does not answer.
 _LOST_PROCESS = re.compile(
@@ -44,11 +44,7 @@ def explain_failure(error: BaseException) -> UserError | None:
         if isinstance(link, RuntimeError) and _DEAD_WORKER.search(str(link)):
             return DeadWorkerError(_dead_worker_message(str(link)))
         if isinstance(link, RuntimeError) and "address already in use" in str(link):
-            return UserError(
-                "The port where the processes of a run meet is in use "
-                f"({str(link).strip().splitlines()[0]}): give another one (--dist-url "
-                "tcp://HOST:PORT, or MASTER_PORT), or end the run that has it."
-            )
+            return _port_in_use(str(link))
         if _is_lost_process(link):
             first_line = str(link).strip().splitlines()[0]
             return LostProcessError(
@@ -58,6 +54,32 @@ def explain_failure(error: BaseException) -> UserError | None:
                 "--dist-timeout (minutes)."
             )
     return None
+
+
+def explain_meeting(text: str) -> UserError | None:
+    """Returns the error of processes that could not meet, or None for an error of the program.
+
+    Args:
+        text: traceback of a process that the launcher has started, to its last line.
+    """
+    failure = re.search(r"torch\.distributed\.Dist\w*Error: (.+)", text)
+    if failure is None:
+        return None
+    if "address already in use" in failure.group(1):
+        return _port_in_use(failure.group(1))
+    return UserError(
+        f"The processes of the run did not meet ({printable(failure.group(1))}). --dist-url names the first "
+        "machine and a free port of it, the same on all machines; see that its name is known, that no "
+        "firewall is between them, and that the run was started there, too. How long they wait for each "
+        "other is --dist-timeout (minutes)."
+    )
+
+
+def _port_in_use(text: str) -> UserError:
+    return UserError(
+        f"The port where the processes of a run meet is in use ({printable(text.strip().splitlines()[0])}): "
+        "give another one (--dist-url tcp://HOST:PORT, or MASTER_PORT), or end the run that has it."
+    )
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

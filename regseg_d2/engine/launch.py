@@ -21,10 +21,10 @@ from detectron2.engine import default_argument_parser
 from detectron2.engine.launch import launch as launch_with_detectron2
 from detectron2.utils import comm
 from torch.distributed.distributed_c10d import _get_default_store
-from torch.multiprocessing.spawn import ProcessExitedException
+from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
 
 from regseg_d2.config_files import load_config_with_origins, print_config
-from regseg_d2.engine.failures import LostProcessError, explain_failure
+from regseg_d2.engine.failures import LostProcessError, explain_failure, explain_meeting
 from regseg_d2.engine.interruption import INTERRUPTED_EXIT_CODE, STOP_SIGNALS, Interrupted, signals_forwarded
 from regseg_d2.errors import ConfigError, UserError, print_error
 
@@ -191,6 +191,12 @@ def _start_processes(
                 args=(main, args),
                 timeout=timeout,
             )
+    except ProcessRaisedException as error:
+        explained = explain_meeting(str(error))
+        if explained is None:
+            raise
+        print_error(explained, "\nError: ")
+        sys.exit(USER_ERROR_EXIT_CODE)
     except ProcessExitedException as error:
         if error.exit_code >= 0:
             sys.exit(error.exit_code)  # the process has said why
@@ -211,7 +217,8 @@ def _check_arguments(args: argparse.Namespace, device: str) -> None:
             "Several machines need --dist-url tcp://HOST:PORT, with a host and a free port of the first "
             "machine."
         )
-    if args.dist_url != "auto" and not re.fullmatch(r"(tcp://[^:/]+:\d+|file:///.+|env://)", args.dist_url):
+    url = re.fullmatch(r"tcp://(?:[^:/]+|\[[^/]+\]):(\d{1,5})|file:///.+|env://", args.dist_url)
+    if args.dist_url != "auto" and (url is None or int(url[1] or 1) not in range(1, 1 << 16)):
         raise ConfigError(f"--dist-url is {args.dist_url!r}; expected auto, tcp://HOST:PORT or file:///PATH.")
     gpus = torch.cuda.device_count()
     if device != "cpu" and 0 < gpus < args.num_gpus:

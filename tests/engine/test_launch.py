@@ -3,6 +3,7 @@
 import contextlib
 import io
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from detectron2.utils import comm
+from torch.multiprocessing.spawn import ProcessRaisedException
 
 from regseg_d2.engine import launch
 from regseg_d2.engine.launch import ProcessGroup, build_argument_parser, find_process_group, first_host
@@ -93,6 +95,8 @@ def test_first_host(nodelist, host):
         (["--num-gpus", "0"], "--num-gpus and --num-machines are 1 or more"),
         (["--num-machines", "2"], "need --dist-url"),
         (["--num-gpus", "2", "--dist-url", "foo"], "--dist-url is 'foo'; expected auto, tcp://HOST:PORT"),
+        (["--num-gpus", "2", "--dist-url", "tcp://host:99999"], "is 'tcp://host:99999'; expected auto"),
+        (["--num-gpus", "2", "--dist-url", "tcp://host:0"], "is 'tcp://host:0'; expected auto"),
         (["SEEED", "3"], "did you mean 'SEED'"),
         (["--config-file", "nowhere.yaml"], "nowhere.yaml' does not exist"),
     ],
@@ -173,6 +177,64 @@ def test_two_processes_that_fail_speak_once_and_exit_with_2(program):
     assert result.returncode == 2, result.stderr
     assert result.stderr.count("the same on every process") == 1
     assert "Traceback" not in result.stderr
+
+
+@pytest.fixture
+def taken_port():
+    """A port that somebody listens on."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        yield str(listener.getsockname()[1])
+
+
+@pytest.mark.parametrize("started_by", ["--num-gpus", "torchrun"])
+@pytest.mark.slow
+def test_a_port_that_is_in_use_is_one_error_and_status_2(program, taken_port, started_by):
+    if started_by == "torchrun":  # or whoever sets its variables
+        arguments = []
+        variables = TORCHRUN | {"RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": taken_port}
+    else:
+        arguments = ["--num-gpus", "2", "--dist-url", f"tcp://127.0.0.1:{taken_port}"]
+        variables = {}
+    result = subprocess.run(
+        [sys.executable, program, "fail_everywhere", *arguments, "MODEL.DEVICE", "cpu"],
+        env=clean_environment(**variables),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert result.returncode == 2, result.stderr
+    assert result.stderr.count("Error: ") == 1 and "Traceback" not in result.stderr
+    assert "\nError: The port where the processes of a run meet is in use (The server" in result.stderr
+    assert f"port: {taken_port}" in result.stderr and "give another one (--dist-url" in result.stderr
+
+
+@pytest.mark.slow
+def test_processes_that_do_not_meet_are_one_error_and_status_2(program):
+    arguments = ["--num-machines", "2", "--machine-rank", "1", "--dist-timeout", "0.05"]
+    result = subprocess.run(
+        [sys.executable, program, "fail_everywhere", *arguments, "--dist-url", "tcp://127.0.0.1:1"]
+        + ["MODEL.DEVICE", "cpu"],
+        env=clean_environment(),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert result.returncode == 2, result.stderr
+    assert "\nError: The processes of the run did not meet (" in result.stderr
+    assert "Traceback" not in result.stderr and "the same on all machines" in result.stderr
+
+
+def test_what_is_no_failure_to_meet_keeps_its_traceback(monkeypatch):
+    text = "-- Process 0 terminated with the following error:\nTraceback ...\nZeroDivisionError: by zero\n"
+
+    def launch_fails(*arguments, **options):
+        raise ProcessRaisedException(text, 0, 1)
+
+    monkeypatch.setattr(launch, "launch_with_detectron2", launch_fails)
+    with pytest.raises(ProcessRaisedException):
+        launch.run(pytest.fail, build_argument_parser().parse_args(["--num-gpus", "2"]))
 
 
 def fail_with_store(case):
