@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sized
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
@@ -18,11 +19,17 @@ from regseg_d2.errors import UserError
 # The exit status of a run that was interrupted and can be resumed: EX_TEMPFAIL of sysexits.h. A process
 # that dies of the signal has another one (143), so that a job script can tell whether to requeue.
 INTERRUPTED_EXIT_CODE = 75
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
-
+# SIGHUP is that of a terminal that was closed, or of a connection to it that broke.
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 # Seconds that a run which is to end waits for what its step needs; torchrun kills after 30.
 SECONDS_TO_WAIT = 15.0
+
+
+def heeded_signals() -> list[signal.Signals]:
+    """Those of STOP_SIGNALS that end a run: all, but for SIGHUP under ``nohup``, which has it ignored."""
+    is_nohup = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    return [number for number in STOP_SIGNALS if not (is_nohup and number == signal.SIGHUP)]
 
 
 class EndlessWaitError(UserError):
@@ -38,11 +45,11 @@ class EvaluationInterrupted(Exception):  # noqa: N818
 
 
 class StopSignals:
-    """Takes note of SIGTERM and SIGINT, instead of dying of them, while it is entered.
+    """Takes note of SIGTERM, SIGINT and SIGHUP, instead of dying of them, while it is entered.
 
     SLURM sends SIGTERM before it pre-empts a job or its time is up, and a terminal sends SIGINT
-    (Ctrl-C). A second SIGINT ends the process at once. Outside the main thread, where Python allows no
-    handlers, nothing is done.
+    (Ctrl-C), and SIGHUP when it is closed. A second SIGINT ends the process at once. Outside the main
+    thread, where Python allows no handlers, nothing is done.
 
     Attributes:
         received: name of the signal that came last, or None.
@@ -57,7 +64,7 @@ class StopSignals:
     def __enter__(self) -> StopSignals:
         """Sets the handlers."""
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._note) for number in STOP_SIGNALS}
+            self._before = {number: signal.signal(number, self._note) for number in heeded_signals()}
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -72,7 +79,8 @@ class StopSignals:
         self.received = signal.Signals(number).name
         # Not the logger: it may be in the middle of a line, and its stream cannot be entered twice.
         again = " Ctrl-C again stops at once, without a checkpoint." if number == signal.SIGINT else ""
-        os.write(2, f"\n{self.received}: stopping after this step, with a checkpoint.{again}\n".encode())
+        with suppress(OSError):  # of a terminal that is gone, or a pipe to one that got the signal as well
+            os.write(2, f"\n{self.received}: stopping after this step, with a checkpoint.{again}\n".encode())
         if self._awaited:
             signal.setitimer(signal.ITIMER_REAL, SECONDS_TO_WAIT)
 
@@ -162,6 +170,21 @@ class _StoppableLoader:
             yield batch
 
 
+def let_go_of_lost_outputs() -> None:
+    """Points standard output and error to nowhere, where a terminal was closed or a pipe has no reader.
+
+    Else the last words of a run fail, and its exit status says that instead of what became of it.
+    """
+    lost = select.POLLERR | select.POLLHUP
+    for descriptor in (1, 2):
+        poll = select.poll()
+        poll.register(descriptor, 0)
+        if any(events & lost for _, events in poll.poll(0)):
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, descriptor)
+            os.close(nowhere)
+
+
 def obey_the_parent_alone() -> None:
     """Makes a loader worker outlive the signals that its trainer finishes its step after.
 
@@ -170,6 +193,7 @@ def obey_the_parent_alone() -> None:
     that is how torch stops one that hangs. To be called in the main thread of the worker.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     if not hasattr(signal, "sigwaitinfo"):
         return  # macOS: there is no SLURM, and no way to learn who has sent a signal
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
@@ -184,7 +208,7 @@ def _end_with_parent(parent: int) -> None:
 
 @contextmanager
 def signals_forwarded(children: Callable[[], list[Any]]) -> Iterator[None]:
-    """Hands SIGTERM and the first SIGINT on to child processes, which then end by themselves.
+    """Hands SIGTERM, SIGHUP and the first SIGINT on to child processes, which then end by themselves.
 
     Args:
         children: gives the processes that run at the moment.
@@ -197,9 +221,9 @@ def signals_forwarded(children: Callable[[], list[Any]]) -> Iterator[None]:
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.default_int_handler)
         for child in children():
-            child.terminate()  # SIGTERM, also for SIGINT: a terminal has sent that to the children itself
+            child.terminate()  # SIGTERM for all: a terminal has sent its own signals to the children itself
 
-    before = {number: signal.signal(number, forward) for number in STOP_SIGNALS}
+    before = {number: signal.signal(number, forward) for number in heeded_signals()}
     try:
         yield
     finally:

@@ -25,7 +25,13 @@ from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedExc
 
 from regseg_d2.config_files import load_config_with_origins, print_config
 from regseg_d2.engine.failures import LostProcessError, explain_failure, explain_meeting
-from regseg_d2.engine.interruption import INTERRUPTED_EXIT_CODE, STOP_SIGNALS, Interrupted, signals_forwarded
+from regseg_d2.engine.interruption import (
+    INTERRUPTED_EXIT_CODE,
+    STOP_SIGNALS,
+    Interrupted,
+    let_go_of_lost_outputs,
+    signals_forwarded,
+)
 from regseg_d2.errors import ConfigError, UserError, print_error
 
 USER_ERROR_EXIT_CODE = 2
@@ -279,6 +285,7 @@ def _end_interrupted(interruption: Interrupted) -> None:
     """Ends the process with the exit status of a run to be resumed, all processes at the same time."""
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)  # it is ending, and the status shall say how
+    let_go_of_lost_outputs()
     if comm.is_main_process():
         print_error(interruption, "\n")
     comm.synchronize()

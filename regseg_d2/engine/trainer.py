@@ -249,7 +249,7 @@ class Trainer(TrainerBase):
     def train(self) -> Results:
         """Trains from the step that was loaded to MAX_ITER, or until a hook or a signal asks to stop.
 
-        On SIGTERM and SIGINT (Ctrl-C) all processes end their step, and a checkpoint is written.
+        On SIGTERM, SIGINT (Ctrl-C) and SIGHUP all processes end their step, and a checkpoint is written.
 
         Returns:
             The scores of the last evaluation, ``{data set: {task: {metric: score}}}``.

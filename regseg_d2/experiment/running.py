@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from regseg_d2.config_files import load_config
+from regseg_d2.engine.interruption import heeded_signals
 from regseg_d2.errors import ConfigError, UserError
 from regseg_d2.experiment.classes import training_class_shares
 from regseg_d2.experiment.plan import Run, as_words
@@ -105,7 +106,9 @@ def work_off(runs: Sequence[Run], options: Options) -> None:
     running: dict[int, _Process] = {}
     failed: list[Run] = []
     # A signal ends the trainings, too; they write a checkpoint, and the next call goes on from there.
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    for number in heeded_signals():
+        if number != signal.SIGINT:  # Python makes an exception of that itself
+            signal.signal(number, lambda number, frame: sys.exit(128 + number))
     try:
         while waiting or running:
             for slot in range(options.jobs):

@@ -1,8 +1,13 @@
 """SIGTERM and Ctrl-C: a checkpoint at the end of the step, and a run that goes on to the bit."""
 
+import fcntl
 import json
 import os
+import pty
 import signal
+import subprocess
+import sys
+import termios
 import threading
 
 import pytest
@@ -13,10 +18,11 @@ from detectron2.utils import comm
 from regseg_d2.data.loader import build_train_loader
 from regseg_d2.engine import launch
 from regseg_d2.engine.checkpoint import load_file
-from regseg_d2.engine.interruption import INTERRUPTED_EXIT_CODE, Interrupted, StopSignals
+from regseg_d2.engine.interruption import INTERRUPTED_EXIT_CODE, STOP_SIGNALS, Interrupted, StopSignals
 from tests.data.data_helpers import registered, toy_spec, write_toy
 from tests.data.data_helpers import toy_cfg as loader_cfg
 from tests.distributed.launching import run_processes
+from tests.engine.runs import ROOT, environment
 from tests.engine.toys import ToyTrainer, register_toy_test_set, same_state, toy_cfg
 
 
@@ -44,18 +50,18 @@ def same_files(first, second, *names):
     return all(same_state(load_file(str(first / name)), load_file(str(second / name))) for name in names)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 @pytest.mark.parametrize(("step", "file"), [(1, "model_0000001"), (2, "model_0000002"), (5, "model_final")])
 def test_a_signal_ends_the_run_after_its_step_and_it_goes_on_to_the_bit(tmp_path, number, step, file, capfd):
     keys = {"SOLVER__OPTIMIZER": "AdamW", "SOLVER__BASE_LR": 0.01}
-    handlers = [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)]
+    handlers = [signal.getsignal(s) for s in STOP_SIGNALS]
     train(toy_cfg(tmp_path / "a", **keys))
     stopped = train(toy_cfg(tmp_path / "b", **keys), signal_at=step, number=number)
     assert (stopped.completed_steps, stopped.finished) == (step + 1, False)
     assert (tmp_path / "b" / "last_checkpoint").read_text() == f"{file}.pth"
     assert load_file(str(tmp_path / "b" / f"{file}.pth"))["iteration"] == step
     assert f"{signal.Signals(number).name}: stopping after this step" in capfd.readouterr().err
-    assert [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)] == handlers
+    assert [signal.getsignal(s) for s in STOP_SIGNALS] == handlers
     resumed = train(toy_cfg(tmp_path / "b", **keys), resume=True)
     assert resumed.start_iter == step + 1
     assert same_files(tmp_path / "a", tmp_path / "b", "model_final.pth")
@@ -124,6 +130,76 @@ def test_ctrl_c_twice_stops_at_once():
             os.kill(os.getpid(), signal.SIGINT)
 
 
+def test_under_nohup_the_terminal_may_go():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopSignals() as signals:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert signals.received is None
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+# Prints in each step, as a training does, and waits in one until its terminal or its reader is gone.
+LOSES_ITS_OUTPUT = """
+import sys, time
+from regseg_d2.engine.launch import guarded
+from tests.engine.toys import ToyTrainer, toy_cfg
+
+class Slow(ToyTrainer):
+    def run_step(self):
+        print("step", self.iter, flush=self.iter < 3)
+        while self.iter == 2 and self.signals.received is None:
+            time.sleep(0.01)
+        super().run_step()
+
+def main(folder):
+    trainer = Slow(toy_cfg(folder))
+    trainer.resume_or_load(resume=False)
+    trainer.train()
+
+guarded(main, sys.argv[1])
+"""
+
+
+def started(folder, **outputs):
+    command = [sys.executable, "-c", LOSES_ITS_OUTPUT, str(folder)]
+    return subprocess.Popen(command, cwd=ROOT, env=environment(), stdin=subprocess.DEVNULL, **outputs)
+
+
+def read_until(descriptor, words):
+    text = b""
+    while words not in text:
+        text += os.read(descriptor, 1000)
+
+
+def test_a_closed_terminal_leaves_a_checkpoint_and_status_75(tmp_path):
+    terminal, inner = pty.openpty()
+
+    def take_the_terminal():
+        os.setsid()
+        fcntl.ioctl(1, termios.TIOCSCTTY, 0)
+
+    process = started(tmp_path, stdout=inner, stderr=inner, preexec_fn=take_the_terminal)
+    os.close(inner)
+    read_until(terminal, b"step 2\r\n")
+    os.close(terminal)  # the system sends SIGHUP
+    assert process.wait(timeout=60) == INTERRUPTED_EXIT_CODE
+    assert (tmp_path / "last_checkpoint").read_text() == "model_0000002.pth"
+
+
+def test_a_reader_that_ctrl_c_ends_first_leaves_a_checkpoint_and_status_75(tmp_path):
+    """``train_net.py 2>&1 | tee log``: the terminal sends the signal to both."""
+    reading, writing = os.pipe()
+    process = started(tmp_path, stdout=writing, stderr=writing)
+    os.close(writing)
+    read_until(reading, b"step 2\n")
+    os.close(reading)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=60) == INTERRUPTED_EXIT_CODE
+    assert (tmp_path / "last_checkpoint").read_text() == "model_0000002.pth"
+
+
 def test_outside_the_main_thread_nothing_is_set():
     before, seen = signal.getsignal(signal.SIGTERM), []
 
@@ -141,12 +217,12 @@ def test_the_exit_status_of_an_interrupted_run(capsys):
     def main(args):
         raise Interrupted("stopped after step 3")
 
-    handlers = [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)]
+    handlers = [signal.getsignal(s) for s in STOP_SIGNALS]
     try:
         with pytest.raises(SystemExit) as info:
             launch.guarded(main, None)
     finally:
-        for number, handler in zip((signal.SIGTERM, signal.SIGINT), handlers, strict=True):
+        for number, handler in zip(STOP_SIGNALS, handlers, strict=True):
             signal.signal(number, handler)
     assert info.value.code == INTERRUPTED_EXIT_CODE == 75
     assert capsys.readouterr().err == "\nstopped after step 3\n"
@@ -161,7 +237,7 @@ def test_workers_outlive_signals_to_the_whole_job_and_obey_their_trainer(tmp_pat
         workers = loader.loader._iterator._workers
         # Not from here: they obey this process. As SLURM does it: from another one.
         for worker in workers:
-            for number in ("TERM", "INT"):
+            for number in ("TERM", "INT", "HUP"):
                 assert os.spawnlp(os.P_WAIT, "kill", "kill", f"-{number}", str(worker.pid)) == 0
         for _ in range(12):
             assert len(next(batches)) == 4
