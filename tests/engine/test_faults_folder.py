@@ -1,8 +1,11 @@
 """The folder of a run: what a failed start, a second trainer and ruined weights leave of it."""
 
+import json
 import logging
+import math
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -13,7 +16,7 @@ from regseg_d2.engine.main import save_config, warn_about_changes
 from regseg_d2.engine.run_lock import FolderInUseError, run_lock
 from regseg_d2.engine.step import NonFiniteLossError
 from regseg_d2.errors import CheckpointError, ConfigError, UserError
-from tests.engine.toys import ToySegmentor, ToyTrainer, same_state, toy_cfg
+from tests.engine.toys import ToySegmentor, ToyTrainer, register_toy_test_set, same_state, toy_cfg
 
 
 def start(cfg, *, resume=False, trainer_class=ToyTrainer):
@@ -334,3 +337,37 @@ def test_a_checkpoint_that_does_not_say_its_batches_is_resumed_without_a_word(tm
     cfg = toy_cfg(tmp_path, SOLVER__MAX_ITER=8, SOLVER__IMS_PER_BATCH=4)
     assert start(cfg, resume=True).start_iter == 6
     assert OTHER_BATCHES not in caplog.text
+
+
+def test_a_clock_that_goes_back_changes_nothing_but_the_times(tmp_path, monkeypatch):
+    """Time servers set clocks; the monotonic ones do not go back, but then nothing shall depend on that."""
+    keys = {"SOLVER__MAX_ITER": 30, "SOLVER__CHECKPOINT_PERIOD": 10, "TEST__EVAL_PERIOD": 10}
+    keys["DATASETS__TEST"] = (register_toy_test_set(tmp_path, "toy_clock"),)
+    start(toy_cfg(tmp_path / "straight", **keys))
+    now = {"time": 2e9, "perf_counter": 1e6, "monotonic": 1e6}
+
+    def clock(name):
+        def going_back():
+            now[name] -= 3600.0 if name == "time" else 0.5
+            return now[name]
+
+        return going_back
+
+    with monkeypatch.context() as patch:
+        for name in now:
+            patch.setattr(time, name, clock(name))
+        start(toy_cfg(tmp_path / "back", **keys))
+        (tmp_path / "back" / "last_checkpoint").write_text("model_0000019.pth")
+        resumed = start(toy_cfg(tmp_path / "back", **keys), resume=True)
+    assert resumed.start_iter == 20 and now["time"] < 2e9 - 36_000 and now["perf_counter"] < 1e6 - 10
+    straight, back = (load_file(str(tmp_path / name / "model_final.pth")) for name in ("straight", "back"))
+    assert same_state(straight["model"], back["model"])
+    lines = [
+        [json.loads(line) for line in (tmp_path / name / "metrics.json").read_text().splitlines()]
+        for name in ("straight", "back")
+    ]
+    times = ("time", "eta_seconds", "data_time", "rank_data_time")
+    kept = [[{k: v for k, v in line.items() if k not in times} for line in one] for one in lines]
+    assert kept[0][:20] == kept[1][:20]  # after the resume the medians have another window
+    assert [line["iteration"] for line in kept[1]] == list(range(30))
+    assert all(math.isfinite(value) for line in lines[1] for value in line.values())

@@ -148,7 +148,8 @@ class _Declaration:
             self.wrong(
                 "ignore_value",
                 self.ignore_value,
-                f"none of the class indices 0 to {len(self.classes) - 1}, such as 255 or {_LARGEST_INDEX}",
+                f"none of the class indices 0 to {len(self.classes) - 1}, such as "
+                f"{255 if len(self.classes) <= 255 else _LARGEST_INDEX}",
             )
         self.seed = self._whole_number("seed", 0, range(2**63))
         self.folders = self._folders("", content) if content.keys() & {"images", "labels"} else None
