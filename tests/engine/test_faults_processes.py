@@ -1,5 +1,6 @@
 """Runs of real processes that are killed, stopped, pre-empted and spread over nodes."""
 
+import io
 import json
 import os
 import re
@@ -10,7 +11,12 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
+from detectron2.utils import comm
+from torch.multiprocessing.spawn import ProcessExitedException
 
+from regseg_d2.engine.checkpoint_history import newest_whole_checkpoint
+from tests.distributed.launching import run_processes
 from tests.engine.runs import (
     ROOT,
     TRAIN,
@@ -25,6 +31,7 @@ from tests.engine.runs import (
     trainers_of,
     wait_for_steps,
 )
+from tests.engine.toys import ToyTrainer, toy_cfg
 
 pytestmark = pytest.mark.slow
 
@@ -124,6 +131,42 @@ def start_two(config, folder, *arguments):
         )
         for rank in range(2)
     ]
+
+
+def kill_the_other_while_writing(folder):
+    """Trains on two processes; the second is killed in the middle of the first one's second checkpoint."""
+    trainer = ToyTrainer(toy_cfg(folder, SOLVER__CHECKPOINT_PERIOD=1))
+    trainer.resume_or_load(resume=False)
+    other = comm.all_gather(os.getpid())[1]
+    save, calls = torch.save, []
+
+    def save_slowly(data, file):
+        whole = io.BytesIO()
+        save(data, whole)
+        content = whole.getvalue()
+        calls.append(len(content))
+        file.write(content[: len(content) // 2])
+        file.flush()
+        if len(calls) == 2:
+            os.kill(other, signal.SIGKILL)
+            time.sleep(3)  # the launcher, too, sends its signal while the file is half there
+        file.write(content[len(content) // 2 :])
+
+    torch.save = save_slowly
+    trainer.train()
+
+
+def test_a_process_that_is_killed_while_another_writes_a_checkpoint_leaves_it_whole(tmp_path):
+    folder = tmp_path / "run"
+    with pytest.raises(ProcessExitedException, match="SIGKILL"):
+        run_processes(kill_the_other_while_writing, 2, tmp_path, str(folder))
+    assert (folder / "last_checkpoint").read_text() == "model_0000001.pth"
+    assert newest_whole_checkpoint(folder).name == "model_0000001.pth"
+    assert not list(folder.glob(".*.partial"))
+    trainer = ToyTrainer(toy_cfg(folder))
+    trainer.resume_or_load(resume=True)
+    assert trainer.completed_steps == 2
+    trainer.train()
 
 
 @pytest.mark.parametrize("victim", [0, 1])
