@@ -201,6 +201,59 @@ BROKEN = {
         instances(images=[{"id": 3, "file_name": "../a.jpg", "height": 2, "width": 2}]),
         r"'images\[0\]\.file_name' is '\.\./a\.jpg'; expected a path below",
     ),
+    "name of 5000 letters": (
+        instances(images=[{"id": 3, "file_name": "a" * 5000, "height": 2, "width": 2}]),
+        r"'images\[0\]\.file_name' is 'aaa",
+    ),
+    "category with an escape sequence": (
+        instances(categories=[{"id": 2, "name": "a\x1b[2J"}]),
+        r"categories has the name 'a\\x1b\[2J'; expected letters",
+    ),
+    "category that is no text": (
+        instances(categories=[{"id": 2, "name": "\ud800"}]),
+        r"has the name '\\ud800'; expected letters",
+    ),
+    "category without a name": (instances(categories=[{"id": 2, "name": " "}]), "has the name ' '"),
+    "negative size": (
+        instances(images=[{"id": 3, "file_name": "a.jpg", "height": 2, "width": -5}]),
+        "is of 2 x -5 pixels",
+    ),
+    "16 GB of labels": (
+        instances(images=[{"id": 3, "file_name": "a.jpg", "height": 65536, "width": 65536}]),
+        "is of 65536 x 65536 pixels",
+    ),
+    "infinite polygon": (
+        instances({**SPOON, "segmentation": [[1, 1, 2, 2, 3, float("inf")]]}),
+        r"annotations\[0\] has a polygon far outside",
+    ),
+    "polygon of numbers without end": (
+        instances({**SPOON, "segmentation": [[10**400] * 6]}),
+        r"annotations\[0\] has a polygon far outside",
+    ),
+    "polygon of texts": (
+        instances({**SPOON, "segmentation": ["1,2,3"]}),
+        r"annotations\[0\] has the polygon '1,2,3'",
+    ),
+    "segmentation that is a number": (instances({**SPOON, "segmentation": 5}), "has the segmentation 5"),
+    "a run of 2^40": (
+        instances({**SPOON, "segmentation": {"size": [HEIGHT, WIDTH], "counts": [2**40]}}),
+        r"annotations\[0\] has a run-length code .*do not add up",
+    ),
+    "runs that wrap around": (
+        instances({**SPOON, "segmentation": {"size": [HEIGHT, WIDTH], "counts": [2**63, 2**63, 600]}}),
+        r"annotations\[0\] has a run-length code .*whole numbers from 0 on",
+    ),
+    "runs that are no numbers": (
+        instances({**SPOON, "segmentation": {"size": [HEIGHT, WIDTH], "counts": [float("nan"), 600]}}),
+        r"annotations\[0\] has a run-length code .*whole numbers from 0 on",
+    ),
+    "a code of 100,000 letters": (
+        instances({**SPOON, "segmentation": {"size": [HEIGHT, WIDTH], "counts": "o" * 100_000}}),
+        r"annotations\[0\] has a run-length code",
+    ),
+    "image id that is a list": (instances({**SPOON, "image_id": [3]}), r"'annotations\[0\]' is .*'image_id'"),
+    "annotation that is a text": (instances() | {"annotations": ["x"]}, r"'annotations\[0\]' is 'x'"),
+    "category id that is a dict": (instances({**SPOON, "category_id": {}}), r"annotations\[0\] has the cat"),
     "no size": (
         instances(images=[{"id": 3, "file_name": "a.jpg", "height": 0, "width": 2}]),
         "is of 0 x 2 pixels",

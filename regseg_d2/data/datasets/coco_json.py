@@ -28,7 +28,7 @@ import yaml
 
 from regseg_d2.data.colors import filled_colors
 from regseg_d2.data.datasets.coco_drawing import draw_instances, draw_panoptic
-from regseg_d2.data.datasets.declared import IGNORE
+from regseg_d2.data.datasets.declared import IGNORE, is_control, is_short
 from regseg_d2.data.preparation import Conversion, check_files, convert_files
 from regseg_d2.engine.files import write_text
 from regseg_d2.errors import DatasetError, printable_lines
@@ -37,6 +37,8 @@ from regseg_d2.yaml_files import shown
 
 BACKGROUND = "background"
 _LARGEST_SIDE = 1 << 16
+# Far more than images have that can be read; labels of so many are made whatever the image's own size is.
+_MOST_PIXELS = 1 << 28
 
 
 @dataclass(frozen=True)
@@ -189,6 +191,9 @@ class _AnnotationFile:
         """Returns what the categories become; ``uncovered`` as for :func:`convert_coco`."""
         entries = sorted(self._entries("categories", {"id": int, "name": str}), key=lambda entry: entry["id"])
         names = [entry["name"] for entry in entries]
+        for name in names:
+            if not name.strip() or any(map(is_control, name)):
+                self._fail(f"one of its categories has the name {shown(name)}; expected letters")
         for what in ("id", "name"):
             values = [entry[what] for entry in entries]
             if len(set(values)) != len(values):
@@ -312,13 +317,15 @@ class _AnnotationFile:
         return entries
 
     def _check_image(self, i: int, image: dict) -> None:
-        if not (0 < image["height"] <= _LARGEST_SIDE and 0 < image["width"] <= _LARGEST_SIDE):
+        sides = (image["height"], image["width"])
+        if not all(0 < side <= _LARGEST_SIDE for side in sides) or sides[0] * sides[1] > _MOST_PIXELS:
             self._fail(f"'images[{i}]' is of {shown(image['height'])} x {shown(image['width'])} pixels")
         self._inner_path(image["file_name"], f"images[{i}].file_name")
 
     def _inner_path(self, name: Any, place: str) -> None:
         """Labels are written beside each other below one folder: a name must not lead out of it."""
-        path = PurePosixPath(name) if isinstance(name, str) and name.isprintable() else None
+        is_path = isinstance(name, str) and name.isprintable() and is_short(name)
+        path = PurePosixPath(name) if is_path else None
         if path is None or not path.name or path.is_absolute() or ".." in path.parts:
             self._fail(f"'{place}' is {shown(name)}; expected a path below the folder of the images")
 

@@ -116,12 +116,12 @@ def read_declaration(path: str | Path) -> list[DatasetSpec]:
     return _Declaration(path, read_yaml(path)).specs()
 
 
-def _is_control(character: str) -> bool:
+def is_control(character: str) -> bool:
     """Tells control characters and halves of characters, which can neither be shown nor stand in a path."""
     return unicodedata.category(character) in ("Cc", "Cs")
 
 
-def _is_short(text: str) -> bool:
+def is_short(text: str) -> bool:
     """Whether the system takes a text as a path: every name of it has 255 bytes at most."""
     return len(text) <= _LONGEST_TEXT and all(len(name.encode()) <= 255 for name in text.split("/"))
 
@@ -215,8 +215,8 @@ class _Declaration:
 
     def _text(self, key: str, value: Any, expected: str) -> str:
         """A text that can be shown and stand in a path."""
-        is_text = isinstance(value, str) and value.strip() and not any(map(_is_control, value))
-        if not is_text or not _is_short(value):
+        is_text = isinstance(value, str) and value.strip() and not any(map(is_control, value))
+        if not is_text or not is_short(value):
             # YAML reads no, on, 12 and 2024-01-01 as other things than texts.
             cure = "" if isinstance(value, (str, list, dict)) else " Put it in quotes to make it a text."
             self.wrong(key, value, expected, cure)
