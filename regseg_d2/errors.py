@@ -27,8 +27,12 @@ class CheckpointError(UserError):
     """A checkpoint that cannot or must not be loaded."""
 
 
-class DiskFullError(UserError):
-    """A file that could not be written for want of space; what was there before it is unharmed."""
+class WriteError(UserError):
+    """A file that could not be written; what was there before it is unharmed."""
+
+
+class DiskFullError(WriteError):
+    """There was no space for it."""
 
 
 def printable(text: str, most: int | None = 200) -> str:

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from regseg_d2.errors import DiskFullError, UserError
+from regseg_d2.errors import DiskFullError, WriteError
 
 # Ends the name of a file that is being written. One that is left behind belongs to a killed process.
 PARTIAL_SUFFIX = ".partial"
@@ -33,7 +33,7 @@ def atomic_writer(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO[
 
     Raises:
         DiskFullError: there is no room for the file; the old one is still there.
-        UserError: the folder cannot be written to, or a folder has the file's name.
+        WriteError: the folder cannot be written to, or a folder has the file's name.
     """
     path = Path(path)
     refuse_folder(path)
@@ -43,7 +43,7 @@ def atomic_writer(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO[
     except OSError as error:
         if is_disk_full(error):
             raise DiskFullError(disk_full_message(path)) from error
-        raise UserError(f"'{path}' cannot be written: {error.strerror or error}.") from error
+        raise WriteError(f"'{path}' cannot be written: {error.strerror or error}.") from error
     try:
         with os.fdopen(handle, mode, encoding=None if "b" in mode else "utf-8") as file:
             yield file
@@ -63,10 +63,10 @@ def refuse_folder(path: str | os.PathLike[str]) -> None:
     """Raises where a folder has the name that a file of a run shall have.
 
     Raises:
-        UserError: it has.
+        WriteError: it has.
     """
     if Path(path).is_dir():
-        raise UserError(f"'{path}' is a folder, where a file of the run belongs: move it away.")
+        raise WriteError(f"'{path}' is a folder, where a file of the run belongs: move it away.")
 
 
 def is_disk_full(error: BaseException) -> bool:

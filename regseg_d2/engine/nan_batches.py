@@ -13,7 +13,7 @@ from detectron2.utils import comm
 from torch import Tensor
 
 from regseg_d2.engine.files import atomic_writer
-from regseg_d2.errors import DiskFullError
+from regseg_d2.errors import WriteError
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +70,7 @@ class NanBatchDumper:
         try:
             with atomic_writer(path, "wb") as file:
                 torch.save(content, file)
-        except (OSError, DiskFullError) as error:
+        except (OSError, WriteError) as error:
             # The run itself may go on: a skipped step changes nothing.
             logger.warning("The batch of this step could not be kept: %s", error)
             return

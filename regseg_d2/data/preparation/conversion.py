@@ -21,7 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from regseg_d2.data.images import decoded_file
 from regseg_d2.engine.files import atomic_writer, is_disk_full, remove_partial_files
-from regseg_d2.errors import DatasetError, DiskFullError
+from regseg_d2.errors import DatasetError, WriteError
 
 
 @dataclass(frozen=True)
@@ -197,15 +197,16 @@ def reported_writing(path: Path) -> Iterator[None]:
     """
     try:
         yield
-    except (OSError, DiskFullError) as error:
+    except (OSError, WriteError) as error:
         raise DatasetError(write_failure(path, error)) from error
 
 
-def write_failure(path: Path, error: OSError | DiskFullError) -> str:
+def write_failure(path: Path, error: OSError | WriteError) -> str:
     """Says why a file could not be written and what to do."""
     if is_disk_full(error):
         return (
             f"The disk is full: {path} could not be written, and nothing of it is left. Make room and start "
             "again; files that are done are not made again."
         )
-    return f"{path} cannot be written: {error}. Make its folder writable, or name another place (--output)."
+    reason = error.__cause__ or error  # the system's own words
+    return f"{path} cannot be written: {reason}. Make its folder writable, or name another place (--output)."
