@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from regseg_d2.errors import ConfigError
+from regseg_d2.json_files import read_json
 
 
 class Checked:
@@ -72,8 +72,8 @@ def load(file: Path) -> Checked:
         ConfigError: it is no JSON object.
     """
     try:
-        data = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        data = read_json(file)
+    except ConfigError as error:
         raise ConfigError(
             f"'{file}' cannot be read ({error}): delete it, and the next call makes it again."
         ) from error
