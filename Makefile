@@ -50,7 +50,7 @@ gpu-check: $(STAMP)  ## Runs all that needs a GPU, in at most nine minutes: test
 lint: $(STAMP)  ## Checks format, lint and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/python -m mypy regseg_d2/ops regseg_d2/state regseg_d2/distributed.py
+	$(BIN)/python -m mypy regseg_d2/ops regseg_d2/state regseg_d2/common/distributed.py
 
 format: $(STAMP)  ## Formats the code and repairs what the linter can
 	$(BIN)/ruff check --fix .

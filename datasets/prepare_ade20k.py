@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import sys
 
-from regseg_d2.data.preparation import preparation_parser, run_preparation
-from regseg_d2.data.preparation.ade20k import ARCHIVES, prepare_ade20k
+from regseg_d2.dataset_tools.preparation import preparation_parser, run_preparation
+from regseg_d2.dataset_tools.preparation.ade20k import ARCHIVES, prepare_ade20k
 
 
 def main(arguments: list[str] | None = None) -> int:

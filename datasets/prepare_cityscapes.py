@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import sys
 
-from regseg_d2.data.preparation import preparation_parser, run_preparation
-from regseg_d2.data.preparation.cityscapes import ARCHIVES, prepare_cityscapes
+from regseg_d2.dataset_tools.preparation import preparation_parser, run_preparation
+from regseg_d2.dataset_tools.preparation.cityscapes import ARCHIVES, prepare_cityscapes
 
 
 def main(arguments: list[str] | None = None) -> int:

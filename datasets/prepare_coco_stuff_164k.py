@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import sys
 
-from regseg_d2.data.preparation import preparation_parser, run_preparation
-from regseg_d2.data.preparation.coco_stuff_164k import ARCHIVES, prepare_coco_stuff_164k
+from regseg_d2.dataset_tools.preparation import preparation_parser, run_preparation
+from regseg_d2.dataset_tools.preparation.coco_stuff_164k import ARCHIVES, prepare_coco_stuff_164k
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import sys
 
-from regseg_d2.data.preparation import preparation_parser, run_preparation
-from regseg_d2.data.preparation.pascal_context import ARCHIVES, SOURCES, prepare_pascal_context
+from regseg_d2.dataset_tools.preparation import preparation_parser, run_preparation
+from regseg_d2.dataset_tools.preparation.pascal_context import ARCHIVES, SOURCES, prepare_pascal_context
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import sys
 
-from regseg_d2.data.preparation import preparation_parser, run_preparation
-from regseg_d2.data.preparation.voc import ARCHIVES, prepare_voc
+from regseg_d2.dataset_tools.preparation import preparation_parser, run_preparation
+from regseg_d2.dataset_tools.preparation.voc import ARCHIVES, prepare_voc
 
 
 def main(arguments: list[str] | None = None) -> int:

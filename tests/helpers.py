@@ -3,7 +3,7 @@
 import torch
 from detectron2.config import CfgNode
 
-import regseg_d2.modeling  # noqa: F401  registers networks
+import regseg_d2.segmentor  # noqa: F401  registers networks
 from regseg_d2.config import get_regseg_cfg
 
 NUM_CLASSES = 5

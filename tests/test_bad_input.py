@@ -7,10 +7,10 @@ import pytest
 import torch
 from PIL import Image
 
+from regseg_d2.common.errors import CheckpointError, ConfigError, DatasetError
 from regseg_d2.engine.launch import build_argument_parser
 from regseg_d2.engine.main import main
 from regseg_d2.engine.trainer import Trainer
-from regseg_d2.errors import CheckpointError, ConfigError, DatasetError
 from tests.data.data_helpers import registered, toy_spec, write_toy
 
 CONFIG = """

@@ -8,7 +8,7 @@ import pytest
 OUTSIDE = ("detectron2", "fvcore", "cv2", "timm", "pycocotools")
 
 
-@pytest.mark.parametrize("package", ["regseg_d2.ops", "regseg_d2.state", "regseg_d2.distributed"])
+@pytest.mark.parametrize("package", ["regseg_d2.ops", "regseg_d2.state", "regseg_d2.common"])
 def test_equations_and_state_need_torch_alone(package):
     code = f"""
 import importlib, pkgutil, sys

@@ -10,7 +10,7 @@ import torch
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 
-from regseg_d2.config_files import load_config
+from regseg_d2.config.files import load_config
 from regseg_d2.engine.optim import build_optimizer
 from regseg_d2.engine.step import TrainingStep
 from regseg_d2.engine.trainer import Trainer

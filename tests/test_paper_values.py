@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from regseg_d2.config_files import load_config
+from regseg_d2.config.files import load_config
 from tests.paper_table import asked, check, matches, paper_of, read_papers
 
 CONFIGS = Path(__file__).parent.parent / "configs"

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import torch
 
-from regseg_d2.analysis.model_costs import analyze, as_data, render
-from regseg_d2.config_files import load_config
-from regseg_d2.engine.files import write_text
-from regseg_d2.errors import errors_end_the_program
+from regseg_d2.apps.costs.model_costs import analyze, as_data, render
+from regseg_d2.common.errors import errors_end_the_program
+from regseg_d2.common.files import write_text
+from regseg_d2.config.files import load_config
 
 
 def parse_arguments() -> argparse.Namespace:

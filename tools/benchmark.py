@@ -14,22 +14,26 @@ Example:
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 import torch
 
-from regseg_d2.analysis import (
-    benchmark_data,
-    benchmark_evaluation,
-    benchmark_inference,
-    benchmark_large_steps,
-    benchmark_networks,
-    benchmark_pixel_loss,
-    benchmark_regularizers,
-)
-from regseg_d2.errors import errors_end_the_program
+from regseg_d2.common.errors import errors_end_the_program
 
-MODELS = Path(__file__).resolve().parents[1] / "configs" / "_base_" / "models"
+ROOT = Path(__file__).resolve().parents[1]
+# The benchmarks are beside the package, not in it.
+sys.path.insert(0, str(ROOT))
+
+import benchmarks.data  # noqa: E402
+import benchmarks.evaluation  # noqa: E402
+import benchmarks.inference  # noqa: E402
+import benchmarks.large_steps  # noqa: E402
+import benchmarks.networks  # noqa: E402
+import benchmarks.pixel_loss  # noqa: E402
+import benchmarks.regularizers  # noqa: E402
+
+MODELS = ROOT / "configs" / "_base_" / "models"
 
 
 def main() -> None:
@@ -65,7 +69,7 @@ def main() -> None:
         help="where pip install --target put mmsegmentation; without it, this environment has it",
     )
     networks.add_argument(
-        "--networks", nargs="+", default=list(benchmark_networks.NAMES), metavar="NAME", help="which of them"
+        "--networks", nargs="+", default=list(benchmarks.networks.NAMES), metavar="NAME", help="which of them"
     )
     networks.add_argument(
         "--curve", type=int, default=0, metavar="STEPS", help="also train so many steps and show the losses"
@@ -89,19 +93,19 @@ def main() -> None:
 def run(args: argparse.Namespace) -> None:
     """Runs the benchmark that the arguments name."""
     if args.command == "loss":
-        benchmark_pixel_loss.run(args.rounds, args.device)
+        benchmarks.pixel_loss.run(args.rounds, args.device)
     elif args.command == "steps":
-        print(benchmark_large_steps.run(args.model, args.batch, tuple(args.size), args.rounds, args.device))
+        print(benchmarks.large_steps.run(args.model, args.batch, tuple(args.size), args.rounds, args.device))
     elif args.command == "inference":
-        benchmark_inference.run(args.rounds, args.device)
+        benchmarks.inference.run(args.rounds, args.device)
     elif args.command == "data":
-        benchmark_data.run(args.rounds, args.mmsegmentation)
+        benchmarks.data.run(args.rounds, args.mmsegmentation)
     elif args.command == "evaluation":
-        benchmark_evaluation.run(args.rounds)
+        benchmarks.evaluation.run(args.rounds)
     elif args.command == "networks":
-        benchmark_networks.run(args.mmsegmentation, MODELS, args.networks, args.rounds, args.curve)
+        benchmarks.networks.run(args.mmsegmentation, MODELS, args.networks, args.rounds, args.curve)
     else:
-        benchmark_regularizers.run(args.rounds, args.device, args.only_losses)
+        benchmarks.regularizers.run(args.rounds, args.device, args.only_losses)
 
 
 if __name__ == "__main__":

@@ -11,8 +11,8 @@ from __future__ import annotations
 import argparse
 import sys
 
-from regseg_d2.data.inspection.tool import check_named_datasets
-from regseg_d2.errors import errors_end_the_program
+from regseg_d2.common.errors import errors_end_the_program
+from regseg_d2.dataset_tools.inspection.tool import check_named_datasets
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -9,10 +9,10 @@ from __future__ import annotations
 import argparse
 import json
 
-from regseg_d2.analysis.compare import compare_groups, group_runs
-from regseg_d2.analysis.compare_report import TABLE_FORMATS, as_data, render
-from regseg_d2.analysis.runs import load_run
-from regseg_d2.errors import errors_end_the_program, printable_lines
+from regseg_d2.apps.compare.groups import compare_groups, group_runs
+from regseg_d2.apps.compare.report import TABLE_FORMATS, as_data, render
+from regseg_d2.apps.compare.runs import load_run
+from regseg_d2.common.errors import errors_end_the_program, printable_lines
 
 
 def parse_arguments() -> argparse.Namespace:

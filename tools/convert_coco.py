@@ -15,9 +15,9 @@ import os
 import sys
 from pathlib import Path
 
-from regseg_d2.data.datasets.coco_json import BACKGROUND, IGNORE, CocoSplit, convert_coco
-from regseg_d2.engine.files import write_text
-from regseg_d2.errors import errors_end_the_program
+from regseg_d2.common.errors import errors_end_the_program
+from regseg_d2.common.files import write_text
+from regseg_d2.dataset_tools.coco.conversion import BACKGROUND, IGNORE, CocoSplit, convert_coco
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -9,9 +9,9 @@ from __future__ import annotations
 import argparse
 import logging
 
-from regseg_d2.errors import errors_end_the_program, printable_lines
+from regseg_d2.apps.convert_weights import convert_file
+from regseg_d2.common.errors import errors_end_the_program, printable_lines
 from regseg_d2.weights.published import SOURCES
-from regseg_d2.weights.tool import convert_file
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -12,8 +12,8 @@ from __future__ import annotations
 import argparse
 import sys
 
-from regseg_d2.errors import errors_end_the_program
-from regseg_d2.evaluation.predict import predict_files
+from regseg_d2.apps.predict import predict_files
+from regseg_d2.common.errors import errors_end_the_program
 
 
 def parse_arguments() -> argparse.Namespace:

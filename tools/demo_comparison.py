@@ -6,8 +6,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from regseg_d2.analysis.demo import run_demo
-from regseg_d2.errors import errors_end_the_program
+from regseg_d2.apps.demo import run_demo
+from regseg_d2.common.errors import errors_end_the_program
 
 
 def main() -> None:

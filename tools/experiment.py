@@ -5,7 +5,7 @@ Example:
     tools/experiment.py experiments/cooccurrence.yaml --jobs 2
 """
 
-from regseg_d2.experiment.__main__ import main
+from regseg_d2.apps.experiment.__main__ import main
 
 if __name__ == "__main__":
     main()

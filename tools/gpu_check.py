@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from regseg_d2.analysis.gpu_check import run
+from regseg_d2.apps.gpu_check import run
 
 
 def main() -> None:

@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import argparse
 
-import regseg_d2.modeling  # noqa: F401
-from regseg_d2.analysis import gradient_shares
-from regseg_d2.config_files import load_config
-from regseg_d2.errors import errors_end_the_program
+import regseg_d2.segmentor  # noqa: F401
+from regseg_d2.apps import gradient_shares
+from regseg_d2.common.errors import errors_end_the_program
+from regseg_d2.config.files import load_config
 
 
 def main() -> None:

@@ -10,9 +10,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from regseg_d2.analysis.model_zoo import count_parameters, read_zoo, render
-from regseg_d2.engine.files import write_text
-from regseg_d2.errors import errors_end_the_program
+from regseg_d2.apps.model_zoo import count_parameters, read_zoo, render
+from regseg_d2.common.errors import errors_end_the_program
+from regseg_d2.common.files import write_text
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -14,12 +14,12 @@ from pathlib import Path
 from tabulate import tabulate
 
 import regseg_d2.data  # noqa: F401
-from regseg_d2.config_files import load_config
+from regseg_d2.common.errors import errors_end_the_program
+from regseg_d2.common.files import write_text
+from regseg_d2.config.files import load_config
 from regseg_d2.data.datasets.declared import register_declared
 from regseg_d2.engine.devices import limit_cpu_threads, with_available_device
-from regseg_d2.engine.files import write_text
 from regseg_d2.engine.trained_model import load_trained_model
-from regseg_d2.errors import errors_end_the_program
 from regseg_d2.evaluation.corruptions import KINDS
 from regseg_d2.evaluation.measuring import DEFAULT_TAP, measure
 

@@ -6,7 +6,7 @@ import gc
 # Importing torch and Detectron2 makes very many objects and no garbage: looking for it takes half a second.
 gc.disable()
 
-import regseg_d2.modeling  # noqa: E402, F401
+import regseg_d2.segmentor  # noqa: E402, F401
 from regseg_d2.engine.launch import build_argument_parser, run  # noqa: E402
 from regseg_d2.engine.main import main  # noqa: E402
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import argparse
 
-from regseg_d2.data.inspection.training_samples import draw_training_samples
-from regseg_d2.errors import errors_end_the_program, printable
+from regseg_d2.common.errors import errors_end_the_program, printable
+from regseg_d2.dataset_tools.inspection.training_samples import draw_training_samples
 
 
 def parse_arguments() -> argparse.Namespace:

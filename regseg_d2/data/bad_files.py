@@ -11,7 +11,7 @@ from detectron2.config import CfgNode
 from detectron2.utils import comm
 from torch.utils.data import Dataset
 
-from regseg_d2.errors import ConfigError, DatasetError, UserError
+from regseg_d2.common.errors import ConfigError, DatasetError, UserError
 
 logger = logging.getLogger(__name__)
 

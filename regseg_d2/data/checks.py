@@ -8,11 +8,11 @@ import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
+from regseg_d2.common.errors import ConfigError, DatasetError
 from regseg_d2.data.bad_files import skips_bad_files
 from regseg_d2.data.labels import LabelReader, label_reader_for
 from regseg_d2.data.mapper import read_pair
 from regseg_d2.data.records import check_equal_classes, load_records
-from regseg_d2.errors import ConfigError, DatasetError
 
 logger = logging.getLogger(__name__)
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 import numpy as np
 from detectron2.config import CfgNode
 
+from regseg_d2.common.errors import ConfigError, DatasetError
 from regseg_d2.data.label_counts import from_main_process, training_label_counts
 from regseg_d2.data.sampler import CLASS_STREAM, RandomOrder, SampleOrder
 from regseg_d2.data.transforms import WantedClass
-from regseg_d2.errors import ConfigError, DatasetError
 
 # Values of DATALOADER.SAMPLER_TRAIN; the first two are Detectron2's names.
 RANDOM, REPEAT_FACTOR, RARE_CLASS = (

@@ -10,10 +10,10 @@ import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
-from regseg_d2.data.inspection.balance import ClassBalance, enet_weights, median_frequency_weights
+from regseg_d2.common.errors import ConfigError
+from regseg_d2.common.json_files import read_json
+from regseg_d2.data.balance import ClassBalance, enet_weights, median_frequency_weights
 from regseg_d2.data.label_counts import from_main_process, training_label_counts
-from regseg_d2.errors import ConfigError
-from regseg_d2.json_files import read_json
 
 logger = logging.getLogger(__name__)
 

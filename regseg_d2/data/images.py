@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
+from regseg_d2.common.errors import ConfigError, DatasetError
 from regseg_d2.data.decoders import decode_rgb
-from regseg_d2.errors import ConfigError, DatasetError
 
 # Modes that Pillow converts to RGB without losing more than an alpha channel. The 16- and 32-bit
 # modes are not here: Pillow clips them to 255, which turns such a photo white.

@@ -22,9 +22,9 @@ import numpy as np
 from detectron2.data import MetadataCatalog
 from PIL import Image
 
+from regseg_d2.common.errors import DatasetError
 from regseg_d2.data.decoders import decode_indices
 from regseg_d2.data.images import decoded_file, open_image, read_bytes, upright
-from regseg_d2.errors import DatasetError
 
 _INDEX_MODES = ("1", "L", "P", "I;16", "I;16B", "I;16L", "I")
 _COLOR_MODES = ("L", "P", "RGB", "RGBA")

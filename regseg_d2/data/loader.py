@@ -14,17 +14,17 @@ from detectron2.data.samplers import InferenceSampler
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset
 
+from regseg_d2.common.errors import ConfigError, UserError
 from regseg_d2.data.bad_files import ReplacingSamples, skips_bad_files
 from regseg_d2.data.class_sampling import build_sample_order
 from regseg_d2.data.mapper import TestMapper, TrainMapper
-from regseg_d2.data.memory import keep_freed_memory
 from regseg_d2.data.records import load_records
 from regseg_d2.data.sampler import ResumableTrainingSampler
 from regseg_d2.data.shared_memory import collate_for_transport
 from regseg_d2.data.subsets import load_train_subset
 from regseg_d2.data.transforms import WantedClass
+from regseg_d2.data.workers import keep_freed_memory
 from regseg_d2.engine.interruption import obey_the_parent_alone
-from regseg_d2.errors import ConfigError, UserError
 
 
 def forward_batch_size(cfg: CfgNode, world_size: int) -> int:

@@ -9,6 +9,7 @@ import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.data import transforms as T  # noqa: N812 (the name that Detectron2 itself uses)
 
+from regseg_d2.common.errors import ConfigError, DatasetError
 from regseg_d2.data.images import read_image
 from regseg_d2.data.labels import LabelReader, label_reader_for
 from regseg_d2.data.resampling import nearest_indices, resize_crop, resize_image, scaled_size, take_nearest
@@ -21,7 +22,6 @@ from regseg_d2.data.transforms import (
     to_planes,
     to_target,
 )
-from regseg_d2.errors import ConfigError, DatasetError
 
 
 def read_pair(record: dict, reader: LabelReader) -> tuple[np.ndarray, np.ndarray]:

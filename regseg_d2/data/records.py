@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from regseg_d2.errors import ConfigError, DatasetError
-from regseg_d2.suggestions import did_you_mean
+from regseg_d2.common.errors import ConfigError, DatasetError
+from regseg_d2.common.suggestions import did_you_mean
 
 
 def load_records(dataset_name: str) -> list[dict]:

@@ -8,8 +8,8 @@ from typing import Protocol
 import numpy as np
 from torch.utils.data import Sampler
 
+from regseg_d2.common.errors import ConfigError
 from regseg_d2.data.transforms import WantedClass
-from regseg_d2.errors import ConfigError
 
 # First words of the seeds of the kinds of randomness, so that they never share a stream.
 PERMUTATION_STREAM = 0

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
-from regseg_d2.errors import UserError
+from regseg_d2.common.errors import UserError
 
 SHARED_MEMORY = Path("/dev/shm")
 #: Seconds that a worker waits for the trainer to take batches before it gives up.

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 from detectron2.config import CfgNode
 
+from regseg_d2.common.errors import ConfigError
 from regseg_d2.data.records import load_training_records
-from regseg_d2.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from regseg_d2.common.errors import ConfigError
 from regseg_d2.data.resampling import Window, take_nearest
-from regseg_d2.errors import ConfigError
 
 # Weights of red, green and blue in luminance (ITU-R BT.601).
 _LUMINANCE = np.array([0.299, 0.587, 0.114])

@@ -15,19 +15,19 @@ from detectron2.utils import comm
 from fvcore.common.checkpoint import _strip_prefix_if_present
 from torch import nn
 
+from regseg_d2.common.errors import CheckpointError
+from regseg_d2.common.files import atomic_writer, remove_partial_files
 from regseg_d2.engine.checkpoint_history import (
     TAG_FILE,
     holds_checkpoints,
     newest_whole_checkpoint,
     record_checkpoint,
 )
-from regseg_d2.engine.files import atomic_writer, remove_partial_files
 from regseg_d2.engine.initial_weights import BACKBONE_PREFIX, load_timm_weights, weights_file
-from regseg_d2.engine.load_report import LoadReport
-from regseg_d2.errors import CheckpointError
 from regseg_d2.regularizers import Regularizer
 from regseg_d2.state.random_stream import RandomStream
 from regseg_d2.weights.detectron2_names import zoo_content
+from regseg_d2.weights.load_report import LoadReport
 from regseg_d2.weights.names import AUTO
 from regseg_d2.weights.network import BATCH_COUNTER, Network
 from regseg_d2.weights.published import AUXILIARY_PREFIXES, convert_if_published

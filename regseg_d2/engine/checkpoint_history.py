@@ -7,8 +7,8 @@ import re
 import zipfile
 from pathlib import Path
 
-from regseg_d2.engine.files import write_text
-from regseg_d2.errors import CheckpointError
+from regseg_d2.common.errors import CheckpointError
+from regseg_d2.common.files import write_text
 
 logger = logging.getLogger(__name__)
 

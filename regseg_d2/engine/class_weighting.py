@@ -5,8 +5,8 @@ from __future__ import annotations
 from detectron2.config import CfgNode
 from torch import nn
 
+from regseg_d2.common.errors import ConfigError
 from regseg_d2.data.class_weights import measured_class_weights
-from regseg_d2.errors import ConfigError
 from regseg_d2.modeling.losses import SegmentationLoss
 
 

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 import torch.distributed as dist
 
-from regseg_d2.engine.files import disk_full_message, is_disk_full
-from regseg_d2.errors import DiskFullError, UserError, printable
+from regseg_d2.common.errors import DiskFullError, UserError, printable
+from regseg_d2.common.files import disk_full_message, is_disk_full
 
 # What gloo, NCCL and the store say when another process has ended or does not answer.
 _LOST_PROCESS = re.compile(

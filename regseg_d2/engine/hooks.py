@@ -13,11 +13,11 @@ from typing import Any
 from detectron2.engine import HookBase, hooks
 from detectron2.evaluation.testing import flatten_results_dict
 
+from regseg_d2.common.errors import ConfigError
+from regseg_d2.common.files import refuse_folder, write_text
+from regseg_d2.common.suggestions import did_you_mean
 from regseg_d2.engine.checkpoint import SafeCheckpointer
-from regseg_d2.engine.files import refuse_folder, write_text
 from regseg_d2.engine.interruption import EvaluationInterrupted
-from regseg_d2.errors import ConfigError
-from regseg_d2.suggestions import did_you_mean
 
 logger = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from detectron2.engine import HookBase
 from detectron2.utils import comm
 from torch import nn
 
-from regseg_d2.errors import UserError
+from regseg_d2.common.errors import UserError
 from regseg_d2.modeling.backbones.pretrained import pretrained_file
 from regseg_d2.modeling.backbones.timm import TimmBackbone
 from regseg_d2.weights import timm_names

@@ -14,7 +14,7 @@ from typing import Any
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 
-from regseg_d2.errors import UserError
+from regseg_d2.common.errors import UserError
 
 # The exit status of a run that was interrupted and can be resumed: EX_TEMPFAIL of sysexits.h. A process
 # that dies of the signal has another one (143), so that a job script can tell whether to requeue.

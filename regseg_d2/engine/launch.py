@@ -23,7 +23,8 @@ from detectron2.utils import comm
 from torch.distributed.distributed_c10d import _get_default_store
 from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
 
-from regseg_d2.config_files import load_config_with_origins, print_config
+from regseg_d2.common.errors import ConfigError, UserError, print_error
+from regseg_d2.config.files import load_config_with_origins, print_config
 from regseg_d2.engine.failures import LostProcessError, explain_failure, explain_meeting
 from regseg_d2.engine.interruption import (
     INTERRUPTED_EXIT_CODE,
@@ -32,7 +33,6 @@ from regseg_d2.engine.interruption import (
     let_go_of_lost_outputs,
     signals_forwarded,
 )
-from regseg_d2.errors import ConfigError, UserError, print_error
 
 USER_ERROR_EXIT_CODE = 2
 # Key in the store of the process group: the main process has reported its error.

@@ -14,17 +14,17 @@ from detectron2.utils import comm
 from detectron2.utils.collect_env import collect_env_info
 from detectron2.utils.logger import setup_logger
 
-from regseg_d2.config_files import flatten_config, format_config, load_config
+from regseg_d2.common.errors import printable_lines
+from regseg_d2.common.files import write_text
+from regseg_d2.common.yaml_files import parse_yaml, read_yaml
+from regseg_d2.config.files import flatten_config, format_config, load_config
 from regseg_d2.engine.devices import limit_cpu_threads, with_available_device
-from regseg_d2.engine.files import write_text
 from regseg_d2.engine.hooks import Results
 from regseg_d2.engine.run_lock import run_lock
 from regseg_d2.engine.seeding import make_deterministic, seed_everything
 from regseg_d2.engine.trained_model import load_trained_model
 from regseg_d2.engine.trainer import Trainer
-from regseg_d2.errors import printable_lines
 from regseg_d2.evaluation.inference import refuse_unsupported
-from regseg_d2.yaml_files import parse_yaml, read_yaml
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ def main(args: argparse.Namespace) -> Results:
     """
     # Importing them registers data sets, backbones, heads and the meta-architecture.
     import regseg_d2.data
-    import regseg_d2.modeling  # noqa: F401
+    import regseg_d2.segmentor  # noqa: F401
     from regseg_d2.data.checks import check_datasets
     from regseg_d2.data.datasets.declared import register_declared
 

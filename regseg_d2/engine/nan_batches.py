@@ -12,8 +12,8 @@ import torch
 from detectron2.utils import comm
 from torch import Tensor
 
-from regseg_d2.engine.files import atomic_writer
-from regseg_d2.errors import WriteError
+from regseg_d2.common.errors import WriteError
+from regseg_d2.common.files import atomic_writer
 
 logger = logging.getLogger(__name__)
 

@@ -15,9 +15,9 @@ from detectron2.solver.build import get_default_optimizer_params, reduce_param_g
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 
+from regseg_d2.common.errors import ConfigError
+from regseg_d2.common.suggestions import did_you_mean
 from regseg_d2.engine.layer_decay import layer_scales
-from regseg_d2.errors import ConfigError
-from regseg_d2.suggestions import did_you_mean
 
 GradientClipper = Callable[[Sequence[nn.Parameter]], None]
 

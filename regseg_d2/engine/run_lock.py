@@ -9,7 +9,7 @@ from pathlib import Path
 
 from detectron2.utils import comm
 
-from regseg_d2.errors import UserError
+from regseg_d2.common.errors import UserError
 
 #: File in a run's folder that its trainer holds a lock on.
 LOCK_FILE = ".lock"

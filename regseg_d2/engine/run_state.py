@@ -10,7 +10,7 @@ import torch
 from detectron2.engine.train_loop import TrainerBase
 from detectron2.utils import comm
 
-from regseg_d2.errors import CheckpointError, ConfigError, UserError
+from regseg_d2.common.errors import CheckpointError, ConfigError, UserError
 
 if TYPE_CHECKING:
     from regseg_d2.engine.trainer import Trainer

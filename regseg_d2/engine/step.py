@@ -15,8 +15,8 @@ from detectron2.utils import comm
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from regseg_d2.common.errors import ConfigError, UserError
 from regseg_d2.engine.optim import GradientClipper
-from regseg_d2.errors import ConfigError, UserError
 from regseg_d2.state.undoable import UndoableState
 
 logger = logging.getLogger(__name__)

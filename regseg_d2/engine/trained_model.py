@@ -10,7 +10,7 @@ from torch import nn
 
 from regseg_d2.engine.checkpoint import SafeCheckpointer
 from regseg_d2.engine.checkpoint_history import TAG_FILE
-from regseg_d2.modeling.build import build_model
+from regseg_d2.segmentor.build import build_model
 
 
 @dataclass(frozen=True)
@@ -36,9 +36,6 @@ def load_trained_model(cfg: CfgNode, *, resume: bool = False) -> TrainedModel:
     Raises:
         CheckpointError: there are no weights, or they do not fit the model.
     """
-    # Importing it registers backbones, heads and the meta-architecture.
-    import regseg_d2.modeling  # noqa: F401
-
     model = build_model(cfg).eval()
     # Evaluation writes no checkpoint, and must not clear away files of a run that still does.
     checkpointer = SafeCheckpointer(

@@ -41,7 +41,7 @@ from regseg_d2.engine.step import NonFiniteLossError, TrainingStep, amp_dtype
 from regseg_d2.engine.timing import TimedIterator
 from regseg_d2.evaluation.evaluator import StreamingSemSegEvaluator
 from regseg_d2.evaluation.inference import InferenceProtocol, refuse_unsupported
-from regseg_d2.modeling.build import build_model
+from regseg_d2.segmentor.build import build_model
 
 logger = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as T
 
-from regseg_d2.errors import ConfigError
+from regseg_d2.common.errors import ConfigError
 
 SEVERITIES = (1, 3, 5)
 

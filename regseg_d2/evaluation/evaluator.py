@@ -20,14 +20,14 @@ from detectron2.utils import comm
 from tabulate import tabulate
 from torch import Tensor
 
-from regseg_d2.engine.files import write_text
-from regseg_d2.errors import ConfigError, DatasetError
+from regseg_d2.common.errors import ConfigError, DatasetError
+from regseg_d2.common.files import write_text
+from regseg_d2.drawing.pictures import class_colors, side_by_side
 from regseg_d2.evaluation.confusion import confusion_counts
 from regseg_d2.evaluation.inference.argmax import argmax_classes
 from regseg_d2.evaluation.inference.protocol import InferenceProtocol
 from regseg_d2.evaluation.metrics import SegmentationMetrics, compute_metrics, find_oddities
 from regseg_d2.evaluation.prediction_files import PredictionFiles, prediction_format
-from regseg_d2.evaluation.visualize import class_colors, side_by_side
 
 logger = logging.getLogger(__name__)
 

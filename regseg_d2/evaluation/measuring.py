@@ -15,9 +15,9 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import inference_context
 from torch import Tensor, nn
 
+from regseg_d2.common.errors import ConfigError, DatasetError
 from regseg_d2.data.labels import label_reader_for
 from regseg_d2.data.loader import build_test_loader
-from regseg_d2.errors import ConfigError, DatasetError
 from regseg_d2.evaluation.confusion import confusion_counts
 from regseg_d2.evaluation.corruptions import SEVERITIES, corrupt
 from regseg_d2.evaluation.inference import Predictor, build_predictor
@@ -30,7 +30,7 @@ from regseg_d2.evaluation.measures import (
     without_nan,
 )
 from regseg_d2.evaluation.metrics import compute_metrics
-from regseg_d2.taps import TapRecorder
+from regseg_d2.regularizers.taps import TapRecorder
 
 logger = logging.getLogger(__name__)
 

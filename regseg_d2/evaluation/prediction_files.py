@@ -11,9 +11,9 @@ from pathlib import Path, PurePosixPath
 import cv2
 import numpy as np
 
+from regseg_d2.common.errors import ConfigError, DatasetError
+from regseg_d2.common.files import atomic_writer
 from regseg_d2.data.datasets.definitions import load_definition
-from regseg_d2.engine.files import atomic_writer
-from regseg_d2.errors import ConfigError, DatasetError
 
 # The server looks for <city>_<sequence>_<frame>*.png and takes label ids, not training ids.
 # https://github.com/mcordts/cityscapesScripts, evaluation/evalPixelLevelSemanticLabeling.py

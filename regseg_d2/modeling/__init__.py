@@ -1,4 +1,4 @@
-"""Networks: meta-architecture, taps, heads, backbones and losses; importing this registers them."""
+"""Networks: heads, backbones and losses; importing this registers them."""
 
 from regseg_d2.modeling.backbones import (
     build_dilated_resnet_backbone,
@@ -6,7 +6,6 @@ from regseg_d2.modeling.backbones import (
     build_timm_backbone,
 )
 from regseg_d2.modeling.heads import AUGMENT, CONTEXT_MODULE, FUSION, PROJECTION, ContextHead
-from regseg_d2.modeling.segmentor import RegularizationMixin, RegularizedSegmentor
 
 __all__ = [
     "AUGMENT",
@@ -14,8 +13,6 @@ __all__ = [
     "FUSION",
     "PROJECTION",
     "ContextHead",
-    "RegularizationMixin",
-    "RegularizedSegmentor",
     "build_dilated_resnet_backbone",
     "build_mit_backbone",
     "build_timm_backbone",

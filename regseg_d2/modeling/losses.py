@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from regseg_d2.distributed import global_mean
-from regseg_d2.errors import ConfigError
+from regseg_d2.common.distributed import global_mean
+from regseg_d2.common.errors import ConfigError
 from regseg_d2.ops.upsampled_cross_entropy import upsampled_cross_entropy, upsampled_pixel_losses
 
 LOSS_TYPES = ("cross_entropy", "ohem")

@@ -9,7 +9,7 @@ from detectron2.utils import comm
 from timm.layers import BatchNormAct2d, SyncBatchNormAct
 from torch import Tensor, nn
 
-from regseg_d2.errors import ConfigError
+from regseg_d2.common.errors import ConfigError
 
 NORMS = ("auto", "BN", "SyncBN", "naiveSyncBN", "FrozenBN", "GN")
 

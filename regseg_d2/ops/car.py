@@ -15,7 +15,7 @@ import math
 import torch
 from torch import Tensor
 
-from regseg_d2.distributed import all_reduce_sum, global_mean, world_size
+from regseg_d2.common.distributed import all_reduce_sum, global_mean, world_size
 from regseg_d2.ops.class_statistics import ClassStatistics
 
 REDUCTIONS = ("mse", "squared_mean")

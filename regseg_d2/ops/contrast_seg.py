@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from regseg_d2.distributed import all_reduce_sum_constant
+from regseg_d2.common.distributed import all_reduce_sum_constant
 from regseg_d2.ops.sampling import compact, group_order, mix_bits
 from regseg_d2.ops.stored_contrast import Contrast
 

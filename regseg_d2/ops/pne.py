@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from regseg_d2.distributed import all_reduce_sum, gather_rows, rank, world_size
+from regseg_d2.common.distributed import all_reduce_sum, gather_rows, rank, world_size
 from regseg_d2.ops.grouped_products import log_sums_within_sets, pixel_rows, tile_groups
 from regseg_d2.ops.sampling import GroupOrder, compact, group_order
 

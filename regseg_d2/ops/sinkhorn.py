@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from regseg_d2.distributed import all_reduce_sum_constant
+from regseg_d2.common.distributed import all_reduce_sum_constant
 
 MIN_SMOOTHNESS = 0.005
 

@@ -1,7 +1,6 @@
 """Regularizers: losses on features that exist in training only, one method a file."""
 
 from regseg_d2.regularizers.base import REGULARIZER, Regularizer
-from regseg_d2.regularizers.build import build_regularizers
 from regseg_d2.regularizers.car import CAR
 from regseg_d2.regularizers.contrast_seg import ContrastSeg
 from regseg_d2.regularizers.inputs import RegularizerInput
@@ -9,6 +8,7 @@ from regseg_d2.regularizers.mdrl import MDRL
 from regseg_d2.regularizers.pne import PNE
 from regseg_d2.regularizers.rch import RCH
 from regseg_d2.regularizers.region_contrast import RegionContrast
+from regseg_d2.segmentor.regularizers import build_regularizers
 
 __all__ = [
     "CAR",

@@ -11,8 +11,8 @@ from detectron2.utils.events import get_event_storage, has_event_storage
 from detectron2.utils.registry import Registry
 from torch import Tensor, nn
 
-from regseg_d2.distributed import all_reduce_sum_constant
-from regseg_d2.errors import ConfigError
+from regseg_d2.common.distributed import all_reduce_sum_constant
+from regseg_d2.common.errors import ConfigError
 from regseg_d2.ops.precision import loss_precision
 from regseg_d2.regularizers.inputs import RegularizerInput
 from regseg_d2.state.memory_bank import MemoryBank

@@ -9,15 +9,15 @@ import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from torch import Tensor, nn
 
-from regseg_d2.distributed import all_reduce_sum, all_reduce_sum_constant
+from regseg_d2.common.distributed import all_reduce_sum, all_reduce_sum_constant
 from regseg_d2.ops import car as ops
 from regseg_d2.ops.class_statistics import ClassStatistics, class_statistics, divide_by_counts
 from regseg_d2.regularizers.base import REGULARIZER, Regularizer
-from regseg_d2.regularizers.build import common_arguments
 from regseg_d2.regularizers.inputs import RegularizerInput
 from regseg_d2.regularizers.places import find_place
+from regseg_d2.regularizers.taps import has_module
+from regseg_d2.segmentor.regularizers import common_arguments
 from regseg_d2.state.ema_centers import EmaCenters
-from regseg_d2.taps import has_module
 
 CENTERS = ("batch", "image", "ema")
 ABSENT_CLASSES = ("exclude", "zero")

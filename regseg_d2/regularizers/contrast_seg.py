@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from torch import Tensor, nn
 
-from regseg_d2.distributed import gather_rows, gather_rows_with_gradient, global_mean, rank
+from regseg_d2.common.distributed import gather_rows, gather_rows_with_gradient, global_mean, rank
 from regseg_d2.ops import contrast_seg as ops
 from regseg_d2.ops.class_statistics import class_sums
 from regseg_d2.ops.contrast_seg_memory import contrast_with_memories
@@ -17,10 +17,10 @@ from regseg_d2.ops.grouped_products import pixel_rows
 from regseg_d2.ops.sampling import compact
 from regseg_d2.ops.stored_contrast import MIN_TEMPERATURE, Memory
 from regseg_d2.regularizers.base import REGULARIZER, Regularizer
-from regseg_d2.regularizers.build import common_arguments
 from regseg_d2.regularizers.inputs import RegularizerInput
 from regseg_d2.regularizers.places import find_place
 from regseg_d2.regularizers.projection import TrainingProjection
+from regseg_d2.segmentor.regularizers import common_arguments
 from regseg_d2.state.memory_bank import MemoryBank
 from regseg_d2.state.random_stream import RandomStream
 

@@ -10,8 +10,8 @@ from detectron2.layers import ASPP
 from detectron2.projects.deeplab import DeepLabV3Head
 from torch import nn
 
-from regseg_d2.errors import ConfigError
-from regseg_d2.taps import has_module, tap_channels
+from regseg_d2.common.errors import ConfigError
+from regseg_d2.regularizers.taps import has_module, tap_channels
 
 PLACE_MARK = "@"
 _NAME = re.compile(r"(\w+)(?:@([\w-]+))?")

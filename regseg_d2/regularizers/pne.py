@@ -8,13 +8,13 @@ import torch
 from detectron2.config import CfgNode, configurable
 from torch import Tensor, nn
 
-from regseg_d2.distributed import global_mean
+from regseg_d2.common.distributed import global_mean
 from regseg_d2.ops import pne as ops
 from regseg_d2.regularizers.base import REGULARIZER, Regularizer
-from regseg_d2.regularizers.build import common_arguments
 from regseg_d2.regularizers.inputs import RegularizerInput
 from regseg_d2.regularizers.places import find_place
 from regseg_d2.regularizers.projection import TrainingProjection
+from regseg_d2.segmentor.regularizers import common_arguments
 from regseg_d2.state.random_stream import RandomStream
 
 ANCHORS, SAMPLES, REPEATS, UNION_REPEATS = range(4)

@@ -8,7 +8,7 @@ import fvcore.nn.weight_init as weight_init
 from detectron2.layers import Conv2d, get_norm
 from torch import Tensor, nn
 
-from regseg_d2.modeling.heads.layers import conv_norm_relu
+from regseg_d2.modeling.layers import conv_norm_relu
 
 
 class _TracelessProjection(nn.Module, abc.ABC):

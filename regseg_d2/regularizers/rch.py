@@ -9,15 +9,15 @@ import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from torch import Tensor, nn
 
-from regseg_d2.distributed import all_reduce_sum, all_reduce_sum_constant, global_mean
+from regseg_d2.common.distributed import all_reduce_sum, all_reduce_sum_constant, global_mean
 from regseg_d2.ops import rch as ops
 from regseg_d2.ops.class_statistics import class_sums, divide_by_counts
 from regseg_d2.ops.sampling import compact
 from regseg_d2.regularizers.base import REGULARIZER, Regularizer
-from regseg_d2.regularizers.build import common_arguments
 from regseg_d2.regularizers.inputs import RegularizerInput
 from regseg_d2.regularizers.places import encoder_output_tap, find_place
 from regseg_d2.regularizers.projection import LinearProjection
+from regseg_d2.segmentor.regularizers import common_arguments
 from regseg_d2.state.ema_centers import EmaCenters
 
 PROTOTYPES = ("tp", "gt", "learned")

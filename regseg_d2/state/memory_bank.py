@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from regseg_d2.distributed import gather_rows
+from regseg_d2.common.distributed import gather_rows
 from regseg_d2.ops.sampling import group_order
 from regseg_d2.state.undoable import UndoableState
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from regseg_d2.distributed import rank
+from regseg_d2.common.distributed import rank
 from regseg_d2.ops.sampling import mix_bits
 
 

@@ -11,7 +11,7 @@ from detectron2.checkpoint.c2_model_loading import convert_basic_c2_names
 from detectron2.config import CfgNode
 from torch import Tensor
 
-from regseg_d2.errors import CheckpointError
+from regseg_d2.common.errors import CheckpointError
 from regseg_d2.weights.network import BACKBONE, HEAD, Network
 from regseg_d2.weights.reading import check_names
 from regseg_d2.weights.renaming import Rule, prefixed

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from detectron2.config import CfgNode
 
-from regseg_d2.errors import ConfigError
+from regseg_d2.common.errors import ConfigError
 from regseg_d2.weights.network import RESNET_BUILDERS
 
 _OPENMMLAB = "https://download.openmmlab.com"

@@ -18,8 +18,8 @@ from huggingface_hub import constants, hf_hub_download, hf_hub_url, try_to_load_
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from iopath.common.file_io import file_lock, get_cache_dir
 
-from regseg_d2.errors import CheckpointError, ConfigError
-from regseg_d2.suggestions import did_you_mean
+from regseg_d2.common.errors import CheckpointError, ConfigError
+from regseg_d2.common.suggestions import did_you_mean
 
 logger = logging.getLogger(__name__)
 

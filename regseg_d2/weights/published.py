@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from detectron2.config import CfgNode
 from torch import Tensor
 
-from regseg_d2.engine.load_report import LoadReport
-from regseg_d2.errors import CheckpointError
+from regseg_d2.common.errors import CheckpointError
 from regseg_d2.weights import detectron2_names, hrnet, mmseg, segformer, timm_names, torchvision
+from regseg_d2.weights.load_report import LoadReport
 from regseg_d2.weights.network import BACKBONE, BATCH_COUNTER, HEAD, Network
 from regseg_d2.weights.parts import AUGMENT, AUXILIARY, DERIVED, Part, first, parts_of
 from regseg_d2.weights.sources import ImageValues, Source

@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from regseg_d2.errors import CheckpointError, printable
+from regseg_d2.common.errors import CheckpointError, printable
+from regseg_d2.common.yaml_files import shown
 from regseg_d2.weights import torch_files
 from regseg_d2.weights.pickle_arrays import plain_names
 from regseg_d2.weights.pickle_machine import Window, read_pickle
 from regseg_d2.weights.pickle_values import Budget, Refused
-from regseg_d2.yaml_files import shown
 
 ENDINGS = (".pth", ".pkl", ".pyth", ".pt", ".bin", ".safetensors")
 #: Keys under which training programs keep the weights, beside the rest of a run.

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 
 from torch import Tensor
 
-from regseg_d2.errors import CheckpointError
+from regseg_d2.common.errors import CheckpointError
 from regseg_d2.weights.mit_official import convert_official_mit
 from regseg_d2.weights.network import Network
 from regseg_d2.weights.sources import IMAGENET, Renamed, Source, has_all

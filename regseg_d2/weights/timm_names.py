@@ -8,7 +8,7 @@ import timm
 from detectron2.config import CfgNode
 from torch import Tensor
 
-from regseg_d2.errors import CheckpointError
+from regseg_d2.common.errors import CheckpointError
 from regseg_d2.weights.network import Network
 from regseg_d2.weights.sources import IMAGENET, ImageValues, Renamed, Source
 

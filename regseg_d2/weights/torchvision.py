@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
-from regseg_d2.errors import CheckpointError
+from regseg_d2.common.errors import CheckpointError
 from regseg_d2.weights import timm_names
 from regseg_d2.weights.mmseg_backbones import DILATED_RESNET_RULES
 from regseg_d2.weights.network import HEAD, Network

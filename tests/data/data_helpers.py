@@ -10,7 +10,7 @@ from PIL import Image
 import regseg_d2.data  # noqa: F401  registers the built-in data sets
 from regseg_d2.config import get_regseg_cfg
 from regseg_d2.data.datasets import DatasetSpec, spec
-from regseg_d2.data.inspection.collect import collect_facts
+from regseg_d2.dataset_tools.inspection.collect import collect_facts
 
 CLASSES = ("sky", "ground", "thing")
 COLORS = ((0, 0, 200), (90, 60, 30), (250, 0, 0))

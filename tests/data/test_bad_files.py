@@ -6,10 +6,10 @@ import pytest
 import torch
 from detectron2.utils import comm
 
+from regseg_d2.common.errors import ConfigError, DatasetError
 from regseg_d2.data.bad_files import BadFileLedger
 from regseg_d2.data.checks import check_datasets
 from regseg_d2.data.loader import build_test_loader, build_train_loader
-from regseg_d2.errors import ConfigError, DatasetError
 from tests.data.data_helpers import registered, toy_cfg, toy_spec, write_toy
 from tests.distributed.launching import run_processes
 

@@ -27,7 +27,7 @@ def python(code):
         "import regseg_d2.data",
         # Twice, and by way of a module below.
         """
-import regseg_d2.modeling, detectron2.data.datasets.builtin, regseg_d2.data.preparation
+import regseg_d2.segmentor, detectron2.data.datasets.builtin, regseg_d2.dataset_tools.preparation
 from regseg_d2.data.datasets import register_builtin_datasets
 register_builtin_datasets()
 """,

@@ -8,8 +8,8 @@ import pytest
 from detectron2.data import MetadataCatalog
 from PIL import Image
 
+from regseg_d2.common.errors import ConfigError, DatasetError
 from regseg_d2.data.checks import check_datasets
-from regseg_d2.errors import ConfigError, DatasetError
 from tests.data.data_helpers import registered, toy_cfg, toy_spec, write_toy
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+from regseg_d2.common.errors import ConfigError, DatasetError
 from regseg_d2.data.class_sampling import (
     RareClassOrder,
     RepeatFactorOrder,
@@ -17,7 +18,6 @@ from regseg_d2.data.class_sampling import (
 from regseg_d2.data.label_counts import FILE_NAME
 from regseg_d2.data.loader import build_train_loader
 from regseg_d2.data.sampler import ResumableTrainingSampler
-from regseg_d2.errors import ConfigError, DatasetError
 from tests.data.data_helpers import registered, toy_cfg, toy_spec, write_toy
 
 # Class 0 everywhere, 1 in a quarter of the images, 2 in one of 20, 3 nowhere.

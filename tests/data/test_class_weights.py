@@ -9,12 +9,12 @@ import torch
 from detectron2.utils import comm
 from PIL import Image
 
+from regseg_d2.common.errors import ConfigError, DatasetError
 from regseg_d2.data import label_counts
+from regseg_d2.data.balance import count_classes, write_frequencies
 from regseg_d2.data.class_weights import WEIGHTINGS, measured_class_weights
-from regseg_d2.data.inspection.balance import count_classes, write_frequencies
 from regseg_d2.data.label_counts import FILE_NAME, from_main_process, training_label_counts
 from regseg_d2.engine.class_weighting import apply_class_weighting
-from regseg_d2.errors import ConfigError, DatasetError
 from regseg_d2.modeling.losses import SegmentationLoss
 from tests.data.data_helpers import registered, toy_cfg, toy_spec, write_toy
 from tests.distributed.launching import run_processes

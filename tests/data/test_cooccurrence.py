@@ -12,6 +12,7 @@ from detectron2.data import DatasetCatalog
 from PIL import Image
 
 import regseg_d2.data  # noqa: F401  registers the data sets
+from regseg_d2.common.errors import DatasetError
 from regseg_d2.data.datasets.cooccurrence import CooccurrenceParameters, build, cooccurrence_folder
 from regseg_d2.data.datasets.cooccurrence.objects import DRAWINGS
 from regseg_d2.data.datasets.cooccurrence.scenes import (
@@ -24,7 +25,6 @@ from regseg_d2.data.datasets.cooccurrence.scenes import (
     draw_scene,
 )
 from regseg_d2.data.labels import read_label
-from regseg_d2.errors import DatasetError
 
 TINY = CooccurrenceParameters(size=64, train=6, val=2, swapped=3)
 

@@ -8,9 +8,9 @@ import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
+from regseg_d2.common.errors import DatasetError
 from regseg_d2.data.datasets.spec import datasets_root
 from regseg_d2.data.datasets.splits import Part
-from regseg_d2.errors import DatasetError
 from tests.data.data_helpers import CLASSES, registered, toy_spec, write_toy
 
 

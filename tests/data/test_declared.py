@@ -8,12 +8,12 @@ import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
-from regseg_d2.config_files import load_config
-from regseg_d2.data.colors import filled_colors, voc_color
+from regseg_d2.common.errors import ConfigError, DatasetError
+from regseg_d2.config.files import load_config
 from regseg_d2.data.datasets.declared import read_declaration, register_declared
 from regseg_d2.data.labels import label_reader_for
 from regseg_d2.data.records import load_training_records
-from regseg_d2.errors import ConfigError, DatasetError
+from regseg_d2.drawing.colors import filled_colors, voc_color
 from tests.data.data_helpers import write_toy
 from tests.data.declarations import FARM, declare, declared
 

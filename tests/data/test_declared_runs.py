@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from detectron2.data import DatasetCatalog
 
-from regseg_d2.config_files import format_config, load_config
+from regseg_d2.common.errors import ConfigError, UserError
+from regseg_d2.config.files import format_config, load_config
 from regseg_d2.engine.launch import build_argument_parser
 from regseg_d2.engine.main import main
-from regseg_d2.errors import ConfigError, UserError
 from tests.data.data_helpers import write_toy
 from tests.data.declarations import declare, forget
 

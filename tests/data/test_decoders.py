@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps, PngImagePlugin
 
+from regseg_d2.common.errors import DatasetError
 from regseg_d2.data.decoders import decode_indices, decode_rgb
 from regseg_d2.data.images import read_image
 from regseg_d2.data.labels import read_label
-from regseg_d2.errors import DatasetError
 from tests.data.png_files import png_chunk, png_file
 
 RNG = np.random.default_rng(0)

@@ -9,7 +9,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.data.datasets import builtin_meta
 
 import regseg_d2.data  # noqa: F401  registers the data sets
-from regseg_d2.config_files import load_config
+from regseg_d2.config.files import load_config
 from regseg_d2.data.datasets import definitions
 from regseg_d2.data.datasets.definitions import definition_names, load_definition
 from tests.setup.setup_helpers import ROOT

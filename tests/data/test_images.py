@@ -10,10 +10,10 @@ import pytest
 from PIL import Image
 
 import regseg_d2
+from regseg_d2.common.errors import ConfigError, DatasetError
 from regseg_d2.data.images import FORMATS, read_image
-from regseg_d2.data.inspection.samples import inspect_sample
 from regseg_d2.data.labels import LabelReader, read_label
-from regseg_d2.errors import ConfigError, DatasetError
+from regseg_d2.dataset_tools.inspection.samples import inspect_sample
 from tests.data.png_files import png_file
 from tests.fuzz.readers import read_image_and_label
 from tests.fuzz.worker import LimitedReader

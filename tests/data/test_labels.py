@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from regseg_d2.common.errors import DatasetError
 from regseg_d2.data.labels import LabelReader, label_reader_for, read_label
-from regseg_d2.errors import DatasetError
 from tests.data.data_helpers import registered, toy_spec, write_toy
 from tests.data.png_files import png_file
 

@@ -11,9 +11,9 @@ import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils import comm
 
+from regseg_d2.common.errors import ConfigError, DatasetError
 from regseg_d2.data.loader import build_test_loader, build_train_loader, forward_batch_size
 from regseg_d2.data.records import load_records, load_training_records
-from regseg_d2.errors import ConfigError, DatasetError
 from tests.data.data_helpers import registered, toy_cfg, toy_spec, write_toy
 
 

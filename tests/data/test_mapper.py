@@ -5,11 +5,11 @@ import pytest
 import torch
 from PIL import Image
 
+from regseg_d2.common.errors import ConfigError, DatasetError
 from regseg_d2.data.mapper import TestMapper, TrainMapper
 from regseg_d2.data.resampling import nearest_indices, resize_image, resize_label, scaled_size
 from regseg_d2.data.sampler import sample_generator
 from regseg_d2.data.transforms import adjust_colors
-from regseg_d2.errors import ConfigError, DatasetError
 from tests.data.data_helpers import registered, toy_cfg, toy_spec, write_toy
 
 

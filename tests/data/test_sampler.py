@@ -5,8 +5,8 @@ from itertools import islice
 import numpy as np
 import pytest
 
+from regseg_d2.common.errors import ConfigError
 from regseg_d2.data.sampler import ResumableTrainingSampler, epoch_permutation, sample_generator
-from regseg_d2.errors import ConfigError
 
 
 def _take(count, size=7, **options):

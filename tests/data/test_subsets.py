@@ -5,9 +5,9 @@ from collections import Counter
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from regseg_d2.common.errors import ConfigError
 from regseg_d2.config import get_regseg_cfg
 from regseg_d2.data.subsets import draw_subset, load_train_subset
-from regseg_d2.errors import ConfigError
 
 SIZES = {"a/0001TP": 61, "a/0006R0": 16, "b/0016E5": 20, "b/Seq05VD": 1}
 

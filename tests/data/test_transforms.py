@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
+from regseg_d2.common.errors import ConfigError
 from regseg_d2.data.transforms import (
     ColorJitter,
     RandomCrop,
@@ -16,7 +17,6 @@ from regseg_d2.data.transforms import (
     to_planes,
     to_target,
 )
-from regseg_d2.errors import ConfigError
 
 
 def test_scale_range_and_steps():

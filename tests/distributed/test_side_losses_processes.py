@@ -4,8 +4,8 @@ import pytest
 import torch
 from detectron2.utils import comm
 
-from regseg_d2.modeling.heads.cpnet import AffinityLoss
-from regseg_d2.modeling.heads.encnet import PresenceLoss
+from regseg_d2.modeling.heads.contexts.cpnet import AffinityLoss
+from regseg_d2.modeling.heads.contexts.encnet import PresenceLoss
 from tests.distributed.launching import run_processes
 
 VOID = 9

@@ -3,7 +3,7 @@
 import torch
 from detectron2.utils import comm
 
-from regseg_d2.distributed import all_reduce_sum, all_reduce_sum_constant, gather_rows, global_mean
+from regseg_d2.common.distributed import all_reduce_sum, all_reduce_sum_constant, gather_rows, global_mean
 from tests.distributed.launching import run_processes
 
 

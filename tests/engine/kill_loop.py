@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 import regseg_d2.data  # noqa: F401
-import regseg_d2.modeling  # noqa: F401
+import regseg_d2.segmentor  # noqa: F401
 from regseg_d2.engine.launch import build_argument_parser, run
 from regseg_d2.engine.main import main
 

@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 
 import tests.engine.toys  # noqa: F401  registers ToySegmentor
+from regseg_d2.common.errors import DatasetError
 from regseg_d2.data.checks import check_datasets
 from regseg_d2.engine.trainer import Trainer
-from regseg_d2.errors import DatasetError
 from tests.data.data_helpers import registered, toy_cfg, toy_spec, write_toy
 from tests.data.png_files import png_file
 

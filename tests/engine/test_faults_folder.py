@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from regseg_d2.common.errors import CheckpointError, ConfigError, UserError
 from regseg_d2.engine.checkpoint import load_file
 from regseg_d2.engine.main import save_config, warn_about_changes
 from regseg_d2.engine.run_lock import FolderInUseError, run_lock
 from regseg_d2.engine.step import NonFiniteLossError
-from regseg_d2.errors import CheckpointError, ConfigError, UserError
 from tests.engine.toys import ToySegmentor, ToyTrainer, register_toy_test_set, same_state, toy_cfg
 
 

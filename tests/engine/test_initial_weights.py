@@ -10,14 +10,14 @@ from detectron2.utils import comm
 from detectron2.utils.file_io import Detectron2Handler
 from safetensors.torch import save_file
 
-import regseg_d2.modeling  # noqa: F401  registers networks
-from regseg_d2.config_files import load_config
+import regseg_d2.segmentor  # noqa: F401  registers networks
+from regseg_d2.common.errors import CheckpointError, ConfigError
+from regseg_d2.config.files import load_config
 from regseg_d2.engine import initial_weights
 from regseg_d2.engine.checkpoint import SafeCheckpointer
 from regseg_d2.engine.launch import build_argument_parser
 from regseg_d2.engine.main import main
 from regseg_d2.engine.trained_model import load_trained_model
-from regseg_d2.errors import CheckpointError, ConfigError
 from regseg_d2.modeling.backbones.pretrained import WEIGHT_PACKAGES, pretrained_file
 from regseg_d2.weights.imagenet import MIT, RESNETS
 from tests.engine.runs import finish, train

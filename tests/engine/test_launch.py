@@ -14,9 +14,9 @@ import torch
 from detectron2.utils import comm
 from torch.multiprocessing.spawn import ProcessRaisedException
 
+from regseg_d2.common.errors import ConfigError, UserError
 from regseg_d2.engine import launch
 from regseg_d2.engine.launch import ProcessGroup, build_argument_parser, find_process_group, first_host
-from regseg_d2.errors import ConfigError, UserError
 from tests.distributed.launching import run_processes
 
 TORCHRUN = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}

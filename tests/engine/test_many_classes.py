@@ -8,11 +8,11 @@ from detectron2.data import DatasetCatalog
 from PIL import Image
 from torch.nn import functional
 
+from regseg_d2.common.errors import DatasetError, UserError
 from regseg_d2.data.datasets.declared import register_declared
 from regseg_d2.engine.checkpoint import load_file
 from regseg_d2.engine.launch import build_argument_parser
 from regseg_d2.engine.main import main
-from regseg_d2.errors import DatasetError, UserError
 from regseg_d2.modeling.losses import SegmentationLoss
 from tests.data.declarations import forget
 from tests.engine.toys import same_state

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from regseg_d2.common.errors import ConfigError
 from regseg_d2.config import get_regseg_cfg
 from regseg_d2.engine.optim import (
     build_gradient_clipper,
@@ -13,7 +14,6 @@ from regseg_d2.engine.optim import (
     build_optimizer,
     parameter_groups,
 )
-from regseg_d2.errors import ConfigError
 
 
 class ActNorm(nn.BatchNorm2d):

@@ -7,11 +7,11 @@ import timm
 from detectron2.modeling import build_model
 from torch import nn
 
+from regseg_d2.common.errors import ConfigError
 from regseg_d2.config import get_regseg_cfg
-from regseg_d2.config_files import load_config
+from regseg_d2.config.files import load_config
 from regseg_d2.engine.layer_decay import layer_scales
 from regseg_d2.engine.optim import parameter_groups
-from regseg_d2.errors import ConfigError
 from tests.helpers import small_cfg
 
 SCHEDULES = "configs/_base_/schedules"

@@ -5,9 +5,9 @@ import copy
 import pytest
 import torch
 
+from regseg_d2.common.errors import ConfigError, UserError
 from regseg_d2.engine.optim import build_gradient_clipper, build_optimizer
 from regseg_d2.engine.step import NonFiniteLossError, TrainingStep, amp_dtype
-from regseg_d2.errors import ConfigError, UserError
 from tests.engine.toys import BankedSegmentor, ToySegmentor, toy_cfg, toy_sample
 
 

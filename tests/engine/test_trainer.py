@@ -9,12 +9,12 @@ import pytest
 import torch
 import yaml
 
-from regseg_d2.config_files import format_config, load_config
+from regseg_d2.common.errors import CheckpointError, ConfigError
+from regseg_d2.config.files import format_config, load_config
 from regseg_d2.engine.checkpoint import SafeCheckpointer, load_file
 from regseg_d2.engine.hooks import truncate_metrics
 from regseg_d2.engine.main import save_config, warn_about_changes
 from regseg_d2.engine.step import NonFiniteLossError
-from regseg_d2.errors import CheckpointError, ConfigError
 from tests.engine.toys import ToyTrainer, register_toy_test_set, same_state, toy_cfg
 
 

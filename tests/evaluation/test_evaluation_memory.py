@@ -78,10 +78,10 @@ EVALUATE = """
 import os, resource, sys
 import torch
 import regseg_d2.data, regseg_d2.modeling
-from regseg_d2.config_files import load_config
+from regseg_d2.config.files import load_config
 from regseg_d2.engine.launch import build_argument_parser
 from regseg_d2.engine.main import main
-from regseg_d2.modeling.build import build_model
+from regseg_d2.segmentor.build import build_model
 
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024

@@ -9,7 +9,7 @@ import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
-from regseg_d2.errors import ConfigError, DatasetError
+from regseg_d2.common.errors import ConfigError, DatasetError
 from regseg_d2.evaluation.evaluator import StreamingSemSegEvaluator
 from tests.evaluation.test_metrics import reference
 

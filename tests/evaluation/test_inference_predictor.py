@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from detectron2.modeling import build_model
 
-from regseg_d2.errors import ConfigError
+from regseg_d2.common.errors import ConfigError
 from regseg_d2.evaluation.inference import InferenceProtocol, Predictor, build_predictor
 from regseg_d2.modeling.heads.context_head import ContextHead
 from tests.helpers import HEADS, small_cfg

@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from regseg_d2.errors import ConfigError
+from regseg_d2.common.errors import ConfigError
 from regseg_d2.evaluation.corruptions import KINDS, corrupt
 from regseg_d2.evaluation.measures import (
     Calibration,

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from regseg_d2.errors import ConfigError, DatasetError
+from regseg_d2.common.errors import ConfigError, DatasetError
 from regseg_d2.evaluation.prediction_files import PredictionFiles, prediction_format
 
 # In the order of the training ids, with the label ids of cityscapesScripts' labels.py.

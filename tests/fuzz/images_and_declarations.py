@@ -28,11 +28,11 @@ from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from regseg_d2.common.errors import UserError
 from regseg_d2.data.datasets.declared import KEYS, read_declaration
 from regseg_d2.data.datasets.spec import DatasetSpec
 from regseg_d2.data.images import read_image
 from regseg_d2.data.labels import LabelReader
-from regseg_d2.errors import UserError
 from tests.data.png_files import PNG_SIGNATURE, png_file
 
 # ------------------------------------------------------------------------------------------ label files

@@ -8,18 +8,18 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from regseg_d2.analysis.runs import read_evaluation
-from regseg_d2.config_files import load_config
+from regseg_d2.apps.compare.runs import read_evaluation
+from regseg_d2.common.errors import UserError
+from regseg_d2.config.files import load_config
 from regseg_d2.data.class_weights import read_frequencies
-from regseg_d2.data.datasets.coco_json import CocoSplit, convert_coco
 from regseg_d2.data.datasets.declared import read_declaration
 from regseg_d2.data.images import read_image
-from regseg_d2.data.inspection.samples import inspect_sample
 from regseg_d2.data.labels import LabelReader
-from regseg_d2.data.preparation.archives import unpack
-from regseg_d2.data.preparation.matlab import label_values, read_matlab
+from regseg_d2.dataset_tools.coco.conversion import CocoSplit, convert_coco
+from regseg_d2.dataset_tools.inspection.samples import inspect_sample
+from regseg_d2.dataset_tools.preparation.archives import unpack
+from regseg_d2.dataset_tools.preparation.matlab import label_values, read_matlab
 from regseg_d2.engine.checkpoint_history import damage_of
-from regseg_d2.errors import UserError
 from regseg_d2.weights.reading import read_weights
 from tests.weights.attacks import read_checkpoint
 

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from regseg_d2.errors import UserError
+from regseg_d2.common.errors import UserError
 
 #: What a small file may take: seconds of processor time, and bytes beside those that the process starts with.
 SECONDS = 2.0

@@ -9,7 +9,7 @@ from detectron2.layers import FrozenBatchNorm2d, NaiveSyncBatchNorm, ShapeSpec
 from detectron2.projects.deeplab.resnet import build_resnet_deeplab_backbone
 from torch import nn
 
-from regseg_d2.errors import CheckpointError, ConfigError
+from regseg_d2.common.errors import CheckpointError, ConfigError
 from regseg_d2.modeling.backbones.dilated_resnet import build_dilated_resnet_backbone
 from regseg_d2.modeling.backbones.pretrained import pretrained_file
 from regseg_d2.modeling.backbones.timm import TimmBackbone

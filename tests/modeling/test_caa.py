@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from regseg_d2.errors import ConfigError
+from regseg_d2.common.errors import ConfigError
 from regseg_d2.modeling.heads import ChannelizedAxialAttention
-from regseg_d2.modeling.heads.caa import AxialAttention, ChannelGate
+from regseg_d2.modeling.heads.contexts.caa import AxialAttention, ChannelGate
 
 
 def make(**options):

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from regseg_d2.errors import ConfigError
+from regseg_d2.common.errors import ConfigError
 from regseg_d2.modeling.heads import CrissCross
-from regseg_d2.modeling.heads.ccnet import CrissCrossAttention, criss_cross
+from regseg_d2.modeling.heads.contexts.ccnet import CrissCrossAttention, criss_cross
 
 SIZES = [(3, 5), (4, 4), (1, 6), (6, 1), (1, 1)]
 

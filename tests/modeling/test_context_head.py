@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_model
 
-from regseg_d2.errors import ConfigError
+from regseg_d2.common.errors import ConfigError
 from regseg_d2.modeling.heads import ContextHead
 from regseg_d2.modeling.norms import resolve_auto_norm
 from tests.helpers import IGNORE, NUM_CLASSES, small_batch, small_cfg

@@ -5,9 +5,9 @@ import torch
 import torch.nn.functional as F
 from detectron2.modeling import build_model
 
-from regseg_d2.errors import ConfigError
+from regseg_d2.common.errors import ConfigError
 from regseg_d2.modeling.heads import ContextPrior
-from regseg_d2.modeling.heads.cpnet import AffinityLoss
+from regseg_d2.modeling.heads.contexts.cpnet import AffinityLoss
 from tests.helpers import IGNORE, NUM_CLASSES, small_batch, small_cfg
 from tests.references.labels import labels_at_cells
 

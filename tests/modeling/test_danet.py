@@ -6,11 +6,11 @@ import torch.nn.functional as F
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 
-from regseg_d2.errors import ConfigError
-from regseg_d2.export import inference_model
+from regseg_d2.common.errors import ConfigError
 from regseg_d2.modeling.heads import DualAttention
-from regseg_d2.modeling.heads.danet import ChannelAttention, PositionAttention
+from regseg_d2.modeling.heads.contexts.danet import ChannelAttention, PositionAttention
 from regseg_d2.modeling.heads.projections import LinearConvBlock
+from regseg_d2.segmentor.export import inference_model
 from tests.helpers import IGNORE, NUM_CLASSES, small_batch, small_cfg
 
 

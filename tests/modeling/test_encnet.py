@@ -4,9 +4,9 @@ import pytest
 import torch
 from detectron2.modeling import build_model
 
-from regseg_d2.errors import ConfigError
+from regseg_d2.common.errors import ConfigError
 from regseg_d2.modeling.heads import Encoding
-from regseg_d2.modeling.heads.encnet import EncodingLayer, PresenceLoss
+from regseg_d2.modeling.heads.contexts.encnet import EncodingLayer, PresenceLoss
 from tests.helpers import IGNORE, NUM_CLASSES, small_batch, small_cfg
 
 

@@ -8,7 +8,7 @@ from detectron2.modeling.backbone.fpn import FPN
 from detectron2.modeling.meta_arch.semantic_seg import SemSegFPNHead
 from torch import nn
 
-from regseg_d2.errors import ConfigError
+from regseg_d2.common.errors import ConfigError
 from regseg_d2.modeling.heads import JPU, PPM, Concat, ContextHead, MLPFusion, SemanticFPN, UPerFPN
 from regseg_d2.modeling.norms import resolve_auto_norm
 from tests.helpers import NUM_CLASSES, small_batch, small_cfg

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from detectron2.modeling import build_model
 
-from regseg_d2.errors import ConfigError
+from regseg_d2.common.errors import ConfigError
 from regseg_d2.modeling.losses import SegmentationLoss
 from tests.helpers import small_cfg
 

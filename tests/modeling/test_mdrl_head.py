@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from detectron2.modeling import SemanticSegmentor, build_model
 from detectron2.utils.events import EventStorage
 
-from regseg_d2.errors import ConfigError
-from regseg_d2.export import inference_model
+from regseg_d2.common.errors import ConfigError
 from regseg_d2.modeling.norms import resolve_auto_norm
+from regseg_d2.segmentor.export import inference_model
 from tests.helpers import IGNORE, NUM_CLASSES, small_batch, small_cfg
 from tests.references.mdrl import attention, voted_maps
 

@@ -7,9 +7,9 @@ import torch
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_model
 
+from regseg_d2.common.errors import ConfigError
 from regseg_d2.config import get_regseg_cfg
 from regseg_d2.engine.layer_decay import layer_scales
-from regseg_d2.errors import ConfigError
 from regseg_d2.modeling.backbones.mit import (
     Block,
     EfficientAttention,

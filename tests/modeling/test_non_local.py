@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from regseg_d2.errors import ConfigError
+from regseg_d2.common.errors import ConfigError
 from regseg_d2.modeling.heads import NonLocal
-from regseg_d2.modeling.heads.layers import pixel_attention
-from regseg_d2.modeling.heads.non_local import NonLocalBlock
+from regseg_d2.modeling.heads.contexts.non_local import NonLocalBlock
+from regseg_d2.modeling.layers import pixel_attention
 
 
 def make_block(use_scale=True, norm="BN"):

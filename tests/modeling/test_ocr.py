@@ -5,9 +5,9 @@ import torch
 import torch.nn.functional as F
 from detectron2.modeling import build_model
 
-from regseg_d2.errors import ConfigError
-from regseg_d2.export import inference_model
+from regseg_d2.common.errors import ConfigError
 from regseg_d2.modeling.heads import OCR
+from regseg_d2.segmentor.export import inference_model
 from tests.helpers import NUM_CLASSES, small_batch, small_cfg
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from detectron2.modeling import build_model
 
-from regseg_d2.errors import ConfigError
+from regseg_d2.common.errors import ConfigError
 from tests.helpers import small_batch, small_cfg
 
 KEY = "loss_contrast_seg_contrast"

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from regseg_d2.errors import ConfigError
+from regseg_d2.common.errors import ConfigError
 from regseg_d2.modeling.heads import SelfAttention
 
 

@@ -8,8 +8,8 @@ import torch
 from detectron2.modeling import build_model
 from detectron2.structures import ImageList
 
-from regseg_d2.config_files import load_config
-from regseg_d2.errors import ConfigError
+from regseg_d2.common.errors import ConfigError
+from regseg_d2.config.files import load_config
 from regseg_d2.modeling.backbones.timm import OutNorm, TimmBackbone
 from tests.helpers import small_cfg
 from tests.modeling.timm_networks import ALL, NETWORKS, build, randomise

@@ -6,7 +6,7 @@ import pytest
 import torch
 from detectron2.utils.events import EventStorage
 
-from regseg_d2.errors import ConfigError
+from regseg_d2.common.errors import ConfigError
 from regseg_d2.ops.car import intra_c2p_loss
 from regseg_d2.ops.class_statistics import class_statistics, divide_by_counts
 from regseg_d2.ops.labels import one_hot_labels

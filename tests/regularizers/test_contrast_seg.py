@@ -5,7 +5,7 @@ import torch
 from detectron2.utils.events import EventStorage
 from torch import nn
 
-from regseg_d2.errors import ConfigError
+from regseg_d2.common.errors import ConfigError
 from regseg_d2.regularizers import ContrastSeg, RegularizerInput
 from regseg_d2.regularizers.contrast_seg import AnchorOptions, MemoryOptions, SamplingOptions
 from tests.references.contrast_seg import batch_loss, memory_loss, region_means, unit

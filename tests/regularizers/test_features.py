@@ -5,7 +5,7 @@ import torch
 from detectron2.modeling import build_backbone, build_model
 from torch import nn
 
-from regseg_d2.config_files import load_config
+from regseg_d2.config.files import load_config
 from regseg_d2.modeling.norms import resolve_auto_norm
 from regseg_d2.regularizers.places import (
     DROPOUTS,
@@ -13,7 +13,7 @@ from regseg_d2.regularizers.places import (
     find_place,
     penultimate_tap,
 )
-from regseg_d2.taps import TapRecorder, tap_channels
+from regseg_d2.regularizers.taps import TapRecorder, tap_channels
 from tests.helpers import HEADS, small_batch, small_cfg
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from detectron2.modeling import build_model
 
-from regseg_d2.errors import ConfigError
+from regseg_d2.common.errors import ConfigError
 from regseg_d2.regularizers import RegularizerInput
 from regseg_d2.regularizers.inputs import LabelSampling
 from tests.helpers import small_batch, small_cfg

@@ -6,7 +6,7 @@ import pytest
 import torch
 from detectron2.utils.events import EventStorage
 
-from regseg_d2.errors import ConfigError
+from regseg_d2.common.errors import ConfigError
 from regseg_d2.ops.mdrl import seed_directions
 from regseg_d2.regularizers import MDRL, RegularizerInput
 from tests.references import mdrl as reference

@@ -6,8 +6,8 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from torch import nn
 
-from regseg_d2.config_files import flatten_config, format_config, load_config, load_config_with_origins
-from regseg_d2.errors import ConfigError
+from regseg_d2.common.errors import ConfigError
+from regseg_d2.config.files import flatten_config, format_config, load_config, load_config_with_origins
 from regseg_d2.regularizers.places import (
     find_place,
     split_name,

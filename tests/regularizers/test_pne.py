@@ -7,8 +7,8 @@ import torch
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 
+from regseg_d2.common.errors import ConfigError
 from regseg_d2.config import get_regseg_cfg
-from regseg_d2.errors import ConfigError
 from regseg_d2.ops import grouped_products, pne
 from tests.helpers import small_batch, small_cfg
 from tests.ops.pne_scenes import CHANNELS, NUM_CLASSES, SIZE, VOID, inputs_of, make_batch, make_pne

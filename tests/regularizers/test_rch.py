@@ -8,7 +8,7 @@ from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 from torch import nn
 
-from regseg_d2.errors import ConfigError
+from regseg_d2.common.errors import ConfigError
 from regseg_d2.regularizers import RCH, RegularizerInput
 from regseg_d2.regularizers.projection import LinearProjection
 from tests.helpers import small_cfg

@@ -7,8 +7,8 @@ import torch
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 
+from regseg_d2.common.errors import ConfigError
 from regseg_d2.config import get_regseg_cfg
-from regseg_d2.errors import ConfigError
 from regseg_d2.regularizers import RegionContrast, RegularizerInput
 from tests.helpers import small_cfg
 from tests.references.region_contrast import region_centers, region_contrast_loss, store

@@ -118,7 +118,7 @@ def run_make(folder, *arguments):
         ("demo", "tools/demo_comparison.py"),
         ("test", 'not slow"'),
         ("test-slow", "-m pytest"),
-        ("lint", "mypy regseg_d2/ops regseg_d2/state regseg_d2/distributed.py"),
+        ("lint", "mypy regseg_d2/ops regseg_d2/state regseg_d2/common/distributed.py"),
         ("format", "ruff format ."),
         ("doctor", "-m regseg_d2.doctor"),
         ("clean", "__pycache__"),

@@ -24,7 +24,7 @@ def test_other_versions_are_refused_with_what_to_type(version):
 
 
 def test_the_supported_versions_agree_everywhere():
-    from regseg_d2.doctor_rules import PYTHON_RANGE
+    from regseg_d2.apps.doctor.rules import PYTHON_RANGE
 
     assert tool.SUPPORTED == PYTHON_RANGE
     assert ">=3.10,<3.13" in (tool.ROOT / "setup.py").read_text()

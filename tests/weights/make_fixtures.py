@@ -16,7 +16,7 @@ from fixture_configs import BACKBONES, HEADS, HEADS_IN_NETWORKS, NETWORKS
 from mmseg_reference import build, logits_of
 from torch import Tensor, nn
 
-from regseg_d2.analysis.mmsegmentation import import_mmsegmentation
+from benchmarks.mmsegmentation import import_mmsegmentation
 
 FOLDER = Path(__file__).parent / "fixtures"
 LARGEST = 300 * 1024

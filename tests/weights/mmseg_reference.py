@@ -22,7 +22,7 @@ import torch
 
 # That environment lacks this package, of which this one module is enough.
 sys.path.insert(0, str(Path(__file__).parents[2]))
-from regseg_d2.analysis.mmsegmentation import PAIRS, import_mmsegmentation, network_config  # noqa: E402
+from benchmarks.mmsegmentation import PAIRS, import_mmsegmentation, network_config  # noqa: E402
 
 
 def build(config: dict[str, Any], seed: int = 0) -> torch.nn.Module:

@@ -8,14 +8,14 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_model
 from torch import nn
 
-import regseg_d2.modeling  # noqa: F401  registers networks
-from regseg_d2.config_files import load_config
+import regseg_d2.segmentor  # noqa: F401  registers networks
+from regseg_d2.apps.convert_weights import convert_file
+from regseg_d2.config.files import load_config
 from regseg_d2.engine.checkpoint import SafeCheckpointer
 from regseg_d2.modeling.heads import ContextHead
 from regseg_d2.modeling.norms import resolve_auto_norm
 from regseg_d2.weights.mmseg_heads import HEAD_RULES
 from regseg_d2.weights.renaming import prefixed, rename_all
-from regseg_d2.weights.tool import convert_file
 from tests.helpers import small_cfg
 
 FIXTURES = Path(__file__).parent / "fixtures"

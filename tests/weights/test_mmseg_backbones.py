@@ -11,7 +11,7 @@ import pytest
 import torch
 from detectron2.layers import ShapeSpec
 
-from regseg_d2.config_files import load_config
+from regseg_d2.config.files import load_config
 from regseg_d2.modeling.backbones.dilated_resnet import build_dilated_resnet_backbone
 from regseg_d2.modeling.backbones.timm import TimmBackbone, build_timm_backbone
 from regseg_d2.modeling.norms import resolve_auto_norm

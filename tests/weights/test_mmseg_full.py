@@ -11,10 +11,10 @@ import pytest
 import torch
 from detectron2.modeling import build_model
 
-from regseg_d2.analysis.mmsegmentation import PAIRS
-from regseg_d2.config_files import load_config
+from benchmarks.mmsegmentation import PAIRS
+from regseg_d2.apps.convert_weights import convert_file
+from regseg_d2.config.files import load_config
 from regseg_d2.engine.trained_model import load_trained_model
-from regseg_d2.weights.tool import convert_file
 
 REFERENCE = Path(__file__).parent / "mmseg_reference.py"
 INTERPRETER = "REGSEG_MMSEG_PYTHON"

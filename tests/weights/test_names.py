@@ -11,7 +11,7 @@ import torchvision
 from huggingface_hub import constants
 from huggingface_hub.errors import EntryNotFoundError
 
-from regseg_d2.errors import CheckpointError, ConfigError
+from regseg_d2.common.errors import CheckpointError, ConfigError
 from regseg_d2.weights import names
 from regseg_d2.weights.names import cached_path, hub_file, local_file, url_of
 from tests.weights.serving import DEAD, own_caches, served

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Size
 
-from regseg_d2.errors import CheckpointError
+from regseg_d2.common.errors import CheckpointError
 from regseg_d2.weights.mmseg_kinds import KINDS, describe_head
 from regseg_d2.weights.network import Network
 from regseg_d2.weights.parts import parts_of

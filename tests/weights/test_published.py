@@ -9,12 +9,12 @@ import pytest
 import torch
 from detectron2.modeling import build_model
 
+from regseg_d2.apps.convert_weights import convert_file
+from regseg_d2.common.errors import CheckpointError, ConfigError
 from regseg_d2.engine import checkpoint as checkpoint_module
 from regseg_d2.engine.checkpoint import SafeCheckpointer
-from regseg_d2.errors import CheckpointError, ConfigError
 from regseg_d2.weights.network import Network
 from regseg_d2.weights.published import recognise
-from regseg_d2.weights.tool import convert_file
 from tests.helpers import small_cfg
 from tests.weights.published_helpers import (
     FIXTURES,

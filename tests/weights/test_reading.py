@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from regseg_d2.errors import CheckpointError
+from regseg_d2.common.errors import CheckpointError
 from regseg_d2.weights.reading import load_file, read_weights
 
 WEIGHTS = {"conv.weight": torch.arange(4.0), "conv.bias": torch.zeros(2)}

@@ -7,8 +7,8 @@ from torchvision.models.resnet import Bottleneck, ResNet
 from torchvision.models.segmentation.deeplabv3 import DeepLabHead, DeepLabV3
 from torchvision.models.segmentation.fcn import FCN, FCNHead
 
-from regseg_d2.errors import CheckpointError
-from regseg_d2.weights.tool import convert_file
+from regseg_d2.apps.convert_weights import convert_file
+from regseg_d2.common.errors import CheckpointError
 from tests.weights.published_helpers import (
     HEAD,
     IMAGE,

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from regseg_d2.errors import CheckpointError
+from regseg_d2.common.errors import CheckpointError
 from regseg_d2.weights.pickle_values import Unread
 from regseg_d2.weights.reading import load_file, read_weights
 from tests.fuzz.mutations import mutated

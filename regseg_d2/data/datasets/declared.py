@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from regseg_d2.data.colors import filled_colors
+from regseg_d2.common.errors import ConfigError, DatasetError, printable
+from regseg_d2.common.suggestions import did_you_mean
+from regseg_d2.common.yaml_files import read_yaml, shown
 from regseg_d2.data.datasets.spec import DatasetSpec
 from regseg_d2.data.datasets.splits import Part
-from regseg_d2.errors import ConfigError, DatasetError, printable
-from regseg_d2.suggestions import did_you_mean
-from regseg_d2.yaml_files import read_yaml, shown
+from regseg_d2.drawing.colors import filled_colors
 
 KEYS = (
     "name",

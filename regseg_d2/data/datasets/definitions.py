@@ -23,8 +23,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from regseg_d2.common.yaml_files import read_yaml
 from regseg_d2.data.datasets.spec import DatasetSpec
-from regseg_d2.yaml_files import read_yaml
 
 FOLDER = Path(__file__).with_name("definitions")
 _KEYS = {"name", "source", "ignore_value", "counts", "checksums", "ignored_values", "classes"}

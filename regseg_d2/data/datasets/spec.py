@@ -10,9 +10,9 @@ from pathlib import Path, PurePosixPath
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from regseg_d2.common.errors import DatasetError
 from regseg_d2.data.datasets.splits import ListLine, Part, files_by_stem, read_list
 from regseg_d2.data.labels import LabelReader
-from regseg_d2.errors import DatasetError
 
 _SHOWN = 5
 _SPECS: dict[str, DatasetSpec] = {}

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from regseg_d2.errors import DatasetError
+from regseg_d2.common.errors import DatasetError
 
 
 @dataclass(frozen=True)

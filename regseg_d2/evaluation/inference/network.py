@@ -6,7 +6,7 @@ import logging
 
 from torch import Tensor, nn
 
-from regseg_d2.errors import ConfigError
+from regseg_d2.common.errors import ConfigError
 from regseg_d2.evaluation.inference.maps import ScoreMaps, UpsampledLogits
 from regseg_d2.evaluation.inference.protocol import InferenceProtocol
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from detectron2.config import CfgNode, get_cfg
 
-from regseg_d2.errors import ConfigError
+from regseg_d2.common.errors import ConfigError
 
 MODES = ("whole", "slide")
 PADDINGS = ("stride", "none")

@@ -10,7 +10,7 @@ from timm.models._features import FeatureGetterNet
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from regseg_d2.errors import ConfigError
+from regseg_d2.common.errors import ConfigError
 
 
 def enable_checkpointing(network: nn.Module, name: str) -> RecomputationGuard:

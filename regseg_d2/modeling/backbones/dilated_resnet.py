@@ -10,7 +10,7 @@ from detectron2.modeling import BACKBONE_REGISTRY, ResNet
 from detectron2.projects.deeplab.resnet import build_resnet_deeplab_backbone
 from torch import nn
 
-from regseg_d2.errors import ConfigError
+from regseg_d2.common.errors import ConfigError
 
 # Output stride -> dilations of res4 and res5.
 DILATIONS = {32: (1, 1), 16: (1, 2), 8: (2, 4)}

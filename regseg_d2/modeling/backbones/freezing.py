@@ -8,7 +8,7 @@ from typing import Any
 from timm.models._features import FeatureHookNet
 from torch import nn
 
-from regseg_d2.errors import ConfigError
+from regseg_d2.common.errors import ConfigError
 from regseg_d2.modeling.backbones.timm_features import Feature, stage_names
 
 # HRNet's features all come from its last stage. Where its stages begin and end, as mmsegmentation freezes it.

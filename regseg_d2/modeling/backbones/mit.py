@@ -16,7 +16,7 @@ from timm.models._manipulate import MATCH_PREV_GROUP
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from regseg_d2.errors import ConfigError
+from regseg_d2.common.errors import ConfigError
 
 # Name -> (channels of the first stage, blocks of each stage).
 DEPTHS = {

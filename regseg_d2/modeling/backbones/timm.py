@@ -14,7 +14,8 @@ from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from timm.layers import DropPath
 from torch import Tensor, nn
 
-from regseg_d2.errors import ConfigError
+from regseg_d2.common.errors import ConfigError
+from regseg_d2.common.suggestions import did_you_mean
 from regseg_d2.modeling.backbones.checkpointing import enable_checkpointing
 from regseg_d2.modeling.backbones.freezing import frozen_modules
 from regseg_d2.modeling.backbones.pretrained import load_pretrained
@@ -28,7 +29,6 @@ from regseg_d2.modeling.backbones.timm_features import (
     known_features,
 )
 from regseg_d2.modeling.norms import convert_batch_norm
-from regseg_d2.suggestions import did_you_mean
 
 OUT_NORMS = ("", "LN")
 

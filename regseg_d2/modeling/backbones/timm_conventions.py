@@ -14,7 +14,7 @@ from timm.models.resnet import BasicBlock
 from timm.models.swin_transformer import SwinTransformerBlock, window_partition, window_reverse
 from torch import Tensor, nn
 
-from regseg_d2.errors import ConfigError
+from regseg_d2.common.errors import ConfigError
 
 CONVENTIONS = ("timm", "mmseg")
 

@@ -13,7 +13,7 @@ import torch
 from timm.models.efficientnet import EfficientNetFeatures
 from torch import nn
 
-from regseg_d2.errors import ConfigError
+from regseg_d2.common.errors import ConfigError
 
 STAGES = ("res1", "res2", "res3", "res4", "res5")
 

@@ -12,15 +12,15 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 from torch import Tensor, nn
 
-from regseg_d2.errors import ConfigError
-from regseg_d2.modeling.heads.fcn import FCNAuxiliary
-from regseg_d2.modeling.heads.layers import (
+from regseg_d2.common.errors import ConfigError
+from regseg_d2.modeling.heads.contexts.fcn import FCNAuxiliary
+from regseg_d2.modeling.heads.registries import AUGMENT, CONTEXT_MODULE, FUSION, PROJECTION, build_stage
+from regseg_d2.modeling.layers import (
     conv_norm_relu,
     init_classifier,
     resize_to,
     separable_conv_norm_relu,
 )
-from regseg_d2.modeling.heads.registries import AUGMENT, CONTEXT_MODULE, FUSION, PROJECTION, build_stage
 from regseg_d2.modeling.losses import SegmentationLoss
 
 #: ``MODEL.SEM_SEG_HEAD.AUX.IN_FEATURE`` for the feature that the context module reads.

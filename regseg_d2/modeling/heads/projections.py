@@ -9,9 +9,9 @@ from detectron2.config import CfgNode, configurable
 from detectron2.layers import Conv2d
 from torch import Tensor, nn
 
-from regseg_d2.errors import ConfigError
-from regseg_d2.modeling.heads.layers import conv_norm_relu, separable_conv_norm_relu
+from regseg_d2.common.errors import ConfigError
 from regseg_d2.modeling.heads.registries import PROJECTION
+from regseg_d2.modeling.layers import conv_norm_relu, separable_conv_norm_relu
 
 
 @PROJECTION.register()

@@ -6,8 +6,8 @@ from detectron2.config import CfgNode
 from detectron2.utils.registry import Registry
 from torch import nn
 
-from regseg_d2.errors import ConfigError
-from regseg_d2.suggestions import did_you_mean
+from regseg_d2.common.errors import ConfigError
+from regseg_d2.common.suggestions import did_you_mean
 
 FUSION = Registry("FUSION")
 FUSION.__doc__ = """

@@ -1,0 +1,1 @@
+"""Comparison of runs: their scores side by side, with intervals, and their predictions."""

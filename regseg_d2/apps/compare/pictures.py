@@ -1,0 +1,96 @@
+"""Predictions of several runs side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from detectron2.data import MetadataCatalog
+
+from regseg_d2.common.files import atomic_writer
+from regseg_d2.config.files import load_config
+from regseg_d2.data.datasets.declared import register_declared
+from regseg_d2.data.images import read_image
+from regseg_d2.data.labels import label_reader_for
+from regseg_d2.data.loader import build_test_loader
+from regseg_d2.drawing.pictures import class_colors, color_label
+from regseg_d2.engine.devices import with_available_device
+from regseg_d2.engine.trained_model import load_trained_model
+
+FINAL_WEIGHTS = "model_final.pth"
+
+
+def predict(folder: Path, dataset_name: str) -> dict[str, np.ndarray]:
+    """Runs a trained model over a data set.
+
+    Args:
+        folder: OUTPUT_DIR of a finished run.
+        dataset_name: a registered data set.
+
+    Returns:
+        Class ids ``(H, W)`` by image file name.
+    """
+    cfg = with_available_device(
+        load_config(str(folder / "config.yaml"), ["MODEL.WEIGHTS", str(folder / FINAL_WEIGHTS)])
+    )
+    register_declared(cfg.DATASETS.DECLARED)
+    model = load_trained_model(cfg).model
+    predictions = {}
+    with torch.no_grad():
+        for inputs in build_test_loader(cfg, dataset_name):
+            for sample, output in zip(inputs, model(inputs), strict=True):
+                # Small, and large enough for data sets of more than 256 classes.
+                classes = output["sem_seg"].argmax(0).to(torch.int16)
+                predictions[sample["file_name"]] = classes.cpu().numpy()
+    return predictions
+
+
+def compare_predictions(
+    runs: Mapping[str, Path], dataset_name: str, path: Path, count: int = 8, scale: int = 2
+) -> Path:
+    """Writes one picture: a row an image, with image, label and the prediction of each run.
+
+    Shows the images on which the runs differ most.
+
+    Args:
+        runs: OUTPUT_DIR of finished runs, by the name to show.
+        dataset_name: a registered data set.
+        path: PNG file to write.
+        count: number of images.
+        scale: factor by which pixels are enlarged.
+
+    Returns:
+        ``path``.
+    """
+    predictions = {name: predict(folder, dataset_name) for name, folder in runs.items()}
+    first, *others = predictions.values()
+    disagreement = {file: sum((first[file] != other[file]).mean() for other in others) for file in first}
+    files = sorted(disagreement, key=lambda file: (-disagreement[file], file))[:count]
+
+    from regseg_d2.data.loader import load_records
+
+    labels = {record["file_name"]: record["sem_seg_file_name"] for record in load_records(dataset_name)}
+    reader = label_reader_for(dataset_name)
+    metadata = MetadataCatalog.get(dataset_name)
+    colors = class_colors(metadata, len(metadata.stuff_classes))
+    rows = []
+    for file in files:
+        maps = [reader(labels[file]), *(predictions[name][file] for name in runs)]
+        rows.append(np.concatenate([read_image(file), *(color_label(m, colors) for m in maps)], axis=1))
+    picture = np.concatenate(rows, axis=0).repeat(scale, 0).repeat(scale, 1)
+    picture = np.concatenate([_titles(["image", "label", *runs], picture.shape[1]), picture], axis=0)
+    encoded = cv2.imencode(".png", picture[:, :, ::-1])[1].tobytes()
+    with atomic_writer(path, "wb") as file:
+        file.write(encoded)
+    return path
+
+
+def _titles(names: list[str], width: int, height: int = 28) -> np.ndarray:
+    bar = np.full((height, width, 3), 255, np.uint8)
+    for index, name in enumerate(names):
+        place = (index * width // len(names) + 6, height - 9)
+        cv2.putText(bar, name, place, cv2.FONT_HERSHEY_SIMPLEX, 0.55, (0, 0, 0), 1, cv2.LINE_AA)
+    return bar

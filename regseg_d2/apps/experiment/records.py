@@ -1,0 +1,239 @@
+"""What is kept of a run: one small JSON file, the same bytes for the same run but for ``run``."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from detectron2.config import CfgNode
+
+import regseg_d2
+from regseg_d2.apps.experiment.checked_json import Checked, load
+from regseg_d2.common.errors import ConfigError
+from regseg_d2.common.files import write_text
+from regseg_d2.config.files import flatten_config
+
+VERSION = 1
+# Keys that say where and how fast a run is, not what comes out; SEED has a field of its own.
+_NOT_IN_DIGEST = (
+    "OUTPUT_DIR",
+    "SEED",
+    "DATALOADER.NUM_WORKERS",
+    "DATALOADER.PREFETCH",
+    "LOG_PERIOD",
+    "SOLVER.CHECKPOINT_PERIOD",
+    "SOLVER.CHECKPOINT_MAX_TO_KEEP",
+    "VERSION",
+)
+_LOSS_POINTS = 20
+_SCORE = "sem_seg/mIoU"
+
+
+@dataclass(frozen=True)
+class Commit:
+    """The code that runs.
+
+    Attributes:
+        name: of the commit, or the package's version where there is no git.
+        dirty: whether files under version control differ from it.
+    """
+
+    name: str
+    dirty: bool
+
+    @property
+    def recorded(self) -> str:
+        """As it stands in records: ``+changes`` where files differ."""
+        return self.name + ("+changes" if self.dirty else "")
+
+
+def current_commit() -> Commit:
+    """Asks git about the folder that this package is in."""
+    folder = Path(regseg_d2.__file__).parent
+
+    def git(*words: str) -> str | None:
+        try:
+            result = subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True)
+        except FileNotFoundError:
+            return None
+        return result.stdout.strip() if result.returncode == 0 else None
+
+    name = git("rev-parse", "HEAD")
+    if name is None:
+        return Commit(f"version {regseg_d2.__version__}", dirty=False)
+    changed = git(
+        "status", "--porcelain", "--untracked-files=no", "--", str(folder), str(folder.parent / "configs")
+    )
+    return Commit(name, dirty=bool(changed))
+
+
+def config_digest(cfg: CfgNode) -> str:
+    """A hash of all values that decide what comes out, the seed left out."""
+    values = {key: value for key, value in flatten_config(cfg).items() if key not in _NOT_IN_DIGEST}
+    return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def write_json(path: Path, data: Mapping[str, Any], *, sort_keys: bool = True) -> None:
+    """Writes a file whole or not at all; the same data give the same bytes."""
+    text = json.dumps(_rounded(data), indent=1, sort_keys=sort_keys, allow_nan=False, ensure_ascii=False)
+    write_text(path, text + "\n")
+
+
+def _rounded(value: Any) -> Any:
+    """Numbers with seven digits: what is behind them no table shows."""
+    if isinstance(value, float):
+        return float(f"{value:.7g}")
+    if isinstance(value, Mapping):
+        return {key: _rounded(each) for key, each in value.items()}
+    return [_rounded(each) for each in value] if isinstance(value, (list, tuple)) else value
+
+
+def collect_results(folder: Path, datasets: list[str]) -> dict[str, Any]:
+    """Takes the results of a finished run from its folder.
+
+    Args:
+        folder: the run's OUTPUT_DIR.
+        datasets: its test sets.
+
+    Returns:
+        ``metrics``, ``curve``, ``losses``, ``diagnostics`` and ``skipped_steps`` of the record.
+
+    Raises:
+        ConfigError: a file of the run is missing.
+    """
+    metrics = {}
+    for dataset in datasets:
+        file = folder / "evaluation" / f"{dataset}.json"
+        if not file.is_file():
+            raise ConfigError(f"'{folder}' has no result on '{dataset}': there is no {file}.")
+        evaluation = json.loads(file.read_text())
+        metrics[dataset] = {
+            **evaluation["metrics"],
+            "IoU": {each["name"]: each["IoU"] for each in evaluation["classes"]},
+        }
+    lines = [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
+    return {"metrics": metrics, **_history(lines, datasets)}
+
+
+def _history(lines: list[dict[str, Any]], datasets: list[str]) -> dict[str, Any]:
+    curve: dict[int, dict[str, float]] = {}
+    losses, diagnostics = [], {}
+    last = max((line["iteration"] for line in lines), default=0)
+    # A run with one test set writes its scores without the name.
+    keys = {name: f"{name}/{_SCORE}" if len(datasets) > 1 else _SCORE for name in datasets}
+    for line in lines:
+        scores = {name: line[key] for name, key in keys.items() if key in line}
+        if scores:
+            # Evaluations are written with the number of completed steps.
+            curve.setdefault(line["iteration"], {}).update(scores)
+        found = {key: value for key, value in line.items() if key.startswith("loss_") or key == "total_loss"}
+        if found:
+            losses.append({"iteration": line["iteration"], **found})
+        if line["iteration"] >= 0.9 * last:
+            for key, value in line.items():
+                if "/" in key and "sem_seg/" not in key:
+                    diagnostics.setdefault(key, []).append(value)
+    step = max(1, -(-len(losses) // _LOSS_POINTS))
+    return {
+        "curve": [{"iteration": iteration, **scores} for iteration, scores in sorted(curve.items())],
+        "losses": losses[::-step][::-1],
+        "diagnostics": {key: sum(values) / len(values) for key, values in diagnostics.items()},
+        "skipped_steps": int(max((line.get("skipped_steps", 0) for line in lines), default=0)),
+    }
+
+
+@dataclass(frozen=True)
+class Record:
+    """What is kept of a run.
+
+    Attributes:
+        file: where it was read from.
+        experiment: its name.
+        condition: the setting it was run in.
+        arm: what was run.
+        control: the arm that it is compared with, or None.
+        seed: its seed.
+        commit: of the code.
+        config_digest: hash of all values that decide what comes out, the seed left out.
+        iterations: length of the schedule.
+        metrics: ``{data set: {metric: number}}``; None for a number that is not defined.
+        iou: ``{data set: {class: percent or None}}``.
+        curve: ``[{"iteration": i, data set: mIoU}]``.
+        measures: ``{data set: {measure: number or None}}``.
+        diagnostics: ``{"regularizer/key": number}``.
+        skipped_steps: steps whose loss was not finite.
+        seconds: wall time, or None.
+    """
+
+    file: Path
+    experiment: str
+    condition: str
+    arm: str
+    control: str | None
+    seed: int
+    commit: str
+    config_digest: str
+    iterations: int
+    metrics: Mapping[str, Mapping[str, float | None]]
+    iou: Mapping[str, Mapping[str, float | None]]
+    curve: tuple[Mapping[str, float], ...]
+    measures: Mapping[str, Mapping[str, float | None]]
+    diagnostics: Mapping[str, float | None]
+    skipped_steps: int
+    seconds: float | None
+
+
+def read_record(file: Path) -> Record:
+    """Reads a record.
+
+    Raises:
+        ConfigError: it is damaged, or of another version.
+    """
+    checked = load(file)
+    version = checked.count("version")
+    if version != VERSION:
+        raise checked.error(
+            "version", version, f"{VERSION}, which this code reads; delete it or use its code"
+        )
+    metrics, iou = _read_metrics(checked.part("metrics"))
+    measures = checked.part("measures", {})
+    curve = checked.take("curve", list, "a list", [])
+    points = tuple(Checked(file, point, f"curve[{i}]").numbers() for i, point in enumerate(curve))
+    for i, point in enumerate(points):
+        if point.get("iteration") is None:
+            raise checked.error(f"curve[{i}]", curve[i], 'an object with "iteration"')
+    return Record(
+        file=file,
+        experiment=checked.text("experiment"),
+        condition=checked.text("condition"),
+        arm=checked.text("arm"),
+        control=checked.take("control", str, "an arm or null", None),
+        seed=checked.count("seed"),
+        commit=checked.text("commit"),
+        config_digest=checked.text("config_digest"),
+        iterations=checked.count("iterations"),
+        metrics=metrics,
+        iou=iou,
+        curve=tuple({k: v for k, v in point.items() if v is not None} for point in points),
+        measures={name: measures.part(name).numbers() for name in measures.data},
+        diagnostics=checked.part("diagnostics", {}).numbers(),
+        skipped_steps=checked.count("skipped_steps", 0),
+        seconds=checked.part("run", {}).take("seconds", (int, float), "a number", None),
+    )
+
+
+def _read_metrics(
+    part: Checked,
+) -> tuple[dict[str, dict[str, float | None]], dict[str, dict[str, float | None]]]:
+    metrics, iou = {}, {}
+    for dataset in part.data:
+        entry = part.part(dataset)
+        iou[dataset] = entry.part("IoU", {}).numbers()
+        scalars = {key: value for key, value in entry.data.items() if key != "IoU"}
+        metrics[dataset] = Checked(part.file, scalars, entry.where).numbers()
+    return metrics, iou

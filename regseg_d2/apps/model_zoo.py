@@ -1,0 +1,204 @@
+"""The page of all configs of the papers' tables: networks, their size, the papers' figures and ours."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from tabulate import tabulate
+
+from regseg_d2.common.errors import ConfigError
+from regseg_d2.common.yaml_files import read_yaml
+from regseg_d2.config.files import load_config
+from regseg_d2.segmentor.build import build_model
+from regseg_d2.segmentor.export import inference_model
+
+# Link to the config, network, regularizers, millions of parameters: the columns that are read back.
+_ROW = re.compile(
+    r"^\| \[[^]]+\]\([./]*configs/(?P<config>[^)]+)\.yaml\) *\|[^|]*\|[^|]*\| *(?P<millions>[\d.]+) *\|", re.M
+)
+
+INTRODUCTION = """\
+# Model zoo
+
+<!-- Written by tools/make_model_zoo.py from model_zoo.yaml, where figures are changed. -->
+
+The configs of the main tables of the five papers. Each has its paper's own schedule, and differs from its
+baseline in the method alone. A file is `<head>_<backbone>.yaml`, with the method behind it if there is one;
+where two papers train the same baseline in different ways, it is `<head>_<backbone>_<method>_baseline.yaml`.
+`_multi_scale` behind a name is the same training, tested at several scales. `configs/cityscapes_test` is for
+the test server of Cityscapes. The papers' other tables are in `configs/ablations`, a file a row, whose first
+line says which.
+
+- **Paper**: mIoU (%) **as the paper prints it**. None of these was measured with this package. The config
+  tests as the paper did: at one scale, or as `configs/_base_/protocols` says. `tests/paper_values/` has what
+  each paper prints, what a config has where it prints nothing, and where it deviates, with the reasons.
+- **Ours**: mIoU (%) measured with this package, `-` where it was not; how is in [results.md](results.md).
+- **Parameters**: millions, of the exported network: without regularizers and auxiliary heads (OCRNet's stays,
+  which it reads), linear convolutions folded (what stays of them is a bias). CAR's networks have fewer than
+  their baselines where its 1×1 convolution takes the place of a 3×3 one, and more where it comes behind a
+  head that has no such block. MDRL's stage stays, its memory is not counted.
+
+All but those of CamVid start from ImageNet weights that are downloaded, see [weights.md](weights.md).
+"""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A config in a table.
+
+    Attributes:
+        config: path below the folder of configs, without suffix.
+        network: head and backbone, as the paper calls them.
+        paper: the paper's figure as it is printed, or "" where it has none.
+        ours: our figure, or "".
+        quoted: whether the paper has its figure from another work.
+    """
+
+    config: str
+    network: str
+    paper: str = ""
+    ours: str = ""
+    quoted: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of the page.
+
+    Attributes:
+        title: paper, number of its table, data set.
+        rows: its rows.
+        note: how its figures were measured, and what else has to be known.
+    """
+
+    title: str
+    rows: tuple[Row, ...]
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Zoo:
+    """All that the page shows but for what is counted.
+
+    Attributes:
+        tables: in their order.
+        left_out: rows of the papers' tables that have no config, and why.
+    """
+
+    tables: tuple[Table, ...]
+    left_out: tuple[str, ...]
+
+    @property
+    def configs(self) -> list[str]:
+        """Each config once, in the order of the page."""
+        return list(dict.fromkeys(row.config for table in self.tables for row in table.rows))
+
+
+def read_zoo(path: str | Path) -> Zoo:
+    """Reads the data of the page.
+
+    Raises:
+        ConfigError: if the file is no YAML of the expected form.
+    """
+    try:
+        data = read_yaml(Path(path))
+        tables = tuple(
+            Table(**{**table, "rows": tuple(Row(**row) for row in table["rows"])}) for table in data["tables"]
+        )
+        zoo = Zoo(tables, tuple(data["left_out"]))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(f"{path}: not the data of a model zoo: {type(error).__name__}: {error}") from error
+    for row in (row for table in zoo.tables for row in table.rows):
+        for figure in (row.paper, row.ours):
+            if not isinstance(figure, str) or (figure and not re.fullmatch(r"\d\d\.\d\d?", figure)):
+                raise ConfigError(f"{path}: {row.config} has the figure {figure!r}; expected such as '78.10'")
+    return zoo
+
+
+def count_parameters(config_files: Iterable[str | Path]) -> dict[str, int]:
+    """Parameters of the exported networks of configs, built without memory.
+
+    Configs of the same network are built once.
+
+    Args:
+        config_files: YAML files.
+
+    Returns:
+        The numbers by file.
+    """
+    counts: dict[str, int] = {}
+    by_network: dict[str, int] = {}
+    for path in config_files:
+        cfg = load_config(str(path))
+        network = _without_training(cfg)
+        if network not in by_network:
+            by_network[network] = count_inference_parameters(cfg)
+        counts[str(path)] = by_network[network]
+    return counts
+
+
+def count_inference_parameters(cfg: CfgNode) -> int:
+    """Number of parameters of the exported network of a config."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.DEVICE = "meta"
+    with torch.device("meta"):
+        model = inference_model(build_model(cfg))
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _without_training(cfg: CfgNode) -> str:
+    """What the exported network follows from, as a text."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    # A stage that stays (AUGMENT) has its sizes there.
+    mdrl = cfg.MODEL.REGULARIZERS.MDRL.dump() if cfg.MODEL.SEM_SEG_HEAD.AUGMENT else ""
+    cfg.MODEL.pop("REGULARIZERS")
+    return cfg.MODEL.dump() + mdrl
+
+
+def render(zoo: Zoo, configs: str | Path, parameters: Mapping[str, int]) -> str:
+    """The page.
+
+    Args:
+        zoo: its data.
+        configs: folder of the configs.
+        parameters: number of parameters by config, as :class:`Row` names it.
+    """
+    parts = [INTRODUCTION]
+    for table in zoo.tables:
+        parts.append(f"## {table.title}\n")
+        if table.note:
+            parts.append(f"{table.note.strip()}\n")
+        parts.append(_render_table(table, Path(configs), parameters) + "\n")
+    parts.append("## Rows that are not here\n")
+    parts.append("\n".join(f"- {text.strip()}" for text in zoo.left_out) + "\n")
+    return "\n".join(parts)
+
+
+def read_parameters(page: str) -> dict[str, int]:
+    """The numbers of parameters that a page shows, by config, rounded as :func:`render` shows them."""
+    return {match["config"]: round(float(match["millions"]) * 1e6) for match in _ROW.finditer(page)}
+
+
+def _render_table(table: Table, configs: Path, parameters: Mapping[str, int]) -> str:
+    rows = []
+    for row in table.rows:
+        names = load_config(str(configs / f"{row.config}.yaml")).MODEL.REGULARIZERS.NAMES
+        cells: list[Any] = [
+            f"[{row.config.rpartition('/')[2]}](../configs/{row.config}.yaml)",
+            row.network,
+            ", ".join(names) or "-",
+            f"{parameters[row.config] / 1e6:.2f}",
+            f"{row.paper} (quoted)" if row.quoted else row.paper or "-",
+            row.ours or "-",
+        ]
+        rows.append(cells)
+    headers = ["config", "network", "trained with", "parameters (M)", "paper", "ours"]
+    return tabulate(rows, headers, tablefmt="github", disable_numparse=True)

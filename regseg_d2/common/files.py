@@ -1,0 +1,126 @@
+"""Files that are there whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from regseg_d2.common.errors import DiskFullError, WriteError
+
+# Ends the name of a file that is being written. One that is left behind belongs to a killed process.
+PARTIAL_SUFFIX = ".partial"
+
+
+@contextmanager
+def atomic_writer(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO[Any]]:
+    """Opens a temporary file that takes the place of ``path`` when the block ends without an error.
+
+    A reader, and a process that is killed at any moment, sees the old file or the new one: the
+    temporary file lies in the same folder, is flushed to the disk, and is renamed.
+
+    Args:
+        path: the file to write; its folder is made where it is missing.
+        mode: "w" for text in UTF-8, "wb" for bytes.
+
+    Yields:
+        The open file.
+
+    Raises:
+        DiskFullError: there is no room for the file; the old one is still there.
+        WriteError: the folder cannot be written to, or a folder has the file's name.
+    """
+    path = Path(path)
+    refuse_folder(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=PARTIAL_SUFFIX)
+    except OSError as error:
+        if is_disk_full(error):
+            raise DiskFullError(disk_full_message(path)) from error
+        raise WriteError(f"'{path}' cannot be written: {error.strerror or error}.") from error
+    try:
+        with os.fdopen(handle, mode, encoding=None if "b" in mode else "utf-8") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, 0o666 & ~_umask())  # mkstemp's files are readable by their owner alone
+        os.replace(name, path)
+    except BaseException as error:
+        Path(name).unlink(missing_ok=True)
+        if is_disk_full(error):
+            raise DiskFullError(disk_full_message(path)) from error
+        raise
+    _sync_folder(path.parent)
+
+
+def refuse_folder(path: str | os.PathLike[str]) -> None:
+    """Raises where a folder has the name that a file of a run shall have.
+
+    Raises:
+        WriteError: it has.
+    """
+    if Path(path).is_dir():
+        raise WriteError(f"'{path}' is a folder, where a file of the run belongs: move it away.")
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether an error, or one that it came from, says that a disk or a quota is full.
+
+    torch wraps what its writer of checkpoints meets in errors of its own.
+    """
+    link: BaseException | None = error
+    while link is not None:
+        if isinstance(link, OSError) and link.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        link = link.__cause__ or link.__context__
+    return False
+
+
+def disk_full_message(path: str | os.PathLike[str] | None) -> str:
+    """What to say about a file, known by its name or not, that found no room."""
+    file, free = "a file of the run", ""
+    if path is not None:
+        file, folder = f"'{path}'", Path(path).absolute().parent
+        if folder.is_dir():
+            free = f" ({shutil.disk_usage(folder).free / 1e6:.1f} MB are free without it)"
+    return (
+        f"The disk, or your quota on it, is full{free}: {file} could not be written. What was there before, "
+        "the last checkpoint too, is unharmed. Free some space; --resume then continues from that checkpoint."
+    )
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Writes a whole text file, atomically."""
+    with atomic_writer(path) as file:
+        file.write(text)
+
+
+def remove_partial_files(folder: str | os.PathLike[str]) -> list[Path]:
+    """Deletes what killed processes left half written in a folder, and returns the paths."""
+    leftovers = sorted(Path(folder).glob(f".*{PARTIAL_SUFFIX}"))
+    for leftover in leftovers:
+        leftover.unlink(missing_ok=True)
+    return leftovers
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _sync_folder(folder: Path) -> None:
+    """Makes the rename itself survive a power cut; only POSIX systems can open a folder for it."""
+    if os.name != "posix":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

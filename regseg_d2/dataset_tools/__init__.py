@@ -1,0 +1,1 @@
+"""Programs about data sets, which no training reads: preparation, inspection, COCO files."""

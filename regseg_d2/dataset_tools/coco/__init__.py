@@ -1,0 +1,1 @@
+"""COCO files as labels: annotations of instances or panoptic segments, drawn into images."""

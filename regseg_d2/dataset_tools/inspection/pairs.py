@@ -1,0 +1,156 @@
+"""The pairs of a data set, also of one whose files do not all pair up."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from regseg_d2.common.errors import DatasetError
+from regseg_d2.data.datasets.spec import DatasetSpec, registered_spec
+from regseg_d2.data.datasets.splits import files_by_stem, read_list
+from regseg_d2.data.loader import load_records
+from regseg_d2.dataset_tools.inspection.samples import FILES, Problem
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """The files that could be one sample: one image and one label, if all is well."""
+
+    stem: str
+    images: Sequence[Path]
+    labels: Sequence[Path]
+    named_by: str = ""
+
+
+def find_pairs(name: str) -> tuple[list[dict], list[Problem]]:
+    """Loads the records of a data set; where that fails, pairs what can be paired.
+
+    Args:
+        name: a registered name.
+
+    Returns:
+        The records, and a problem for each file or folder that is missing, lonely or ambiguous.
+
+    Raises:
+        ConfigError: no data set has this name.
+    """
+    try:
+        return load_records(name), []
+    except DatasetError as error:
+        spec = registered_spec(name)
+        problems = [] if spec is None else _missing_folders(spec)
+        if spec is None or problems:
+            return [], problems or [Problem(FILES, "", str(error))]
+        try:
+            candidates = _listed(spec) if spec.list_file else _in_folders(spec)
+        except DatasetError as list_error:
+            return [], [Problem(FILES, "", str(list_error))]
+        if spec.part is not None:
+            candidates = [candidate for candidate in candidates if spec.part.has(candidate.stem)]
+        problems = [problem for candidate in candidates for problem in _problems(candidate, spec)]
+        # Without one, the error is about something else, and says all that is known.
+        return _records(candidates, spec), problems or [Problem(FILES, "", str(error))]
+
+
+def _missing_folders(spec: DatasetSpec) -> list[Problem]:
+    return [
+        Problem(FILES, str(folder), f"The folder of the {kind}s, {folder.absolute()}, does not exist.")
+        for kind, folder in (
+            ("image", spec.base() / spec.image_root),
+            ("label", spec.base() / spec.label_root),
+        )
+        if not folder.is_dir()
+    ]
+
+
+def _files(spec: DatasetSpec) -> tuple[dict[str, list[Path]], dict[str, list[Path]]]:
+    """Images and labels by stem."""
+    base = spec.base()
+    image_root, label_root = base / spec.image_root, base / spec.label_root
+    shared = image_root == label_root
+    return (
+        files_by_stem(image_root, spec.image_suffixes, spec.label_suffixes if shared else ()),
+        files_by_stem(label_root, spec.label_suffixes, spec.image_suffixes if shared else ()),
+    )
+
+
+def _in_folders(spec: DatasetSpec) -> list[_Candidate]:
+    images, labels = _files(spec)
+    return [
+        _Candidate(stem, images.get(stem, ()), labels.get(stem, ()))
+        for stem in sorted(images.keys() | labels.keys())
+    ]
+
+
+def _listed(spec: DatasetSpec) -> list[_Candidate]:
+    """Samples of a list of stems, or of a list of paths."""
+    base = spec.base()
+    path = base / spec.list_file
+    lines = read_list(path)
+    if lines[0].label is not None:
+        return [
+            _Candidate(
+                line.image,
+                _there(base / line.image),
+                _there(base / line.label),
+                f"{path}, line {line.number}",
+            )
+            for line in lines
+        ]
+    images, labels = _files(spec)
+    candidates = []
+    for line in lines:
+        stem = _without_suffix(line.image, spec.image_suffixes)
+        candidates.append(
+            _Candidate(stem, images.get(stem, ()), labels.get(stem, ()), f"{path}, line {line.number}")
+        )
+    return candidates
+
+
+def _there(path: Path) -> list[Path]:
+    return [path] if path.is_file() else []
+
+
+def _without_suffix(name: str, suffixes: Sequence[str]) -> str:
+    fitting = [len(suffix) for suffix in suffixes if name.lower().endswith(suffix.lower())]
+    return name[: len(name) - max(fitting, default=0)]
+
+
+def _problems(candidate: _Candidate, spec: DatasetSpec) -> list[Problem]:
+    problems = []
+    for kind, files, partners, root, suffixes in (
+        ("image", candidate.images, candidate.labels, spec.image_root, spec.image_suffixes),
+        ("label", candidate.labels, candidate.images, spec.label_root, spec.label_suffixes),
+    ):
+        if len(files) > 1:
+            text = (
+                f'{len(files)} {kind} files have the stem "{candidate.stem}": {", ".join(map(str, files))}.'
+            )
+            problems.append(Problem(FILES, str(files[0]), f"{text} Keep one."))
+        elif not files:
+            wanted_by = candidate.named_by or str(partners[0])
+            expected = spec.base() / root / candidate.stem
+            problems.append(
+                Problem(
+                    FILES,
+                    wanted_by,
+                    f'{wanted_by} has no {kind} for "{candidate.stem}"; expected {expected} with the ending '
+                    f"{' or '.join(suffixes)}.",
+                )
+            )
+    return problems
+
+
+def _records(candidates: Sequence[_Candidate], spec: DatasetSpec) -> list[dict]:
+    """Records as :meth:`DatasetSpec.load` makes them, of what is complete."""
+    return [
+        {
+            "file_name": str(candidate.images[0]),
+            "sem_seg_file_name": str(candidate.labels[0]),
+            "image_id": candidate.stem,
+            "dataset_name": spec.name,
+        }
+        for candidate in candidates
+        if len(candidate.images) == len(candidate.labels) == 1
+    ]

@@ -1,0 +1,29 @@
+"""Preparation of data sets: checks of a download, conversion of its labels, descriptions of the splits.
+
+The scripts in ``datasets/`` only parse arguments; each has its module here.
+"""
+
+from regseg_d2.dataset_tools.preparation.checks import check_files, check_number, check_sum
+from regseg_d2.dataset_tools.preparation.conversion import (
+    Conversion,
+    convert_files,
+    parallel_results,
+    reported_writing,
+    write_failure,
+    write_label,
+)
+from regseg_d2.dataset_tools.preparation.script import preparation_parser, run_preparation
+
+__all__ = [
+    "Conversion",
+    "check_files",
+    "check_number",
+    "check_sum",
+    "convert_files",
+    "parallel_results",
+    "preparation_parser",
+    "reported_writing",
+    "run_preparation",
+    "write_failure",
+    "write_label",
+]

@@ -1,0 +1,212 @@
+"""Work on many files in several processes, and label files that are there whole or not at all.
+
+A conversion can be stopped and started again at any moment: the files that are there are not made again.
+"""
+
+from __future__ import annotations
+
+import functools
+import multiprocessing
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from regseg_d2.common.errors import DatasetError, WriteError
+from regseg_d2.common.files import atomic_writer, is_disk_full, remove_partial_files
+from regseg_d2.data.images import decoded_file
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """One label file to write.
+
+    Attributes:
+        source: the file that it is made from, for messages.
+        output: the PNG to write.
+        payload: what else the conversion function needs; is pickled.
+    """
+
+    source: Path
+    output: Path
+    payload: Any = None
+
+
+def convert_files(
+    conversions: Sequence[Conversion],
+    function: Callable[[Conversion], np.ndarray],
+    *,
+    title: str,
+    workers: int,
+) -> int:
+    """Writes the label files that are not there yet, in several processes, with progress and time to go.
+
+    Args:
+        conversions: what to write.
+        function: a function of a module; returns file values ``(H, W)`` in uint8 or uint16. What it raises
+            as ``DatasetError`` stops the conversion; files that are done stay.
+        title: shown with the progress.
+        workers: number of processes; 0 converts in this one.
+
+    Returns:
+        How many files were written; the others were there.
+
+    Raises:
+        DatasetError: a source cannot be used, a folder cannot be written to, the disk is full, or a worker
+            died.
+    """
+    waiting = [conversion for conversion in conversions if not conversion.output.is_file()]
+    for folder in {conversion.output.parent for conversion in waiting}:
+        if folder.is_dir():
+            remove_partial_files(folder)
+    for _ in parallel_results(
+        waiting,
+        functools.partial(_convert, function=function),
+        title=title,
+        workers=workers,
+        already_done=len(conversions) - len(waiting),
+    ):
+        pass
+    return len(waiting)
+
+
+def check_made_alike(conversions: Sequence[Conversion], function: Callable[[Conversion], np.ndarray]) -> None:
+    """Checks that outputs of an earlier run, or of another tool, are what would be written now.
+
+    The first, the middle and the last of those that are there are made again and compared.
+
+    Args:
+        conversions: what is to be written.
+        function: as for :func:`convert_files`.
+
+    Raises:
+        DatasetError: an output is another, or cannot be read.
+    """
+    there = [conversion for conversion in conversions if conversion.output.is_file()]
+    for index in sorted({0, len(there) // 2, len(there) - 1}) if there else ():
+        path = there[index].output
+        with decoded_file(path, "label") as image:
+            found = np.array(image)
+        if not np.array_equal(found, function(there[index])):
+            raise DatasetError(
+                f"{path} is there and is another label than the one that {there[index].source} gives: the "
+                f"labels in {path.parent} were made of something else. Move that folder away and start again."
+            )
+
+
+def parallel_results(
+    items: Sequence[Any],
+    function: Callable[[Any], Any],
+    *,
+    title: str,
+    workers: int,
+    already_done: int = 0,
+) -> Iterator[Any]:
+    """Calls a function for every item in several processes, with progress and time to go.
+
+    Args:
+        items: the arguments; are pickled.
+        function: a function of a module, or a ``functools.partial`` of one. What it raises ends the work.
+        title: shown with the progress.
+        workers: number of processes; 0 works in this one.
+        already_done: items of an earlier run, for the progress.
+
+    Yields:
+        The results, in the order in which they are done.
+
+    Raises:
+        DatasetError: a worker died.
+    """
+    with Progress(
+        TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), transient=True
+    ) as progress:
+        task = progress.add_task(title, total=already_done + len(items), completed=already_done)
+        for result in _results(items, function, workers):
+            progress.advance(task)
+            yield result
+
+
+def _results(items: Sequence[Any], function: Callable[[Any], Any], workers: int) -> Iterator[Any]:
+    if workers == 0 or not items:
+        yield from map(function, items)
+        return
+    with ProcessPoolExecutor(min(workers, len(items)), mp_context=_context()) as pool:
+        futures = [pool.submit(function, item) for item in items]
+        try:
+            for future in as_completed(futures):
+                yield future.result()
+        except BrokenProcessPool as error:
+            raise DatasetError(
+                "A process that works on the files was ended by the system, usually for want of memory. "
+                f"Files that are done stay; start again with fewer than {workers} processes (--workers, or "
+                "DATALOADER.NUM_WORKERS of a training)."
+            ) from error
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _context() -> multiprocessing.context.BaseContext:
+    """How processes are started: not as forks of this one, whose threads' locks they would inherit.
+
+    Where there is one, a server that has loaded the libraries once forks them: each starting anew would take
+    seconds, and hundreds of megabytes of its own.
+    """
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["__main__", "regseg_d2.dataset_tools.preparation.report"])
+    return context
+
+
+def _convert(conversion: Conversion, function: Callable[[Conversion], np.ndarray]) -> None:
+    write_label(conversion.output, function(conversion))
+
+
+def write_label(path: Path, values: np.ndarray) -> None:
+    """Writes file values as a PNG of one channel, whole or not at all.
+
+    Args:
+        path: the file to write.
+        values: ``(H, W)`` in uint8 or uint16.
+
+    Raises:
+        DatasetError: the disk is full, or the folder cannot be written to.
+    """
+    if values.dtype not in (np.uint8, np.uint16) or values.ndim != 2:
+        raise TypeError(f"a label is {values.dtype} of shape {values.shape}; expected uint8 or uint16 (H, W)")
+    with reported_writing(path), atomic_writer(path, "wb") as file:
+        Image.fromarray(values).save(file, format="PNG")
+
+
+@contextmanager
+def reported_writing(path: Path) -> Iterator[None]:
+    """Turns a failure to write a file into an error that says what to do.
+
+    Args:
+        path: the file.
+
+    Raises:
+        DatasetError: the disk is full, or the folder cannot be written to.
+    """
+    try:
+        yield
+    except (OSError, WriteError) as error:
+        raise DatasetError(write_failure(path, error)) from error
+
+
+def write_failure(path: Path, error: OSError | WriteError) -> str:
+    """Says why a file could not be written and what to do."""
+    if is_disk_full(error):
+        return (
+            f"The disk is full: {path} could not be written, and nothing of it is left. Make room and start "
+            "again; files that are done are not made again."
+        )
+    reason = error.__cause__ or error  # the system's own words
+    return f"{path} cannot be written: {reason}. Make its folder writable, or name another place (--output)."

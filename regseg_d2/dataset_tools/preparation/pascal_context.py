@@ -1,0 +1,237 @@
+"""Makes the labels of Pascal Context from either of the two forms in which they are published.
+
+- ``VOCdevkit/VOC2010/trainval/NAME.mat``, one an image: ``LabelMap`` with 459 labels, 0 is none. The splits
+  are those of VOC 2010.
+- ``VOCdevkit/VOC2010/trainval_merged.json`` of the PASCAL in Detail challenge: ``images`` with a phase each,
+  and ``annos_segmentation``, segments in COCO's run-length code, of which later ones cover earlier ones.
+
+Both become index PNGs with 0 for background, which is every label that is not among the 59, and 1 to 59.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from regseg_d2.common.errors import DatasetError
+from regseg_d2.common.files import write_text
+from regseg_d2.common.json_files import read_json
+from regseg_d2.data.datasets.definitions import load_definition
+from regseg_d2.data.datasets.pascal_context import (
+    PASCAL_CONTEXT_FOLDER,
+    PASCAL_CONTEXT_IMAGES,
+    PASCAL_CONTEXT_LABELS,
+    PASCAL_CONTEXT_LISTS,
+    PASCAL_CONTEXT_SPLITS,
+    pascal_context_spec,
+)
+from regseg_d2.data.datasets.splits import read_list
+from regseg_d2.dataset_tools.preparation.archives import unpack_archives
+from regseg_d2.dataset_tools.preparation.checks import check_files, check_number, check_sum
+from regseg_d2.dataset_tools.preparation.conversion import (
+    Conversion,
+    check_made_alike,
+    convert_files,
+    reported_writing,
+)
+from regseg_d2.dataset_tools.preparation.matlab import label_values, read_matlab
+from regseg_d2.dataset_tools.preparation.report import below, report_splits
+from regseg_d2.dataset_tools.run_length import decode_runs
+
+# With the place below the folder of all data sets where they are unpacked.
+ARCHIVES = {"VOCtrainval_03-May-2010.tar": ".", "trainval.tar.gz": PASCAL_CONTEXT_FOLDER}
+SOURCES = ("json", "mat")
+
+_JSON = "trainval_merged.json"
+_MATLAB = "trainval"
+_VOC_LISTS = "ImageSets/Main"
+_HIGHEST_LABEL = 459
+# Ids of the 59 classes among the 459 labels, in the order of the classes, from mmsegmentation's converter
+# (tools/dataset_converters/pascal_context.py). The evaluation of detail-api names the same ids.
+_LABEL_IDS = (
+    *(2, 9, 18, 19, 22, 23, 25, 31, 33, 34, 44, 45, 46, 59, 65, 68, 72, 80, 85, 98, 104, 105, 113, 115, 144),
+    *(158, 159, 162, 187, 189, 207, 220, 232, 258, 259, 260, 284, 295, 296, 308, 324, 326, 347, 349, 354),
+    *(355, 360, 366, 368, 397, 415, 416, 420, 424, 427, 440, 445, 454, 458),
+)
+_AGAIN = "Download it again."
+
+
+def prepare_pascal_context(
+    root: Path,
+    *,
+    workers: int = 0,
+    partial: bool = False,
+    archives: Path | None = None,
+    output: Path | None = None,
+    source: str | None = None,
+) -> list[str]:
+    """Makes the labels and the lists of the splits, then reads all of it once.
+
+    Args:
+        root: folder of all data sets.
+        workers: number of processes; 0 works in this one.
+        partial: accept any number of images, and another JSON than the published one.
+        archives: folder of the downloaded archives, to unpack; None where they are unpacked.
+        output: description to write; None for ``pascal_context_splits.json`` beside the data.
+        source: "json" or "mat"; None takes the JSON if it is there.
+
+    Returns:
+        Lines for people.
+
+    Raises:
+        DatasetError: the copy is not as it should be, or a file cannot be written.
+    """
+    definition = load_definition("pascal_context_60")
+    folder = root / PASCAL_CONTEXT_FOLDER
+    places = {name: root / place for name, place in ARCHIVES.items()}
+    lines = unpack_archives(places, archives, definition.checksums)
+    if (source or _present_source(folder)) == "json":
+        if not partial:
+            check_sum(folder / _JSON, definition.checksums[_JSON], _AGAIN)
+        splits, function, prefix = _from_json(folder), label_from_segments, "json_"
+    else:
+        splits, function, prefix = _from_matlab(folder), label_from_matlab, ""
+    for split, conversions in splits.items():
+        expected = None if partial else definition.counts[prefix + split]
+        _check_split(folder, split, [conversion.output.stem for conversion in conversions], expected)
+    conversions = [conversion for split in splits.values() for conversion in split]
+    check_made_alike(conversions, function)
+    written = convert_files(conversions, function, title="labels of Pascal Context", workers=workers)
+    lines.append(
+        f"{PASCAL_CONTEXT_LABELS}: {written} labels written, {len(conversions) - written} were there"
+    )
+    for split in splits:
+        _write_list(folder / PASCAL_CONTEXT_LISTS / f"{split}.txt", splits[split])
+    target = output or folder / "pascal_context_splits.json"
+    return lines + report_splits(
+        target,
+        "pascal_context_60",
+        {split: below(pascal_context_spec(60, split), root) for split in PASCAL_CONTEXT_SPLITS},
+        counts=None,
+        workers=workers,
+        apart=PASCAL_CONTEXT_SPLITS,
+    )
+
+
+def label_from_matlab(conversion: Conversion) -> np.ndarray:
+    """Makes the file values of one image from its MATLAB file.
+
+    Args:
+        conversion: names the file.
+
+    Returns:
+        Array ``(H, W)`` of uint8, 0 to 59.
+
+    Raises:
+        DatasetError: the file cannot be used.
+    """
+    content = read_matlab(conversion.source, ["LabelMap"])
+    return _value_table()[label_values(content["LabelMap"], conversion.source, "LabelMap", _HIGHEST_LABEL)]
+
+
+def label_from_segments(conversion: Conversion) -> np.ndarray:
+    """Makes the file values of one image from its segments.
+
+    Args:
+        conversion: has ``(height, width, [(label, segmentation), ...])`` as its payload.
+
+    Returns:
+        Array ``(H, W)`` of uint8, 0 to 59.
+
+    Raises:
+        DatasetError: a segment cannot be used.
+    """
+    height, width, segments = conversion.payload
+    values = np.zeros((height, width), dtype=np.uint8)
+    table = _value_table()
+    for label, segmentation in segments:
+        try:
+            if not 0 <= label <= _HIGHEST_LABEL:
+                raise ValueError(f"labels go from 0 to {_HIGHEST_LABEL}")
+            if list(segmentation["size"]) != [height, width]:
+                raise ValueError(f"its size is {segmentation['size']}; expected {[height, width]}")
+            values[decode_runs(segmentation["counts"], (height, width))] = table[label]
+        except (KeyError, TypeError, ValueError) as error:
+            raise DatasetError(
+                f"{conversion.source}: a segment of the image {conversion.output.stem} with the label "
+                f"{label} cannot be decoded ({type(error).__name__}: {error}). {_AGAIN}"
+            ) from error
+    return values
+
+
+def _value_table() -> np.ndarray:
+    """File value of each of the 459 labels; that of background for those that are not among the 59."""
+    table = np.zeros(_HIGHEST_LABEL + 1, dtype=np.uint8)
+    table[list(_LABEL_IDS)] = np.arange(1, len(_LABEL_IDS) + 1)
+    return table
+
+
+def _present_source(folder: Path) -> str:
+    if (folder / _JSON).is_file():
+        return "json"
+    if (folder / _MATLAB).is_dir():
+        return "mat"
+    raise DatasetError(
+        f"Neither {folder / _JSON} nor the folder {folder / _MATLAB} of MATLAB files exists. "
+        "datasets/README.md says where to get them; --root names the folder of all data sets."
+    )
+
+
+def _from_json(folder: Path) -> dict[str, list[Conversion]]:
+    """One conversion an image, by split. Images of the phase test have no labels and are passed over."""
+    path = folder / _JSON
+    if not path.is_file():
+        raise DatasetError(f"{path} does not exist. datasets/README.md says where to get it.")
+    try:
+        content = read_json(path, DatasetError)
+        segments: dict[Any, list] = defaultdict(list)
+        for segment in content["annos_segmentation"]:
+            segments[segment["image_id"]].append((segment["category_id"], segment["segmentation"]))
+        splits: dict[str, list[Conversion]] = {split: [] for split in PASCAL_CONTEXT_SPLITS}
+        for image in sorted(content["images"], key=lambda image: image["file_name"]):
+            if image["phase"] in splits:
+                output = folder / PASCAL_CONTEXT_LABELS / f"{Path(image['file_name']).stem}.png"
+                payload = (image["height"], image["width"], segments[image["image_id"]])
+                splits[image["phase"]].append(Conversion(path, output, payload))
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        raise DatasetError(
+            f"{path} is cut off, damaged or another file ({type(error).__name__}: {error}). {_AGAIN}"
+        ) from error
+    return splits
+
+
+def _from_matlab(folder: Path) -> dict[str, list[Conversion]]:
+    """One conversion an image of VOC's lists, by split."""
+    splits = {}
+    for split in PASCAL_CONTEXT_SPLITS:
+        stems = sorted(line.image for line in read_list(folder / _VOC_LISTS / f"{split}.txt"))
+        check_files(
+            folder / _MATLAB,
+            [f"{stem}.mat" for stem in stems],
+            f"MATLAB files of the split {split}",
+            "Unpack trainval.tar.gz again.",
+        )
+        splits[split] = [
+            Conversion(folder / _MATLAB / f"{stem}.mat", folder / PASCAL_CONTEXT_LABELS / f"{stem}.png")
+            for stem in stems
+        ]
+    return splits
+
+
+def _check_split(folder: Path, split: str, stems: list[str], expected: int | None) -> None:
+    cure = "Download it again; --partial accepts a part of the data set."
+    check_number(len(stems), expected, f"images in the split {split} of Pascal Context", folder, cure)
+    check_files(
+        folder / PASCAL_CONTEXT_IMAGES,
+        [f"{stem}.jpg" for stem in stems],
+        f"images of the split {split}",
+        "Unpack VOCtrainval_03-May-2010.tar again.",
+    )
+
+
+def _write_list(path: Path, conversions: list[Conversion]) -> None:
+    with reported_writing(path):
+        write_text(path, "".join(f"{conversion.output.stem}\n" for conversion in conversions))

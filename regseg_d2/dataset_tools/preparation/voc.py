@@ -1,0 +1,120 @@
+"""Preparation of Pascal VOC 2012 with the additional annotations of SBD.
+
+VOC's own splits are used as they are published. ``train_aug`` is what both data sets annotate without VOC's
+val split: images of VOC's train split keep VOC's labels, the others take SBD's, whose ``.mat`` files become
+PNG files. Both are written to ``SegmentationClassAug`` with plain indices.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from regseg_d2.common.errors import DatasetError
+from regseg_d2.common.files import write_text
+from regseg_d2.data.datasets.definitions import load_definition
+from regseg_d2.data.datasets.splits import read_list
+from regseg_d2.data.datasets.voc import VOC_SPLITS, voc_spec
+from regseg_d2.data.labels import LabelReader
+from regseg_d2.dataset_tools.preparation.archives import unpack_archives
+from regseg_d2.dataset_tools.preparation.checks import check_files, check_number
+from regseg_d2.dataset_tools.preparation.conversion import Conversion, convert_files, reported_writing
+from regseg_d2.dataset_tools.preparation.matlab import label_values, read_matlab
+from regseg_d2.dataset_tools.preparation.report import below, report_splits
+
+ARCHIVES = ("VOCtrainval_11-May-2012.tar", "benchmark.tgz")
+_CURE = "Unpack the archive again; datasets/README.md says which and where."
+
+
+def prepare_voc(
+    root: Path,
+    *,
+    workers: int = 0,
+    partial: bool = False,
+    archives: Path | None = None,
+    output: Path | None = None,
+) -> list[str]:
+    """Checks a copy of VOC 2012, and makes ``train_aug`` of it and SBD where SBD is there.
+
+    Args:
+        root: folder that holds ``VOCdevkit`` and ``benchmark_RELEASE``.
+        workers: number of processes; 0 works in this one.
+        partial: accept any number of images.
+        archives: folder of the downloaded archives, to unpack; None where they are unpacked.
+        output: description to write; None for ``splits.json`` beside the data.
+
+    Returns:
+        Lines for people.
+
+    Raises:
+        DatasetError: a copy is not as it should be, or a file cannot be written.
+    """
+    definition = load_definition("voc")
+    lines = unpack_archives(dict.fromkeys(ARCHIVES, root), archives, definition.checksums)
+    specs = {split: below(voc_spec(split), root) for split in VOC_SPLITS}
+    counts = None if partial else dict(definition.counts)
+    sbd = root / "benchmark_RELEASE" / "dataset"
+    if sbd.is_dir():
+        lines += _make_train_aug(root / "VOCdevkit" / "VOC2012", sbd, workers, counts)
+    else:
+        del specs["train_aug"]
+        lines.append(f"{sbd} is not there, so voc_2012_sem_seg_train_aug was not prepared")
+    target = output or root / "VOCdevkit" / "VOC2012" / "splits.json"
+    return lines + report_splits(target, "voc", specs, counts=counts, workers=workers, apart=("train", "val"))
+
+
+def _make_train_aug(voc: Path, sbd: Path, workers: int, counts: dict[str, int] | None) -> list[str]:
+    """Writes the labels and then the list of ``train_aug``: it names no file that is not there."""
+    lists = voc / "ImageSets" / "Segmentation"
+    train, val = _names(lists / "train.txt"), _names(lists / "val.txt")
+    annotated = set()
+    for split in ("train", "val"):
+        names = _names(sbd / f"{split}.txt")
+        check_number(len(names), counts and counts[f"sbd_{split}"], f"names in {split}.txt", sbd, _CURE)
+        annotated |= names
+    names = sorted((annotated | train) - val)
+    check_number(len(names), counts and counts["train_aug"], "images annotated for train_aug", sbd, _CURE)
+    check_files(sbd / "cls", [f"{name}.mat" for name in names if name not in train], "annotations", _CURE)
+    conversions = [
+        Conversion(
+            voc / "SegmentationClass" / f"{name}.png" if name in train else sbd / "cls" / f"{name}.mat",
+            voc / "SegmentationClassAug" / f"{name}.png",
+        )
+        for name in names
+    ]
+    written = convert_files(conversions, _indices, title="SegmentationClassAug", workers=workers)
+    with reported_writing(lists / "trainaug.txt"):
+        write_text(lists / "trainaug.txt", "".join(f"{name}\n" for name in names))
+    return [f"SegmentationClassAug: {written} labels written, {len(names) - written} were there"]
+
+
+def _names(path: Path) -> set[str]:
+    return {line.image for line in read_list(path)}
+
+
+def _indices(conversion: Conversion) -> np.ndarray:
+    """Class indices of a PNG of VOC or of a ``.mat`` file of SBD."""
+    if conversion.source.suffix == ".png":
+        classes = len(load_definition("voc").classes)
+        return LabelReader(num_classes=classes)(conversion.source).astype(np.uint8)
+    return read_sbd_label(conversion.source)
+
+
+def read_sbd_label(path: Path) -> np.ndarray:
+    """Reads the classes of one image from SBD's annotations (``dataset/cls/*.mat``).
+
+    Args:
+        path: a MATLAB file whose struct ``GTcls`` has the field ``Segmentation``.
+
+    Returns:
+        Class indices ``(H, W)`` of uint8.
+
+    Raises:
+        DatasetError: the file is damaged or something else.
+    """
+    annotation = read_matlab(path, ["GTcls"])["GTcls"]
+    if not isinstance(annotation, dict) or "Segmentation" not in annotation:
+        raise DatasetError(f"GTcls in {path} is no annotation of SBD. {_CURE}")
+    highest = len(load_definition("voc").classes) - 1
+    return label_values(annotation["Segmentation"], path, "GTcls.Segmentation", highest).astype(np.uint8)

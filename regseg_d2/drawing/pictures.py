@@ -1,0 +1,62 @@
+"""Pictures of predictions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import cv2
+import numpy as np
+
+from regseg_d2.drawing.colors import voc_color
+
+VOID_COLOR = (0, 0, 0)
+
+
+def class_colors(metadata: Any, num_classes: int) -> np.ndarray:
+    """Returns one RGB colour a class, (K, 3) uint8.
+
+    Args:
+        metadata: a data set's metadata; its ``stuff_colors`` are taken where it has them.
+        num_classes: K.
+    """
+    colors = metadata.get("stuff_colors", None)
+    if colors is not None and len(colors) >= num_classes:
+        return np.asarray(colors[:num_classes], dtype=np.uint8)
+    return np.asarray([voc_color(i + 1) for i in range(num_classes)], dtype=np.uint8)
+
+
+def color_label(label: np.ndarray, colors: np.ndarray) -> np.ndarray:
+    """Paints class ids (H, W) with their colours; everything that is no class becomes black.
+
+    Args:
+        label: (H, W) integers.
+        colors: (K, 3) uint8, RGB.
+
+    Returns:
+        (H, W, 3) uint8, RGB.
+    """
+    table = np.vstack([colors, np.asarray([VOID_COLOR], dtype=np.uint8)])
+    label = np.asarray(label, dtype=np.int64)  # a uint8 cannot hold the number of black for many classes
+    valid = (label >= 0) & (label < len(colors))
+    return table[np.where(valid, label, len(colors))]
+
+
+def side_by_side(
+    image: np.ndarray, label: np.ndarray, prediction: np.ndarray, colors: np.ndarray
+) -> np.ndarray:
+    """Returns image, label and prediction in one picture, from left to right.
+
+    Args:
+        image: (H', W', 3) uint8, RGB; resized to the label where their sizes differ.
+        label: (H, W) class ids; others are void.
+        prediction: (H, W) class ids.
+        colors: (K, 3) uint8, RGB.
+
+    Returns:
+        (H, 3 W, 3) uint8, RGB.
+    """
+    height, width = label.shape
+    image = np.ascontiguousarray(image, dtype=np.uint8)
+    if image.shape[:2] != (height, width):
+        image = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
+    return np.concatenate([image, color_label(label, colors), color_label(prediction, colors)], axis=1)

@@ -1,0 +1,1 @@
+"""Augments: stages behind the context that stay at inference, one a file."""

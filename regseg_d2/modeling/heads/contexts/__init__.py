@@ -1,0 +1,1 @@
+"""Context modules: ``x -> (features, side outputs)``, one a file."""

@@ -1,0 +1,98 @@
+"""FCN: plain convolutions, as a context module and as an auxiliary head."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from detectron2.config import CfgNode, configurable
+from torch import Tensor, nn
+
+from regseg_d2.modeling.heads.registries import CONTEXT_MODULE
+from regseg_d2.modeling.layers import check_head_key, conv_norm_relu, init_classifier
+
+
+@CONTEXT_MODULE.register()
+class FCN(nn.Module):
+    """A row of convolution blocks (Long et al., CVPR 2015, as PSPNet's authors write it).
+
+    Args:
+        in_channels: channels of the input.
+        out_channels: channels of the blocks.
+        num_convs: number of blocks; 0 passes the input through.
+        norm: name of the norm.
+        kernel_size: of all blocks.
+    """
+
+    aggregates_context = False
+
+    @configurable
+    def __init__(
+        self, *, in_channels: int, out_channels: int, num_convs: int, norm: str, kernel_size: int = 3
+    ) -> None:
+        super().__init__()
+        check_head_key("FCN_NUM_CONVS", num_convs, num_convs >= 0, "0 or more")
+        self.out_channels = out_channels if num_convs else in_channels
+        widths = [in_channels] + [out_channels] * num_convs
+        self.convs = nn.Sequential(
+            *(conv_norm_relu(a, b, kernel_size, norm) for a, b in zip(widths[:-1], widths[1:], strict=True))
+        )
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, in_channels: int) -> dict[str, Any]:
+        """Reads ``CONTEXT_CHANNELS``, ``FCN_*`` and ``NORM`` of ``MODEL.SEM_SEG_HEAD``."""
+        head = cfg.MODEL.SEM_SEG_HEAD
+        return {
+            "in_channels": in_channels,
+            "out_channels": head.CONTEXT_CHANNELS,
+            "num_convs": head.FCN_NUM_CONVS,
+            "norm": head.NORM,
+            "kernel_size": head.FCN_KERNEL_SIZE,
+        }
+
+    def forward(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Maps ``(N, in_channels, h, w)`` to ``(N, out_channels, h, w)``; no side logits."""
+        return self.convs(x), {}
+
+
+class FCNAuxiliary(nn.Module):
+    """A small FCN head on an earlier feature, for deep supervision (Zhao et al., CVPR 2017).
+
+    Args:
+        in_channels: channels of the feature.
+        channels: channels of the convolution blocks.
+        num_convs: number of convolution blocks.
+        kernel_size: of these.
+        num_classes: number of classes.
+        dropout: dropout probability before the classifier.
+        norm: name of the norm.
+    """
+
+    #: As in ``ContextHead``.
+    dropout_feeds_predictor = True
+
+    def __init__(
+        self,
+        *,
+        in_channels: int,
+        channels: int,
+        num_convs: int,
+        kernel_size: int,
+        num_classes: int,
+        dropout: float,
+        norm: str,
+    ) -> None:
+        super().__init__()
+        self.context = FCN(
+            in_channels=in_channels,
+            out_channels=channels,
+            num_convs=num_convs,
+            norm=norm,
+            kernel_size=kernel_size,
+        )
+        self.dropout = nn.Dropout2d(dropout)
+        self.predictor = nn.Conv2d(self.context.out_channels, num_classes, kernel_size=1)
+        init_classifier(self.predictor)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps a feature ``(N, C, h, w)`` to logits ``(N, K, h, w)``."""
+        return self.predictor(self.dropout(self.context(x)[0]))

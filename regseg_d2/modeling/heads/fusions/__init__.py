@@ -1,0 +1,1 @@
+"""Fusions: one feature of all features of the backbone, one a file."""

@@ -1,0 +1,79 @@
+"""JPU: joint pyramid upsampling, features of stride 8 without dilating the backbone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from detectron2.config import CfgNode, configurable
+from detectron2.layers import DepthwiseSeparableConv2d, ShapeSpec
+from torch import Tensor, nn
+
+from regseg_d2.modeling.heads.fusions.multi_level import check_levels, resize_and_concat
+from regseg_d2.modeling.heads.registries import FUSION
+from regseg_d2.modeling.layers import check_head_key, conv_norm_relu
+
+
+@FUSION.register()
+class JPU(nn.Module):
+    """Joint pyramid upsampling (Wu et al., "FastFCN", 2019, section 3.3, figure 4).
+
+    Features of strides 8, 16 and 32 each go through a 3x3 block; side by side at stride 8 they are read by
+    separable 3x3 convolutions of several dilations, whose outputs side by side are what the context module
+    reads in place of a dilated backbone's last feature. The authors' code resizes with aligned corners,
+    mmsegmentation and this module without.
+
+    Args:
+        in_channels: channels of each feature, by increasing stride.
+        channels: channels of each block and of each dilated branch.
+        dilations: one branch each.
+        norm: name of the norm.
+    """
+
+    @configurable
+    def __init__(
+        self, *, in_channels: Sequence[int], channels: int, dilations: Sequence[int], norm: str
+    ) -> None:
+        super().__init__()
+        check_head_key("JPU_CHANNELS", channels, channels >= 1, "1 or more")
+        fine = len(dilations) > 0 and min(dilations) >= 1
+        check_head_key("JPU_DILATIONS", list(dilations), fine, "numbers of 1 or more")
+        self.out_channels = channels * len(dilations)
+        self.convs = nn.ModuleList(conv_norm_relu(width, channels, 3, norm) for width in in_channels)
+        self.branches = nn.ModuleList(
+            DepthwiseSeparableConv2d(
+                channels * len(in_channels),
+                channels,
+                kernel_size=3,
+                padding=dilation,
+                dilation=dilation,
+                norm1=norm,
+                activation1=None,
+                norm2=norm,
+                activation2=F.relu,
+            )
+            for dilation in dilations
+        )
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, shapes: Sequence[ShapeSpec]) -> dict[str, Any]:
+        """Reads ``JPU_CHANNELS``, ``JPU_DILATIONS`` and ``NORM`` of ``MODEL.SEM_SEG_HEAD``.
+
+        Raises:
+            ConfigError: if there is one feature only, or a number is below 1.
+        """
+        check_levels(cls.__name__, shapes)
+        head = cfg.MODEL.SEM_SEG_HEAD
+        return {
+            "in_channels": [shape.channels for shape in shapes],
+            "channels": head.JPU_CHANNELS,
+            "dilations": head.JPU_DILATIONS,
+            "norm": head.NORM,
+        }
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        """Maps features ``(N, C_i, h_i, w_i)`` to ``(N, branches * channels, h_0, w_0)``."""
+        joined = resize_and_concat([conv(x) for conv, x in zip(self.convs, features, strict=True)])
+        return torch.cat([branch(joined) for branch in self.branches], dim=1)

@@ -1,0 +1,69 @@
+"""MLPFusion: the all-MLP decoder of SegFormer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import fvcore.nn.weight_init as weight_init
+from detectron2.config import CfgNode, configurable
+from detectron2.layers import ShapeSpec
+from torch import Tensor, nn
+
+from regseg_d2.modeling.heads.fusions.multi_level import check_levels, resize_and_concat
+from regseg_d2.modeling.heads.registries import FUSION
+from regseg_d2.modeling.layers import conv_norm_relu
+
+
+@FUSION.register()
+class MLPFusion(nn.Module):
+    """One width for all features, upsampled and concatenated (Xie et al., SegFormer, NeurIPS 2021, Eq. 4).
+
+    The layer that mixes them (mmsegmentation's ``fusion_conv``) is the projection of the head, with
+    ``PROJECTION_KERNEL_SIZE: 1``; between them stands ``CONTEXT: FCN`` with ``FCN_NUM_CONVS: 0``.
+
+    Eq. 4 has a plain linear layer on each feature, and so has its authors' code. mmsegmentation 1.2, where
+    most published checkpoints come from, has a norm and a ReLU behind it; that is the default here.
+    The authors concatenate by decreasing stride; here, as in mmsegmentation, the smallest stride is first.
+
+    Args:
+        in_channels: channels of each feature, by increasing stride.
+        channels: channels that each is brought to: 256 for MiT-B0 and B1, 768 for larger ones in the paper;
+            256 for all in mmsegmentation.
+        norm: name of the norm.
+        level_norm: a norm and a ReLU behind the linear layer of each feature.
+    """
+
+    #: The output is the encoder's stages side by side; nothing mixes them yet.
+    keeps_levels_apart = True
+
+    @configurable
+    def __init__(self, *, in_channels: Sequence[int], channels: int, norm: str, level_norm: bool) -> None:
+        super().__init__()
+        self.out_channels = channels * len(in_channels)
+        if level_norm:
+            self.embeds = nn.ModuleList(conv_norm_relu(width, channels, 1, norm) for width in in_channels)
+        else:
+            self.embeds = nn.ModuleList(nn.Conv2d(width, channels, 1) for width in in_channels)
+            for embed in self.embeds:
+                weight_init.c2_msra_fill(embed)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, shapes: Sequence[ShapeSpec]) -> dict[str, Any]:
+        """Reads ``CONTEXT_CHANNELS``, ``MLP_NORM`` and ``NORM`` of ``MODEL.SEM_SEG_HEAD``.
+
+        Raises:
+            ConfigError: if there is one feature only.
+        """
+        check_levels(cls.__name__, shapes)
+        head = cfg.MODEL.SEM_SEG_HEAD
+        return {
+            "in_channels": [shape.channels for shape in shapes],
+            "channels": head.CONTEXT_CHANNELS,
+            "norm": head.NORM,
+            "level_norm": head.MLP_NORM,
+        }
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        """Maps features ``(N, C_i, h_i, w_i)`` to ``(N, levels * channels, h_0, w_0)``."""
+        return resize_and_concat([embed(x) for embed, x in zip(self.embeds, features, strict=True)])

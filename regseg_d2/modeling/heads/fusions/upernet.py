@@ -1,0 +1,75 @@
+"""UPerFPN: pyramid pooling and a feature pyramid, the fusion of UPerNet."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from detectron2.config import CfgNode, configurable
+from detectron2.layers import ShapeSpec
+from torch import Tensor, nn
+
+from regseg_d2.modeling.heads.contexts.psp import PPM
+from regseg_d2.modeling.heads.fusions.multi_level import check_levels, resize_and_concat
+from regseg_d2.modeling.heads.registries import FUSION
+from regseg_d2.modeling.layers import conv_norm_relu, resize_to
+
+
+@FUSION.register()
+class UPerFPN(nn.Module):
+    """Feature pyramid with pyramid pooling on top (Xiao et al., UPerNet, ECCV 2018, section 3.1, figure 4).
+
+    The deepest feature goes through a :class:`PPM`; every other one through a 1x1 block, after which it
+    receives what is above it, upsampled bilinearly, and a 3x3 block. All levels side by side, at the finest
+    size, are the output. The 3x3 block that mixes them (``fpn_bottleneck`` of mmsegmentation's ``UPerHead``,
+    whose layout this is) is the projection of the head; between them stands ``CONTEXT: FCN`` with
+    ``FCN_NUM_CONVS: 0``. The paper's heads for objects, parts, materials and scenes are not here.
+
+    Args:
+        in_channels: channels of each feature, by increasing stride.
+        channels: channels of each level, and of each branch of the pooling.
+        pool_sizes: side of each grid of the pooling.
+        norm: name of the norm.
+    """
+
+    @configurable
+    def __init__(
+        self, *, in_channels: Sequence[int], channels: int, pool_sizes: Sequence[int], norm: str
+    ) -> None:
+        super().__init__()
+        self.out_channels = channels * len(in_channels)
+        self.ppm = PPM(
+            in_channels=in_channels[-1],
+            out_channels=channels,
+            pool_sizes=pool_sizes,
+            norm=norm,
+            branch_channels=channels,
+        )
+        self.laterals = nn.ModuleList(conv_norm_relu(width, channels, 1, norm) for width in in_channels[:-1])
+        self.smooths = nn.ModuleList(conv_norm_relu(channels, channels, 3, norm) for _ in in_channels[:-1])
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, shapes: Sequence[ShapeSpec]) -> dict[str, Any]:
+        """Reads ``CONTEXT_CHANNELS``, ``PPM_POOL_SIZES`` and ``NORM`` of ``MODEL.SEM_SEG_HEAD``.
+
+        Raises:
+            ConfigError: if there is one feature only, or a pool size is below 1.
+        """
+        check_levels(cls.__name__, shapes)
+        head = cfg.MODEL.SEM_SEG_HEAD
+        return {
+            "in_channels": [shape.channels for shape in shapes],
+            "channels": head.CONTEXT_CHANNELS,
+            "pool_sizes": head.PPM_POOL_SIZES,
+            "norm": head.NORM,
+        }
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        """Maps features ``(N, C_i, h_i, w_i)`` to ``(N, levels * channels, h_0, w_0)``."""
+        top, _ = self.ppm(features[-1])
+        levels = [top]
+        for lateral, smooth, x in zip(self.laterals[::-1], self.smooths[::-1], features[-2::-1], strict=True):
+            x = lateral(x)
+            top = x + resize_to(top, x)
+            levels.append(smooth(top))
+        return resize_and_concat(levels[::-1])

@@ -1,0 +1,119 @@
+"""Layers that several stages of a head share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import fvcore.nn.weight_init as weight_init
+import torch.nn.functional as F
+from detectron2.layers import Conv2d, DepthwiseSeparableConv2d, get_norm
+from torch import Tensor, nn
+
+from regseg_d2.common.errors import ConfigError
+
+
+def conv_norm_relu(in_channels: int, out_channels: int, kernel_size: int, norm: str) -> Conv2d:
+    """A convolution that keeps the size, a norm and a ReLU.
+
+    Args:
+        in_channels: channels of the input.
+        out_channels: channels of the output.
+        kernel_size: odd size of the kernel.
+        norm: name of the norm; empty is none, with a bias in the convolution instead.
+    """
+    conv = Conv2d(
+        in_channels,
+        out_channels,
+        kernel_size=kernel_size,
+        padding=kernel_size // 2,
+        bias=not norm,
+        norm=get_norm(norm, out_channels),
+        activation=F.relu,
+    )
+    weight_init.c2_msra_fill(conv)
+    return conv
+
+
+def separable_conv_norm_relu(in_channels: int, out_channels: int, norm: str) -> DepthwiseSeparableConv2d:
+    """A 3x3 convolution of each channel and a 1x1 convolution of all, each with a norm and a ReLU.
+
+    Args:
+        in_channels: channels of the input.
+        out_channels: channels of the output.
+        norm: name of the norms.
+    """
+    return DepthwiseSeparableConv2d(
+        in_channels, out_channels, norm1=norm, activation1=F.relu, norm2=norm, activation2=F.relu
+    )
+
+
+def init_classifier(predictor: nn.Conv2d | nn.Linear) -> None:
+    """Starts a layer that gives logits with small weights, and without a preference for any class."""
+    nn.init.normal_(predictor.weight, std=0.01)
+    nn.init.zeros_(predictor.bias)
+
+
+def resize_to(x: Tensor, reference: Tensor) -> Tensor:
+    """``x (N, C, h, w)`` at the height and width of ``reference``, bilinearly; as it is where they agree."""
+    if x.shape[-2:] == reference.shape[-2:]:
+        return x
+    return F.interpolate(x, size=reference.shape[-2:], mode="bilinear", align_corners=False)
+
+
+class PooledBatchNorm2d(nn.BatchNorm2d):
+    """Batch norm behind a pooling that may leave one value a channel: a 1x1 grid, in a batch of one image.
+
+    One value has no variance, and torch's batch norm refuses it. Such a batch is normalised with the running
+    statistics, as in evaluation, and does not change them.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalises ``(N, C, H, W)``."""
+        if self.training and input.numel() == input.shape[1]:
+            return nn.functional.batch_norm(
+                input, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps
+            )
+        return super().forward(input)
+
+
+def pooled_conv_norm_relu(in_channels: int, out_channels: int, norm: str) -> Conv2d:
+    """A 1x1 :func:`conv_norm_relu` for features pooled to a few values, or to one."""
+    conv = conv_norm_relu(in_channels, out_channels, 1, norm)
+    if norm == "BN":
+        conv.norm = PooledBatchNorm2d(out_channels)
+    return conv
+
+
+def pixel_attention(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+    """Dot-product attention of the pixels of one map to those of another.
+
+    Args:
+        query: ``(N, c, h, w)``.
+        key: ``(N, c, h', w')``.
+        value: ``(N, C, h', w')``.
+        scale: factor of the dot products before the softmax over the pixels of ``key``.
+
+    Returns:
+        ``(N, C, h, w)``.
+    """
+    # Torch's fused kernels, which never hold the (h w) x (h' w') weights, take a number of heads (one here)
+    # and rows without gaps.
+    rows = [x.flatten(2).transpose(1, 2).unsqueeze(1).contiguous() for x in (query, key, value)]
+    attended = F.scaled_dot_product_attention(*rows, scale=scale)
+    return attended.squeeze(1).transpose(1, 2).unflatten(2, query.shape[-2:])
+
+
+def check_head_key(key: str, value: Any, fine: bool, expected: str) -> None:
+    """Refuses a bad value of a key of ``MODEL.SEM_SEG_HEAD``.
+
+    Args:
+        key: the key, without that prefix.
+        value: what it is.
+        fine: whether that is good.
+        expected: what would be.
+
+    Raises:
+        ConfigError: if it is not.
+    """
+    if not fine:
+        raise ConfigError(f"MODEL.SEM_SEG_HEAD.{key} is {value!r}; expected {expected}")

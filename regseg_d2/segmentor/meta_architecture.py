@@ -1,0 +1,165 @@
+"""The meta-architecture: an ordinary segmentor that regularizers listen to while it trains."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.modeling import META_ARCH_REGISTRY, SemanticSegmentor
+from detectron2.structures import ImageList
+from torch import Tensor, nn
+
+from regseg_d2.modeling.feature_logits import feature_logits, gives_feature_logits
+from regseg_d2.modeling.norms import resolve_auto_norm
+from regseg_d2.modeling.process_batch_norm import make_exact
+
+# From the modules: the package's __init__ imports methods, which build layers with this package.
+from regseg_d2.regularizers.base import Regularizer
+from regseg_d2.regularizers.inputs import LabelSampling, RegularizerInput
+from regseg_d2.regularizers.taps import TapRecorder
+from regseg_d2.segmentor.regularizers import build_label_sampling, build_pretrain_forwards, build_regularizers
+
+
+class RegularizationMixin:
+    """Adds regularizers to a Detectron2 meta-architecture that has a ``sem_seg_head``.
+
+    Put it before the meta-architecture in the bases, and call :meth:`add_regularizers` at the end of
+    ``__init__``. The class it is mixed into stays as it is: a training forward runs unchanged while
+    hooks record the taps, then each regularizer adds its losses. In evaluation nothing is added.
+    """
+
+    def add_regularizers(
+        self,
+        regularizers: Mapping[str, Regularizer],
+        label_sampling: LabelSampling | None = None,
+        pretrain_forwards: int = 0,
+    ) -> None:
+        """Takes the regularizers in and checks their taps.
+
+        Args:
+            regularizers: regularizers by name.
+            label_sampling: how labels come down to the size of a feature; None takes the pixels at the
+                centers of its cells.
+            pretrain_forwards: training forwards in which the network's own losses have weight 0.
+
+        Raises:
+            ConfigError: if a tap does not exist.
+        """
+        self.regularizers = nn.ModuleDict(regularizers)
+        taps = [tap for regularizer in regularizers.values() for tap in regularizer.taps]
+        self._tap_recorder = TapRecorder(self, taps)
+        self._label_sampling = label_sampling or LabelSampling()
+        self._pretrain_forwards = pretrain_forwards
+
+    def forward(self, batched_inputs: list[dict[str, Any]]) -> Any:
+        """Runs the network; in training with the losses of the regularizers.
+
+        Args:
+            batched_inputs: see Detectron2's ``SemanticSegmentor``.
+
+        Returns:
+            In training a dict of scalar losses, in evaluation what the meta-architecture returns.
+        """
+        if not self.training or not self.regularizers:
+            return super().forward(batched_inputs)
+        targets: list[Tensor] = []
+        # The head is handed the padded labels: no need to pad them a second time.
+        handle = self.sem_seg_head.register_forward_pre_hook(lambda _, args: targets.append(args[1]))
+        try:
+            with self._tap_recorder.record(self) as taps:
+                losses = super().forward(batched_inputs)
+        finally:
+            handle.remove()
+        inputs = RegularizerInput(
+            taps=taps,
+            targets=targets[0],
+            ignore_value=self.sem_seg_head.ignore_value,
+            image_ids=tuple(str(x.get("image_id", x.get("file_name", ""))) for x in batched_inputs),
+            label_sampling=self._label_sampling,
+        )
+        if self._pretrain_forwards:
+            # The regularizers count forwards, in buffers. The losses stay attached: no parameter is unused.
+            counter = next(iter(self.regularizers.values())).num_forwards
+            begun = (counter >= self._pretrain_forwards).float()
+            losses = {name: loss * begun for name, loss in losses.items()}
+        for regularizer in self.regularizers.values():
+            losses.update(regularizer(inputs))
+        return losses
+
+    @property
+    def gives_feature_logits(self) -> bool:
+        """Whether :meth:`feature_logits` can be called; not with a head whose steps are unknown."""
+        return gives_feature_logits(self.sem_seg_head)
+
+    def feature_logits(self, images: Tensor, *, pad: bool = True) -> Tensor:
+        """Runs backbone and head without the head's last step, which stretches the logits over the image.
+
+        Args:
+            images: ``(N, 3, H, W)``, as in the inputs of :meth:`forward`.
+            pad: pad to the backbone's stride, as :meth:`forward` does.
+
+        Returns:
+            Logits ``(N, K, h, w)``; the padded images are ``sem_seg_head.common_stride`` times as large.
+        """
+        normalized = (images.to(self.device) - self.pixel_mean) / self.pixel_std
+        if pad:
+            constraints = self.backbone.padding_constraints
+            divisor = self.backbone.size_divisibility
+            normalized = ImageList.from_tensors(
+                list(normalized), divisor, padding_constraints=constraints
+            ).tensor
+        return feature_logits(self.sem_seg_head, self.backbone(normalized))
+
+
+@META_ARCH_REGISTRY.register()
+class RegularizedSegmentor(RegularizationMixin, SemanticSegmentor):
+    """Detectron2's ``SemanticSegmentor`` with regularizers.
+
+    Any backbone and any head of Detectron2's registries can be used, unedited. Parameters and buffers
+    of the regularizers are under ``regularizers.``; without them the state dict is that of a
+    ``SemanticSegmentor``, and so is the output in evaluation, bit for bit.
+
+    Args:
+        regularizers: regularizers by name.
+        label_sampling: how labels come down to the size of a feature.
+        pretrain_forwards: training forwards before the network's own losses set in.
+        exact_sync_norm: make the layers of ``naiveSyncBN`` exact over processes.
+        channels_last: keep weights, and with them the features, in channels-last memory format.
+        **segmentor: arguments of ``SemanticSegmentor``.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        regularizers: Mapping[str, Regularizer],
+        label_sampling: LabelSampling | None = None,
+        pretrain_forwards: int = 0,
+        channels_last: bool = False,
+        exact_sync_norm: bool = False,
+        **segmentor: Any,
+    ) -> None:
+        super().__init__(**segmentor)
+        if channels_last:
+            self.to(memory_format=torch.channels_last)
+        self.add_regularizers(regularizers, label_sampling, pretrain_forwards)
+        if exact_sync_norm:
+            make_exact(self)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        """Builds backbone, head and regularizers from ``cfg.MODEL``."""
+        is_auto, cfg = cfg.MODEL.NORM == "auto", resolve_auto_norm(cfg)
+        parts = super().from_config(cfg)
+        # Tap paths start from the segmentor, which does not exist yet: a stand-in with its two parts.
+        network = nn.ModuleDict({key: parts[key] for key in ("backbone", "sem_seg_head")})
+        return {
+            **parts,
+            "regularizers": build_regularizers(cfg, network),
+            "label_sampling": build_label_sampling(cfg),
+            "pretrain_forwards": build_pretrain_forwards(cfg),
+            "channels_last": cfg.MODEL.CHANNELS_LAST,
+            "exact_sync_norm": is_auto and cfg.MODEL.NORM == "naiveSyncBN",
+        }
