@@ -47,9 +47,10 @@ test-slow: $(STAMP)  ## Runs all tests
 gpu-check: $(STAMP)  ## Runs all that needs a GPU, in at most nine minutes: tests, benchmarks, trainings on CamVid
 	@$(BIN)/python tools/gpu_check.py
 
-lint: $(STAMP)  ## Checks format, lint and types
+lint: $(STAMP)  ## Checks format, lint, types and that imports go down only
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/lint-imports --no-cache
 	$(BIN)/python -m mypy regseg_d2/ops regseg_d2/state regseg_d2/common/distributed.py
 
 format: $(STAMP)  ## Formats the code and repairs what the linter can

@@ -57,6 +57,7 @@ setup(
     extras_require={
         "dev": [
             "hypothesis",
+            "import-linter>=2.7",
             "mypy",
             "psutil",
             "pytest>=8.0",

@@ -2,7 +2,7 @@
 
 Keys of Detectron2 that are used as they are (``SOLVER.BASE_LR``, ``INPUT.CROP.SIZE``, ...) are not
 repeated here, only where the default differs. Reading and checking YAML files is in
-``config_files.py``.
+``files.py``.
 """
 
 from __future__ import annotations

@@ -19,12 +19,12 @@ from detectron2.utils import comm
 
 from regseg_d2.common.errors import DatasetError, UserError
 from regseg_d2.common.files import atomic_writer
+from regseg_d2.common.parallel import parallel_results
 from regseg_d2.data.bad_files import skips_bad_files
 from regseg_d2.data.balance import ClassBalance, count_classes
 from regseg_d2.data.labels import LabelReader, label_reader_for
 from regseg_d2.data.subsets import load_train_subset
 from regseg_d2.data.transforms import count_labels
-from regseg_d2.dataset_tools.preparation.conversion import parallel_results
 
 logger = logging.getLogger(__name__)
 

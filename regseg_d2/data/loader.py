@@ -23,8 +23,7 @@ from regseg_d2.data.sampler import ResumableTrainingSampler
 from regseg_d2.data.shared_memory import collate_for_transport
 from regseg_d2.data.subsets import load_train_subset
 from regseg_d2.data.transforms import WantedClass
-from regseg_d2.data.workers import keep_freed_memory
-from regseg_d2.engine.interruption import obey_the_parent_alone
+from regseg_d2.data.workers import keep_freed_memory, obey_the_parent_alone
 
 
 def forward_batch_size(cfg: CfgNode, world_size: int) -> int:

@@ -1,9 +1,12 @@
-"""How a worker process treats memory that it frees."""
+"""How a worker process of a loader treats signals, and memory that it frees."""
 
 from __future__ import annotations
 
 import ctypes
+import os
 import platform
+import signal
+import threading
 
 # Parameters of mallopt, from glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
@@ -28,3 +31,24 @@ def keep_freed_memory() -> bool:
     mallopt = ctypes.CDLL(None).mallopt
     # Either setting alone would freeze the other at its small default.
     return bool(mallopt(_M_MMAP_THRESHOLD, _OWN_PIECE_BYTES) and mallopt(_M_TRIM_THRESHOLD, KEPT_BYTES))
+
+
+def obey_the_parent_alone() -> None:
+    """Makes a loader worker outlive the signals that its trainer finishes its step after.
+
+    SLURM and terminals send signals to all processes of a job. A worker that dies of one leaves its
+    trainer without the batches of the last step. SIGTERM of the parent itself still ends the worker:
+    that is how torch stops one that hangs. To be called in the main thread of the worker.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    if not hasattr(signal, "sigwaitinfo"):
+        return  # macOS: there is no SLURM, and no way to learn who has sent a signal
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_with_parent(parent: int) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(0)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
 
 from detectron2.config import CfgNode
 from detectron2.evaluation import inference_context, inference_on_dataset
@@ -14,14 +14,24 @@ from regseg_d2.engine.devices import synchronize_buffers, unwrap_model
 from regseg_d2.engine.hooks import Results
 from regseg_d2.engine.interruption import StoppableEvaluation
 from regseg_d2.engine.provenance import describe_model
+from regseg_d2.evaluation.evaluator import StreamingSemSegEvaluator
 from regseg_d2.evaluation.inference import build_predictor
 
-if TYPE_CHECKING:
-    from regseg_d2.engine.trainer import Trainer
+
+class EvaluationParts(Protocol):
+    """What builds the parts of an evaluation: a ``Trainer``, or a class derived from it."""
+
+    def build_test_loader(self, cfg: CfgNode, dataset_name: str) -> Any:
+        """Returns an iterable of this process's share of a test set."""
+
+    def build_evaluator(
+        self, cfg: CfgNode, dataset_name: str, provenance: Mapping[str, Any], num_images_shown: int = 0
+    ) -> StreamingSemSegEvaluator:
+        """Returns the evaluator of a test set."""
 
 
 def evaluate_on_all(
-    parts: type[Trainer],
+    parts: EvaluationParts,
     cfg: CfgNode,
     model: nn.Module,
     completed_steps: int | None,

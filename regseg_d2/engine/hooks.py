@@ -17,6 +17,7 @@ from regseg_d2.common.errors import ConfigError
 from regseg_d2.common.files import refuse_folder, write_text
 from regseg_d2.common.suggestions import did_you_mean
 from regseg_d2.engine.checkpoint import SafeCheckpointer
+from regseg_d2.engine.initial_weights import BACKBONE_PREFIX, timm_backbone
 from regseg_d2.engine.interruption import EvaluationInterrupted
 
 logger = logging.getLogger(__name__)
@@ -228,6 +229,39 @@ class CheckpointHook(HookBase):
 
 def _iteration_of(path: Path) -> int:
     return int(path.stem.removeprefix("model_"))
+
+
+class RandomBackboneWarning(HookBase):
+    """Warns, when training begins and once more when it has ended, of a backbone that had random weights.
+
+    Args:
+        checkpointer: what loads the weights, or does not.
+    """
+
+    def __init__(self, checkpointer: SafeCheckpointer) -> None:
+        self._checkpointer = checkpointer
+
+    def before_train(self) -> None:
+        """Warns that the backbone is random, where nothing was loaded into it."""
+        self._warn("starts")
+
+    def after_train(self) -> None:
+        """Says so again beside the results."""
+        if self.trainer.finished:
+            self._warn("started")
+
+    def _warn(self, starts: str) -> None:
+        model = self._checkpointer.model
+        tensors = sum(name.startswith(BACKBONE_PREFIX) for name in model.state_dict())
+        if tensors and not self._checkpointer.backbone_is_loaded:
+            key = "MODEL.WEIGHTS" if timm_backbone(model) is None else "MODEL.TIMM.PRETRAINED"
+            logger.warning(
+                "The backbone %s from RANDOM weights: none of its %d tensors was loaded. For those of "
+                "ImageNet set %s, to auto or a name in docs/weights.md.",
+                starts,
+                tensors,
+                key,
+            )
 
 
 def truncate_metrics(path: str | Path, start_iter: int) -> None:

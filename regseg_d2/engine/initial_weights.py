@@ -1,13 +1,11 @@
-"""The weights that a training starts from, and what is said where its backbone has none."""
+"""The weights that a training starts from."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from detectron2.config import CfgNode
-from detectron2.engine import HookBase
 from detectron2.utils import comm
 from torch import nn
 
@@ -18,9 +16,6 @@ from regseg_d2.weights import timm_names
 from regseg_d2.weights.imagenet import imagenet_weights
 from regseg_d2.weights.names import AUTO, local_file
 from regseg_d2.weights.published import image_warning
-
-if TYPE_CHECKING:
-    from regseg_d2.engine.checkpoint import SafeCheckpointer
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +48,7 @@ def load_timm_weights(model: nn.Module, cfg: CfgNode) -> bool:
         UserError: the weights cannot be found, downloaded or read, or are of another network.
     """
     source = cfg.MODEL.TIMM.PRETRAINED
-    backbone = _timm_backbone(model)
+    backbone = timm_backbone(model)
     if not source or backbone is None:
         return False
     path = _same_outcome(lambda: pretrained_file(source, backbone.timm_name))
@@ -63,40 +58,8 @@ def load_timm_weights(model: nn.Module, cfg: CfgNode) -> bool:
     return True
 
 
-class RandomBackboneWarning(HookBase):
-    """Warns, when training begins and once more when it has ended, of a backbone that had random weights.
-
-    Args:
-        checkpointer: what loads the weights, or does not.
-    """
-
-    def __init__(self, checkpointer: SafeCheckpointer) -> None:
-        self._checkpointer = checkpointer
-
-    def before_train(self) -> None:
-        """Warns that the backbone is random, where nothing was loaded into it."""
-        self._warn("starts")
-
-    def after_train(self) -> None:
-        """Says so again beside the results."""
-        if self.trainer.finished:
-            self._warn("started")
-
-    def _warn(self, starts: str) -> None:
-        model = self._checkpointer.model
-        tensors = sum(name.startswith(BACKBONE_PREFIX) for name in model.state_dict())
-        if tensors and not self._checkpointer.backbone_is_loaded:
-            key = "MODEL.WEIGHTS" if _timm_backbone(model) is None else "MODEL.TIMM.PRETRAINED"
-            logger.warning(
-                "The backbone %s from RANDOM weights: none of its %d tensors was loaded. For those of "
-                "ImageNet set %s, to auto or a name in docs/weights.md.",
-                starts,
-                tensors,
-                key,
-            )
-
-
-def _timm_backbone(model: nn.Module) -> TimmBackbone | None:
+def timm_backbone(model: nn.Module) -> TimmBackbone | None:
+    """The timm network of a model, or None where its backbone is another."""
     return next((module for module in model.modules() if isinstance(module, TimmBackbone)), None)
 
 

@@ -185,27 +185,6 @@ def let_go_of_lost_outputs() -> None:
             os.close(nowhere)
 
 
-def obey_the_parent_alone() -> None:
-    """Makes a loader worker outlive the signals that its trainer finishes its step after.
-
-    SLURM and terminals send signals to all processes of a job. A worker that dies of one leaves its
-    trainer without the batches of the last step. SIGTERM of the parent itself still ends the worker:
-    that is how torch stops one that hangs. To be called in the main thread of the worker.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    if not hasattr(signal, "sigwaitinfo"):
-        return  # macOS: there is no SLURM, and no way to learn who has sent a signal
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
-
-
-def _end_with_parent(parent: int) -> None:
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
-        pass
-    os._exit(0)
-
-
 @contextmanager
 def signals_forwarded(children: Callable[[], list[Any]]) -> Iterator[None]:
     """Hands SIGTERM, SIGHUP and the first SIGINT on to child processes, which then end by themselves.

@@ -3,52 +3,108 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
 
 import torch
-from detectron2.engine.train_loop import TrainerBase
+from detectron2.config import CfgNode
 from detectron2.utils import comm
 
 from regseg_d2.common.errors import CheckpointError, ConfigError, UserError
-
-if TYPE_CHECKING:
-    from regseg_d2.engine.trainer import Trainer
+from regseg_d2.data.bad_files import BadFileLedger
+from regseg_d2.engine.step import TrainingStep
 
 logger = logging.getLogger(__name__)
 
 
-def run_state(trainer: Trainer, hooks: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns all that a resumed run needs besides the model.
+@dataclass
+class RunState:
+    """All that a resumed run needs besides its model and the states of its hooks.
 
-    Args:
-        trainer: the run.
-        hooks: states of its hooks.
+    Attributes:
+        cfg: the config of the run; its SEED becomes that of the run which is resumed.
+        seed_is_given: whether SEED says which seed, and not chance.
+        optimizer: the optimizer of the run.
+        training_step: makes its steps.
+        bad_files: the files that were skipped.
+        completed_steps: steps that are done.
     """
-    return {
-        "completed_steps": trainer.completed_steps,
-        "seed": trainer.seed,
-        "batches": _batches(trainer),
-        "optimizer": trainer.optimizer.state_dict(),
-        "training_step": trainer.training_step.state_dict(),
-        "bad_files": trainer.bad_files.state_dict(),
-        "hooks": hooks,
-    }
+
+    cfg: CfgNode
+    seed_is_given: bool
+    optimizer: torch.optim.Optimizer
+    training_step: TrainingStep
+    bad_files: BadFileLedger
+    completed_steps: int = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns what a checkpoint holds of it."""
+        return {
+            "completed_steps": self.completed_steps,
+            "seed": self.cfg.SEED,
+            "batches": _batches(self.cfg),
+            "optimizer": self.optimizer.state_dict(),
+            "training_step": self.training_step.state_dict(),
+            "bad_files": self.bad_files.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes over what :meth:`state_dict` gave; to be called within :func:`errors_of_the_file`.
+
+        Raises:
+            CheckpointError: the optimizer, its groups or its parameters are other ones.
+            ConfigError: SEED is another one than the run's, or the run is past MAX_ITER.
+        """
+        steps, max_iter = int(state["completed_steps"]), self.cfg.SOLVER.MAX_ITER
+        if steps < 0:
+            raise ValueError(f"completed_steps is {steps}")
+        if steps > max_iter:
+            raise ConfigError(
+                f"The checkpoint is from step {steps}, and SOLVER.MAX_ITER is {max_iter}: raise it, or "
+                "start a new run in another OUTPUT_DIR."
+            )
+        self._take_over_seed(int(state["seed"]))
+        if "batches" in state:  # files of earlier versions do not say it
+            _warn_about_other_batches(_batches(self.cfg), state["batches"], steps)
+        try:
+            _check_optimizer_state(self.optimizer, state["optimizer"])
+            self.optimizer.load_state_dict(state["optimizer"])
+        except (ValueError, KeyError) as error:
+            raise CheckpointError(
+                f"The checkpoint's optimizer does not fit ({error}): resume with the SOLVER settings of the "
+                "run that wrote it."
+            ) from error
+        self.training_step.load_state_dict(state["training_step"])
+        self.bad_files.load_state_dict(state.get("bad_files", {}))
+        self.completed_steps = steps
+
+    def _take_over_seed(self, saved: int) -> None:
+        if self.seed_is_given and saved != self.cfg.SEED:
+            raise ConfigError(
+                f"SEED is {self.cfg.SEED} and the run to resume has {saved}: a run keeps its seed. Set SEED "
+                f"{saved}, or start a new run in another OUTPUT_DIR."
+            )
+        self.cfg.defrost()
+        self.cfg.SEED = saved
+        self.cfg.freeze()
 
 
-def load_run_state(trainer: Trainer, state: Mapping[str, Any]) -> None:
-    """Takes over what :func:`run_state` gave, but for the states of the hooks.
+@contextmanager
+def errors_of_the_file() -> Iterator[None]:
+    """Around taking a state over from a file: whatever is wrong with it is wrong in the file.
+
+    Yields:
+        Nothing.
 
     Raises:
-        CheckpointError: something is missing, or is not what it is called; the optimizer, its groups or
-            its parameters are other ones.
-        ConfigError: SEED is another one than the run's, or the run is past MAX_ITER.
+        CheckpointError: something is missing, or is not what it is called.
     """
     try:
-        _load(trainer, state)
+        yield
     except UserError:
         raise
-    # The state comes from a file: whatever is wrong with it is wrong in the file.
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"the state of the run in it cannot be used ({type(error).__name__}: {error}): the file is "
@@ -57,39 +113,12 @@ def load_run_state(trainer: Trainer, state: Mapping[str, Any]) -> None:
         ) from error
 
 
-def _load(trainer: Trainer, state: Mapping[str, Any]) -> None:
-    steps = int(state["completed_steps"])
-    if steps < 0:
-        raise ValueError(f"completed_steps is {steps}")
-    if steps > trainer.max_iter:
-        raise ConfigError(
-            f"The checkpoint is from step {steps}, and SOLVER.MAX_ITER is {trainer.max_iter}: raise it, or "
-            "start a new run in another OUTPUT_DIR."
-        )
-    _take_over_seed(trainer, int(state["seed"]))
-    if "batches" in state:  # files of earlier versions do not say it
-        _warn_about_other_batches(_batches(trainer), state["batches"], steps)
-    try:
-        _check_optimizer_state(trainer.optimizer, state["optimizer"])
-        trainer.optimizer.load_state_dict(state["optimizer"])
-    except (ValueError, KeyError) as error:
-        raise CheckpointError(
-            f"The checkpoint's optimizer does not fit ({error}): resume with the SOLVER settings of the run "
-            "that wrote it."
-        ) from error
-    trainer.training_step.load_state_dict(state["training_step"])
-    trainer.bad_files.load_state_dict(state.get("bad_files", {}))
-    trainer.completed_steps = trainer.iter = trainer.start_iter = steps
-    # After the optimizer: the schedule writes its learning rates into it.
-    TrainerBase.load_state_dict(trainer, {"iteration": steps, "hooks": dict(state["hooks"])})
-
-
-def _batches(trainer: Trainer) -> dict[str, int]:
+def _batches(cfg: CfgNode) -> dict[str, int]:
     """What a step's batch is made of."""
     return {
         "processes": comm.get_world_size(),
-        "SOLVER.IMS_PER_BATCH": trainer.cfg.SOLVER.IMS_PER_BATCH,
-        "SOLVER.ACCUM_STEPS": trainer.cfg.SOLVER.ACCUM_STEPS,
+        "SOLVER.IMS_PER_BATCH": cfg.SOLVER.IMS_PER_BATCH,
+        "SOLVER.ACCUM_STEPS": cfg.SOLVER.ACCUM_STEPS,
     }
 
 
@@ -143,14 +172,3 @@ def _check_optimizer_state(optimizer: torch.optim.Optimizer, state: Mapping[str,
                     f"{key} of parameter {number} is {value.dtype} {tuple(value.shape)}, the parameter "
                     f"{parameter.dtype} {tuple(parameter.shape)}"
                 )
-
-
-def _take_over_seed(trainer: Trainer, saved: int) -> None:
-    if trainer.seed_is_given and trainer.seed != saved:
-        raise ConfigError(
-            f"SEED is {trainer.seed} and the run to resume has {saved}: a run keeps its seed. Set SEED "
-            f"{saved}, or start a new run in another OUTPUT_DIR."
-        )
-    trainer.cfg.defrost()
-    trainer.cfg.SEED = saved
-    trainer.cfg.freeze()

@@ -24,18 +24,25 @@ from detectron2.utils.events import (
 from torch import nn
 
 from regseg_d2.data.bad_files import BadFileLedger
+from regseg_d2.data.loader import build_test_loader, build_train_loader
 from regseg_d2.engine.checkpoint import SafeCheckpointer
 from regseg_d2.engine.class_weighting import apply_class_weighting
 from regseg_d2.engine.devices import with_available_device, wrap_model
 from regseg_d2.engine.evaluation import evaluate_on_all
 from regseg_d2.engine.failures import explain_failure
-from regseg_d2.engine.hooks import CheckpointHook, EvaluationHook, Results, ScheduleHook, truncate_metrics
-from regseg_d2.engine.initial_weights import RandomBackboneWarning
+from regseg_d2.engine.hooks import (
+    CheckpointHook,
+    EvaluationHook,
+    RandomBackboneWarning,
+    Results,
+    ScheduleHook,
+    truncate_metrics,
+)
 from regseg_d2.engine.interruption import Interrupted, StopSignals
 from regseg_d2.engine.memory_budget import log_memory_budget
 from regseg_d2.engine.nan_batches import NanBatchDumper, describe_step
 from regseg_d2.engine.optim import build_gradient_clipper, build_lr_scheduler, build_optimizer
-from regseg_d2.engine.run_state import load_run_state, run_state
+from regseg_d2.engine.run_state import RunState, errors_of_the_file
 from regseg_d2.engine.seeding import make_deterministic, resolve_seed, seed_everything, seed_pass
 from regseg_d2.engine.step import NonFiniteLossError, TrainingStep, amp_dtype
 from regseg_d2.engine.timing import TimedIterator
@@ -95,7 +102,6 @@ class Trainer(TrainerBase):
         self.stop_reason: str | None = None
         self.finished = False
         self.interrupted = False
-        self.completed_steps = 0
         self.on_first_step: list[Callable[[], None]] = []
         self._owns_folder = False
         self.signals = StopSignals()
@@ -124,6 +130,7 @@ class Trainer(TrainerBase):
                 partial(describe_step, weakref.proxy(self)),
             ),
         )
+        self.run_state = RunState(cfg, self.seed_is_given, self.optimizer, self.training_step, self.bad_files)
         self.checkpointer = SafeCheckpointer(
             self.model,
             cfg.OUTPUT_DIR,
@@ -137,6 +144,11 @@ class Trainer(TrainerBase):
     def seed(self) -> int:
         """The seed of the run."""
         return self.cfg.SEED
+
+    @property
+    def completed_steps(self) -> int:
+        """Steps that are done."""
+        return self.run_state.completed_steps
 
     # -------------------------------------------------------------------------- parts, to be overridden
 
@@ -158,15 +170,11 @@ class Trainer(TrainerBase):
     @classmethod
     def build_train_loader(cls, cfg: CfgNode, *, seed: int, start_iter: int) -> Any:
         """Returns an endless iterable of batches that begins with those of step ``start_iter``."""
-        from regseg_d2.data.loader import build_train_loader
-
         return build_train_loader(cfg, seed=seed, start_iter=start_iter)
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:
         """Returns an iterable of this process's share of a test set."""
-        from regseg_d2.data.loader import build_test_loader
-
         return build_test_loader(cfg, dataset_name)
 
     @classmethod
@@ -329,7 +337,7 @@ class Trainer(TrainerBase):
             before_pass=lambda micro_step: seed_pass(self.seed, self.iter, micro_step, rank),
             share=lambda: (self.signals.received is not None, self.bad_files.num_new),
         )
-        self.completed_steps = self.iter + 1
+        self.run_state.completed_steps = self.iter + 1
         if self.completed_steps == self.max_iter:
             self.training_step.require_progress(self.max_iter)  # before a final model is written
         num_stopping, num_bad_files = result.shared
@@ -392,8 +400,12 @@ class Trainer(TrainerBase):
 
     def state_dict(self) -> dict[str, Any]:
         """Returns all that a resumed run needs besides the model."""
-        return run_state(self, super().state_dict().get("hooks", {}))
+        return {**self.run_state.state_dict(), "hooks": super().state_dict().get("hooks", {})}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Takes over what :meth:`state_dict` gave; see ``run_state.load_run_state`` for its errors."""
-        load_run_state(self, state_dict)
+        """Takes over what :meth:`state_dict` gave; see ``run_state.RunState`` for its errors."""
+        with errors_of_the_file():
+            self.run_state.load_state_dict(state_dict)
+            self.iter = self.start_iter = self.completed_steps
+            # After the optimizer: the schedule writes its learning rates into it.
+            super().load_state_dict({"iteration": self.completed_steps, "hooks": dict(state_dict["hooks"])})

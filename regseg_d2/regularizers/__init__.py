@@ -8,7 +8,6 @@ from regseg_d2.regularizers.mdrl import MDRL
 from regseg_d2.regularizers.pne import PNE
 from regseg_d2.regularizers.rch import RCH
 from regseg_d2.regularizers.region_contrast import RegionContrast
-from regseg_d2.segmentor.regularizers import build_regularizers
 
 __all__ = [
     "CAR",
@@ -20,5 +19,4 @@ __all__ = [
     "RegionContrast",
     "Regularizer",
     "RegularizerInput",
-    "build_regularizers",
 ]

@@ -5,11 +5,13 @@ from __future__ import annotations
 import abc
 import logging
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from detectron2.utils.events import get_event_storage, has_event_storage
-from detectron2.utils.registry import Registry
+from fvcore.common.registry import Registry
 from torch import Tensor, nn
+from yacs.config import CfgNode
 
 from regseg_d2.common.distributed import all_reduce_sum_constant
 from regseg_d2.common.errors import ConfigError
@@ -140,7 +142,7 @@ class Regularizer(nn.Module, abc.ABC):
         """Computes the unweighted loss of each term in :attr:`weights`, in float32 or better.
 
         The mean over processes of a returned scalar must be the loss of the whole batch
-        (``distributed.py``), collectives must be unconditional, and every scalar must be finite and
+        (``common/distributed.py``), collectives must be unconditional, and every scalar must be finite and
         attached to the graph whatever the labels are.
         """
 
@@ -239,3 +241,21 @@ class Regularizer(nn.Module, abc.ABC):
     def extra_repr(self) -> str:
         """Says in the printed model what is regularized and how strongly."""
         return f"feature_tap={self.feature_tap!r}, weights={self.weights}"
+
+
+def common_arguments(cfg: CfgNode, method: str) -> dict[str, Any]:
+    """Arguments of :class:`Regularizer` that every method reads alike.
+
+    Args:
+        cfg: a full config.
+        method: name of the method's section in ``MODEL.REGULARIZERS``.
+    """
+    section = cfg.MODEL.REGULARIZERS[method]
+    return {
+        # Forwards are counted, and a step may have several.
+        "warmup_iters": section.WARMUP_ITERS * cfg.SOLVER.ACCUM_STEPS,
+        "warmup_method": section.WARMUP_METHOD,
+        "until_iter": section.UNTIL_ITER * cfg.SOLVER.ACCUM_STEPS,
+        "diagnostics_period": cfg.MODEL.REGULARIZERS.DIAGNOSTICS_PERIOD,
+        "warn_zero_steps": cfg.MODEL.REGULARIZERS.WARN_ZERO_STEPS,
+    }

@@ -6,17 +6,17 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from detectron2.config import CfgNode, configurable
+from detectron2.config import configurable
 from torch import Tensor, nn
+from yacs.config import CfgNode
 
 from regseg_d2.common.distributed import all_reduce_sum, all_reduce_sum_constant
 from regseg_d2.ops import car as ops
 from regseg_d2.ops.class_statistics import ClassStatistics, class_statistics, divide_by_counts
-from regseg_d2.regularizers.base import REGULARIZER, Regularizer
+from regseg_d2.regularizers.base import REGULARIZER, Regularizer, common_arguments
 from regseg_d2.regularizers.inputs import RegularizerInput
 from regseg_d2.regularizers.places import find_place
 from regseg_d2.regularizers.taps import has_module
-from regseg_d2.segmentor.regularizers import common_arguments
 from regseg_d2.state.ema_centers import EmaCenters
 
 CENTERS = ("batch", "image", "ema")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from detectron2.config import CfgNode, configurable
+from detectron2.config import configurable
+from detectron2.layers import get_norm
 from torch import Tensor, nn
+from yacs.config import CfgNode
 
 from regseg_d2.common.distributed import gather_rows, gather_rows_with_gradient, global_mean, rank
 from regseg_d2.ops import contrast_seg as ops
@@ -16,11 +19,10 @@ from regseg_d2.ops.contrast_seg_memory import contrast_with_memories
 from regseg_d2.ops.grouped_products import pixel_rows
 from regseg_d2.ops.sampling import compact
 from regseg_d2.ops.stored_contrast import MIN_TEMPERATURE, Memory
-from regseg_d2.regularizers.base import REGULARIZER, Regularizer
+from regseg_d2.regularizers.base import REGULARIZER, Regularizer, common_arguments
 from regseg_d2.regularizers.inputs import RegularizerInput
 from regseg_d2.regularizers.places import find_place
-from regseg_d2.regularizers.projection import TrainingProjection
-from regseg_d2.segmentor.regularizers import common_arguments
+from regseg_d2.regularizers.projection import NormFactory, TrainingProjection
 from regseg_d2.state.memory_bank import MemoryBank
 from regseg_d2.state.random_stream import RandomStream
 
@@ -91,7 +93,7 @@ class ContrastSeg(Regularizer):
         channels: channels of the feature.
         num_classes: number of classes K.
         embedding_channels: channels of its projection.
-        norm: name of the projection's norm.
+        norm: makes the projection's norm.
         seed: seed of the draws.
         temperature: tau.
         base_temperature: the loss is scaled by ``tau / tau_base`` (published code).
@@ -114,7 +116,7 @@ class ContrastSeg(Regularizer):
         channels: int,
         num_classes: int,
         embedding_channels: int = 256,
-        norm: str = "BN",
+        norm: NormFactory = nn.BatchNorm2d,
         seed: int = 0,
         temperature: float = 0.1,
         base_temperature: float = 0.07,
@@ -157,7 +159,7 @@ class ContrastSeg(Regularizer):
             "num_classes": cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
             "weights": {"contrast": section.WEIGHT},
             "embedding_channels": section.CHANNELS,
-            "norm": cfg.MODEL.SEM_SEG_HEAD.NORM,
+            "norm": partial(get_norm, cfg.MODEL.SEM_SEG_HEAD.NORM),
             "seed": cfg.SEED,
             "temperature": section.TEMPERATURE,
             "base_temperature": section.BASE_TEMPERATURE,

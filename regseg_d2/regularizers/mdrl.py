@@ -6,16 +6,16 @@ import math
 from typing import Any, NamedTuple
 
 import torch
-from detectron2.config import CfgNode, configurable
+from detectron2.config import configurable
 from torch import Tensor, nn
+from yacs.config import CfgNode
 
 from regseg_d2.common.distributed import all_reduce_sum_constant, global_mean
 from regseg_d2.ops import mdrl as ops
 from regseg_d2.ops.sinkhorn import MIN_SMOOTHNESS, sinkhorn_assignment
-from regseg_d2.regularizers.base import REGULARIZER, Regularizer
+from regseg_d2.regularizers.base import REGULARIZER, Regularizer, common_arguments
 from regseg_d2.regularizers.inputs import RegularizerInput
 from regseg_d2.regularizers.places import find_place
-from regseg_d2.segmentor.regularizers import common_arguments
 from regseg_d2.state.distribution_memory import DistributionMemory
 
 BASE_FEATURE_TAP = "sem_seg_head.augment.base_predictor:in"

@@ -1,80 +1,20 @@
-"""Where a regularizer listens: names with a place, the taps they stand for, and their keys."""
+"""Where a regularizer listens: the taps that its keys stand for."""
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
-from detectron2.config import CfgNode
 from detectron2.layers import ASPP
 from detectron2.projects.deeplab import DeepLabV3Head
 from torch import nn
+from yacs.config import CfgNode
 
 from regseg_d2.common.errors import ConfigError
 from regseg_d2.regularizers.taps import has_module, tap_channels
 
-PLACE_MARK = "@"
-_NAME = re.compile(r"(\w+)(?:@([\w-]+))?")
 MAIN_CLASSIFIER = "sem_seg_head.predictor"
 AUXILIARY_CLASSIFIER = "sem_seg_head.auxiliary.predictor"
-AUXILIARY_PLACE = "aux"
 DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
-
-
-def split_name(name: str) -> tuple[str, str]:
-    """Splits ``"PNE@aux"`` into ``("PNE", "aux")``; without a place the second is empty.
-
-    Raises:
-        ConfigError: if the name is neither a method nor a method with a place.
-    """
-    match = _NAME.fullmatch(name)
-    if match is None:
-        raise ConfigError(
-            f"MODEL.REGULARIZERS.NAMES has {name!r}; expected the name of a method, or one with a place made "
-            "of letters, digits, _ and -, such as 'PNE@aux'"
-        )
-    return match[1], match[2] or ""
-
-
-def with_place_keys(cfg: CfgNode, name: str) -> CfgNode:
-    """The config as the regularizer ``name`` shall read it.
-
-    Where the method listens is not taken over: a place with a classifier of its own has ``FEATURES``
-    "auto" unless it says otherwise, or the same feature would be regularized twice.
-
-    Args:
-        cfg: a full config.
-        name: ``"PNE"``, or ``"PNE@aux"``.
-
-    Returns:
-        ``cfg`` itself for a name without a place; else a copy whose section of the method is changed
-        by the keys of ``MODEL.REGULARIZERS.<name>``, and whose classifier is the auxiliary head's where
-        the place is ``aux`` and no other is given.
-
-    Raises:
-        ConfigError: for a place other than ``aux`` nothing says where it is.
-    """
-    method, place = split_name(name)
-    if not place:
-        return cfg
-    changes = dict(cfg.MODEL.REGULARIZERS.get(name, {}))
-    if place == AUXILIARY_PLACE and changes.get("CLASSIFIER", "auto") == "auto":
-        changes["CLASSIFIER"] = AUXILIARY_CLASSIFIER
-    classifier, features = (changes.get(key, "auto") for key in ("CLASSIFIER", "FEATURES"))
-    if classifier == "auto" and features == "auto":
-        raise ConfigError(
-            f"MODEL.REGULARIZERS.NAMES has {name!r}, and nothing says where {place!r} is: set "
-            f"MODEL.REGULARIZERS.{name}.CLASSIFIER to the path of a classifier, or .FEATURES to a tap "
-            f"(only the place {AUXILIARY_PLACE!r}, the auxiliary head, is known by itself)"
-        )
-    if classifier != "auto":
-        changes["FEATURES"] = features
-    cfg = cfg.clone()
-    cfg.defrost()
-    section = cfg.MODEL.REGULARIZERS[method]
-    for key, value in changes.items():
-        section[key] = value
-    return cfg
 
 
 @dataclass(frozen=True)
@@ -98,7 +38,7 @@ def find_place(
     """Resolves ``CLASSIFIER`` and ``FEATURES`` of a method.
 
     Args:
-        cfg: a full config, as :func:`with_place_keys` returns it.
+        cfg: a full config, as with the keys of the place in the method's section.
         network: the module that tap paths start from.
         method: name of the method's section in ``MODEL.REGULARIZERS``.
         paper_tap: tap that ``FEATURES: auto`` stands for; by default :func:`penultimate_tap`.

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
-from detectron2.config import CfgNode, configurable
+from detectron2.config import configurable
+from detectron2.layers import get_norm
 from torch import Tensor, nn
+from yacs.config import CfgNode
 
 from regseg_d2.common.distributed import global_mean
 from regseg_d2.ops import pne as ops
-from regseg_d2.regularizers.base import REGULARIZER, Regularizer
+from regseg_d2.regularizers.base import REGULARIZER, Regularizer, common_arguments
 from regseg_d2.regularizers.inputs import RegularizerInput
 from regseg_d2.regularizers.places import find_place
-from regseg_d2.regularizers.projection import TrainingProjection
-from regseg_d2.segmentor.regularizers import common_arguments
+from regseg_d2.regularizers.projection import NormFactory, TrainingProjection
 from regseg_d2.state.random_stream import RandomStream
 
 ANCHORS, SAMPLES, REPEATS, UNION_REPEATS = range(4)
@@ -33,7 +35,7 @@ class PNE(Regularizer):
     Args:
         channels: channels of the feature.
         embedding_channels: channels of its projection.
-        norm: name of the projection's norm.
+        norm: makes the projection's norm.
         how: how anchors and samples are put together.
         seed: seed of the draws.
         temperature: tau of Eq. 8.
@@ -56,7 +58,7 @@ class PNE(Regularizer):
         channels: int,
         how: ops.Construction,
         embedding_channels: int = 256,
-        norm: str = "BN",
+        norm: NormFactory = nn.BatchNorm2d,
         seed: int = 0,
         temperature: float = 1.0,
         positive_weights: str = "softmax",
@@ -95,7 +97,7 @@ class PNE(Regularizer):
             "channels": place.channels,
             "weights": {"contrast": pne.WEIGHT},
             "embedding_channels": pne.CHANNELS,
-            "norm": cfg.MODEL.SEM_SEG_HEAD.NORM,
+            "norm": partial(get_norm, cfg.MODEL.SEM_SEG_HEAD.NORM),
             "how": ops.Construction(
                 num_classes=cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
                 num_samples=pne.NUM_SAMPLES,

@@ -3,12 +3,29 @@
 from __future__ import annotations
 
 import abc
+from collections.abc import Callable
 
-import fvcore.nn.weight_init as weight_init
-from detectron2.layers import Conv2d, get_norm
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from regseg_d2.modeling.layers import conv_norm_relu
+#: Makes the norm of so many channels; or None, where there shall be none.
+NormFactory = Callable[[int], nn.Module | None]
+
+
+class _PixelConvolution(nn.Conv2d):
+    """A 1x1 convolution, with a norm, or with a bias where there is none."""
+
+    def __init__(self, in_channels: int, out_channels: int, norm: NormFactory) -> None:
+        layer = norm(out_channels)
+        super().__init__(in_channels, out_channels, kernel_size=1, bias=layer is None)
+        self.norm = layer
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Maps ``(N, C, h, w)`` to ``(N, out_channels, h, w)``."""
+        x = super().forward(input)
+        return x if self.norm is None else self.norm(x)
 
 
 class _TracelessProjection(nn.Module, abc.ABC):
@@ -48,18 +65,20 @@ class TrainingProjection(_TracelessProjection):
     Args:
         in_channels: channels of the feature, and of the layer between.
         out_channels: channels of the embedding.
-        norm: name of the norm.
+        norm: makes the norm; where it gives None, the first convolution has a bias instead.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, norm: str) -> None:
+    def __init__(self, in_channels: int, out_channels: int, norm: NormFactory) -> None:
         super().__init__()
-        self.hidden = conv_norm_relu(in_channels, in_channels, 1, norm)
+        self.hidden = _PixelConvolution(in_channels, in_channels, norm)
+        nn.init.kaiming_normal_(self.hidden.weight, mode="fan_out", nonlinearity="relu")
         self.out = nn.Conv2d(in_channels, out_channels, kernel_size=1)
-        weight_init.c2_msra_fill(self.out)
+        nn.init.kaiming_normal_(self.out.weight, mode="fan_out", nonlinearity="relu")
+        nn.init.zeros_(self.out.bias)
 
     def embed(self, x: Tensor) -> Tensor:
         """Maps ``(N, C, h, w)`` to ``(N, out_channels, h, w)``."""
-        return self.out(self.hidden(x))
+        return self.out(F.relu(self.hidden(x)))
 
 
 class LinearProjection(_TracelessProjection):
@@ -68,15 +87,13 @@ class LinearProjection(_TracelessProjection):
     Args:
         in_channels: channels of the feature.
         out_channels: channels of the embedding.
-        norm: name of the norm; empty is none, with a bias in the convolution instead.
+        norm: makes the norm; where it gives None, the convolution has a bias instead.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, norm: str) -> None:
+    def __init__(self, in_channels: int, out_channels: int, norm: NormFactory) -> None:
         super().__init__()
-        self.conv = Conv2d(
-            in_channels, out_channels, kernel_size=1, bias=not norm, norm=get_norm(norm, out_channels)
-        )
-        weight_init.c2_xavier_fill(self.conv)
+        self.conv = _PixelConvolution(in_channels, out_channels, norm)
+        nn.init.kaiming_uniform_(self.conv.weight, a=1)
 
     def embed(self, x: Tensor) -> Tensor:
         """Maps ``(N, C, h, w)`` to ``(N, out_channels, h, w)``."""

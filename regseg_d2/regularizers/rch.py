@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from detectron2.config import CfgNode, configurable
+from detectron2.config import configurable
+from detectron2.layers import get_norm
 from torch import Tensor, nn
+from yacs.config import CfgNode
 
 from regseg_d2.common.distributed import all_reduce_sum, all_reduce_sum_constant, global_mean
 from regseg_d2.ops import rch as ops
 from regseg_d2.ops.class_statistics import class_sums, divide_by_counts
 from regseg_d2.ops.sampling import compact
-from regseg_d2.regularizers.base import REGULARIZER, Regularizer
+from regseg_d2.regularizers.base import REGULARIZER, Regularizer, common_arguments
 from regseg_d2.regularizers.inputs import RegularizerInput
 from regseg_d2.regularizers.places import encoder_output_tap, find_place
-from regseg_d2.regularizers.projection import LinearProjection
-from regseg_d2.segmentor.regularizers import common_arguments
+from regseg_d2.regularizers.projection import LinearProjection, NormFactory
 from regseg_d2.state.ema_centers import EmaCenters
 
 PROTOTYPES = ("tp", "gt", "learned")
@@ -92,7 +94,7 @@ class RCH(Regularizer):
         in_channels: channels of the feature.
         channels: channels D of the embedding.
         num_classes: number of classes K.
-        norm: name of the norm of the embedding.
+        norm: makes the norm of the embedding.
         ema_decay: rho of Eq. 4.
         temperature: tau of Eq. 8.
         prototypes: ``"tp"``, ``"gt"`` (of all pixels of a class) or ``"learned"`` (Table 1).
@@ -116,7 +118,7 @@ class RCH(Regularizer):
         in_channels: int,
         channels: int,
         num_classes: int,
-        norm: str,
+        norm: NormFactory,
         ema_decay: float = 0.9,
         temperature: float = 0.5,
         prototypes: str = "tp",
@@ -170,7 +172,7 @@ class RCH(Regularizer):
             "in_channels": place.channels,
             "channels": rch.CHANNELS,
             "num_classes": cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
-            "norm": cfg.MODEL.SEM_SEG_HEAD.NORM,
+            "norm": partial(get_norm, cfg.MODEL.SEM_SEG_HEAD.NORM),
             "weights": {"metric": rch.WEIGHT},
             "ema_decay": rch.EMA_DECAY,
             "temperature": rch.TEMPERATURE,

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
-from detectron2.config import CfgNode, configurable
+from detectron2.config import configurable
 from torch import Tensor, nn
+from yacs.config import CfgNode
 
 from regseg_d2.common.distributed import gather_rows, global_mean, rank
 from regseg_d2.ops import region_contrast as ops
@@ -14,10 +15,9 @@ from regseg_d2.ops.class_statistics import class_sums, divide_by_counts
 from regseg_d2.ops.labels import one_hot_labels
 from regseg_d2.ops.sampling import compact
 from regseg_d2.ops.stored_contrast import MIN_TEMPERATURE, Contrast
-from regseg_d2.regularizers.base import REGULARIZER, Regularizer
+from regseg_d2.regularizers.base import REGULARIZER, Regularizer, common_arguments
 from regseg_d2.regularizers.inputs import RegularizerInput
 from regseg_d2.regularizers.places import find_place
-from regseg_d2.segmentor.regularizers import common_arguments
 from regseg_d2.state.memory_bank import MemoryBank
 
 BANK_DTYPES = {"float32": torch.float32, "float16": torch.float16}

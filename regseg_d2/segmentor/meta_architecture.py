@@ -14,8 +14,6 @@ from torch import Tensor, nn
 from regseg_d2.modeling.feature_logits import feature_logits, gives_feature_logits
 from regseg_d2.modeling.norms import resolve_auto_norm
 from regseg_d2.modeling.process_batch_norm import make_exact
-
-# From the modules: the package's __init__ imports methods, which build layers with this package.
 from regseg_d2.regularizers.base import Regularizer
 from regseg_d2.regularizers.inputs import LabelSampling, RegularizerInput
 from regseg_d2.regularizers.taps import TapRecorder

@@ -1,9 +1,9 @@
-"""From names in a config to regularizers."""
+"""From names in a config, with a place or without, to regularizers."""
 
 from __future__ import annotations
 
 import logging
-from typing import Any
+import re
 
 from detectron2.config import CfgNode
 from torch import nn
@@ -13,9 +13,69 @@ from regseg_d2.common.suggestions import did_you_mean
 from regseg_d2.ops.labels import LABEL_RULES
 from regseg_d2.regularizers.base import REGULARIZER, Regularizer
 from regseg_d2.regularizers.inputs import LabelSampling
-from regseg_d2.regularizers.places import PLACE_MARK, split_name, with_place_keys
+from regseg_d2.regularizers.places import AUXILIARY_CLASSIFIER
 
 logger = logging.getLogger(__name__)
+
+PLACE_MARK = "@"
+_NAME = re.compile(r"(\w+)(?:@([\w-]+))?")
+AUXILIARY_PLACE = "aux"
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """Splits ``"PNE@aux"`` into ``("PNE", "aux")``; without a place the second is empty.
+
+    Raises:
+        ConfigError: if the name is neither a method nor a method with a place.
+    """
+    match = _NAME.fullmatch(name)
+    if match is None:
+        raise ConfigError(
+            f"MODEL.REGULARIZERS.NAMES has {name!r}; expected the name of a method, or one with a place made "
+            "of letters, digits, _ and -, such as 'PNE@aux'"
+        )
+    return match[1], match[2] or ""
+
+
+def with_place_keys(cfg: CfgNode, name: str) -> CfgNode:
+    """The config as the regularizer ``name`` shall read it.
+
+    Where the method listens is not taken over: a place with a classifier of its own has ``FEATURES``
+    "auto" unless it says otherwise, or the same feature would be regularized twice.
+
+    Args:
+        cfg: a full config.
+        name: ``"PNE"``, or ``"PNE@aux"``.
+
+    Returns:
+        ``cfg`` itself for a name without a place; else a copy whose section of the method is changed
+        by the keys of ``MODEL.REGULARIZERS.<name>``, and whose classifier is the auxiliary head's where
+        the place is ``aux`` and no other is given.
+
+    Raises:
+        ConfigError: for a place other than ``aux`` nothing says where it is.
+    """
+    method, place = split_name(name)
+    if not place:
+        return cfg
+    changes = dict(cfg.MODEL.REGULARIZERS.get(name, {}))
+    if place == AUXILIARY_PLACE and changes.get("CLASSIFIER", "auto") == "auto":
+        changes["CLASSIFIER"] = AUXILIARY_CLASSIFIER
+    classifier, features = (changes.get(key, "auto") for key in ("CLASSIFIER", "FEATURES"))
+    if classifier == "auto" and features == "auto":
+        raise ConfigError(
+            f"MODEL.REGULARIZERS.NAMES has {name!r}, and nothing says where {place!r} is: set "
+            f"MODEL.REGULARIZERS.{name}.CLASSIFIER to the path of a classifier, or .FEATURES to a tap "
+            f"(only the place {AUXILIARY_PLACE!r}, the auxiliary head, is known by itself)"
+        )
+    if classifier != "auto":
+        changes["FEATURES"] = features
+    cfg = cfg.clone()
+    cfg.defrost()
+    section = cfg.MODEL.REGULARIZERS[method]
+    for key, value in changes.items():
+        section[key] = value
+    return cfg
 
 
 def build_regularizers(cfg: CfgNode, network: nn.Module) -> dict[str, Regularizer]:
@@ -106,21 +166,3 @@ def build_pretrain_forwards(cfg: CfgNode) -> int:
             "and a regularizer that trains while the network's own losses wait"
         )
     return iters * cfg.SOLVER.ACCUM_STEPS
-
-
-def common_arguments(cfg: CfgNode, method: str) -> dict[str, Any]:
-    """Arguments of :class:`Regularizer` that every method reads alike.
-
-    Args:
-        cfg: a full config.
-        method: name of the method's section in ``MODEL.REGULARIZERS``.
-    """
-    section = cfg.MODEL.REGULARIZERS[method]
-    return {
-        # Forwards are counted, and a step may have several.
-        "warmup_iters": section.WARMUP_ITERS * cfg.SOLVER.ACCUM_STEPS,
-        "warmup_method": section.WARMUP_METHOD,
-        "until_iter": section.UNTIL_ITER * cfg.SOLVER.ACCUM_STEPS,
-        "diagnostics_period": cfg.MODEL.REGULARIZERS.DIAGNOSTICS_PERIOD,
-        "warn_zero_steps": cfg.MODEL.REGULARIZERS.WARN_ZERO_STEPS,
-    }

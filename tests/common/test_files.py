@@ -31,7 +31,7 @@ def test_killed_before_the_rename_leaves_the_old_file_and_a_leftover_that_is_cle
     path = tmp_path / "file.txt"
     path.write_text("old")
     program = (
-        "import os; from regseg_d2.engine import files\n"
+        "import os; from regseg_d2.common import files\n"
         "os.replace = lambda *paths: os._exit(9)\n"  # as kill -9 between writing and renaming
         f"files.write_text({str(path)!r}, 'new')\n"
     )

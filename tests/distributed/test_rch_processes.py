@@ -27,7 +27,7 @@ def steps(case, ranks):
         in_channels=CHANNELS,
         channels=CHANNELS,
         num_classes=NUM_CLASSES,
-        norm="BN",
+        norm=nn.BatchNorm2d,
         feature_tap="in",
         logits_tap="out",
         weights={"metric": 1.0},

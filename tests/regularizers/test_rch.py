@@ -24,7 +24,7 @@ def make_rch(**options):
         in_channels=D,
         channels=D,
         num_classes=options.pop("num_classes", K),
-        norm="BN",
+        norm=nn.BatchNorm2d,
         feature_tap=TAP,
         logits_tap=LOGITS,
         weights={"metric": options.pop("weight", 1.0)},
@@ -280,7 +280,7 @@ def test_diagnostics_by_hand():
         in_channels=2,
         channels=2,
         num_classes=3,
-        norm="BN",
+        norm=nn.BatchNorm2d,
         feature_tap=TAP,
         logits_tap=LOGITS,
         weights={"metric": 1.0},
@@ -306,7 +306,7 @@ def test_diagnostics_by_hand():
 
 
 def test_the_projection_is_a_convolution_and_a_norm():
-    projection = LinearProjection(3, D, "BN")
+    projection = LinearProjection(3, D, nn.BatchNorm2d)
     x = 3 * torch.randn(2, 3, 4, 4) + 1
     embeddings = projection(x)
     torch.testing.assert_close(embeddings.mean((0, 2, 3)), torch.zeros(D), atol=1e-5, rtol=0)
@@ -317,7 +317,7 @@ def test_the_projection_is_a_convolution_and_a_norm():
     with torch.no_grad():
         projection(x)
     assert all(torch.equal(a, b) for a, b in zip(before, projection.buffers(), strict=True))
-    assert LinearProjection(3, D, "").conv.bias is not None
+    assert LinearProjection(3, D, lambda channels: None).conv.bias is not None
 
 
 @pytest.mark.parametrize(

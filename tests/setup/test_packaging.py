@@ -118,6 +118,7 @@ def run_make(folder, *arguments):
         ("demo", "tools/demo_comparison.py"),
         ("test", 'not slow"'),
         ("test-slow", "-m pytest"),
+        ("lint", "lint-imports"),
         ("lint", "mypy regseg_d2/ops regseg_d2/state regseg_d2/common/distributed.py"),
         ("format", "ruff format ."),
         ("doctor", "-m regseg_d2.doctor"),

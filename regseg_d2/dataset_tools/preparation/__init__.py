@@ -7,7 +7,6 @@ from regseg_d2.dataset_tools.preparation.checks import check_files, check_number
 from regseg_d2.dataset_tools.preparation.conversion import (
     Conversion,
     convert_files,
-    parallel_results,
     reported_writing,
     write_failure,
     write_label,
@@ -20,7 +19,6 @@ __all__ = [
     "check_number",
     "check_sum",
     "convert_files",
-    "parallel_results",
     "preparation_parser",
     "reported_writing",
     "run_preparation",

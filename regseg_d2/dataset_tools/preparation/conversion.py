@@ -1,4 +1,4 @@
-"""Work on many files in several processes, and label files that are there whole or not at all.
+"""Label files that are there whole or not at all, made in several processes.
 
 A conversion can be stopped and started again at any moment: the files that are there are not made again.
 """
@@ -6,10 +6,7 @@ A conversion can be stopped and started again at any moment: the files that are 
 from __future__ import annotations
 
 import functools
-import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +14,10 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from regseg_d2.common.errors import DatasetError, WriteError
 from regseg_d2.common.files import atomic_writer, is_disk_full, remove_partial_files
+from regseg_d2.common.parallel import parallel_results
 from regseg_d2.data.images import decoded_file
 
 
@@ -99,70 +96,6 @@ def check_made_alike(conversions: Sequence[Conversion], function: Callable[[Conv
                 f"{path} is there and is another label than the one that {there[index].source} gives: the "
                 f"labels in {path.parent} were made of something else. Move that folder away and start again."
             )
-
-
-def parallel_results(
-    items: Sequence[Any],
-    function: Callable[[Any], Any],
-    *,
-    title: str,
-    workers: int,
-    already_done: int = 0,
-) -> Iterator[Any]:
-    """Calls a function for every item in several processes, with progress and time to go.
-
-    Args:
-        items: the arguments; are pickled.
-        function: a function of a module, or a ``functools.partial`` of one. What it raises ends the work.
-        title: shown with the progress.
-        workers: number of processes; 0 works in this one.
-        already_done: items of an earlier run, for the progress.
-
-    Yields:
-        The results, in the order in which they are done.
-
-    Raises:
-        DatasetError: a worker died.
-    """
-    with Progress(
-        TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), transient=True
-    ) as progress:
-        task = progress.add_task(title, total=already_done + len(items), completed=already_done)
-        for result in _results(items, function, workers):
-            progress.advance(task)
-            yield result
-
-
-def _results(items: Sequence[Any], function: Callable[[Any], Any], workers: int) -> Iterator[Any]:
-    if workers == 0 or not items:
-        yield from map(function, items)
-        return
-    with ProcessPoolExecutor(min(workers, len(items)), mp_context=_context()) as pool:
-        futures = [pool.submit(function, item) for item in items]
-        try:
-            for future in as_completed(futures):
-                yield future.result()
-        except BrokenProcessPool as error:
-            raise DatasetError(
-                "A process that works on the files was ended by the system, usually for want of memory. "
-                f"Files that are done stay; start again with fewer than {workers} processes (--workers, or "
-                "DATALOADER.NUM_WORKERS of a training)."
-            ) from error
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _context() -> multiprocessing.context.BaseContext:
-    """How processes are started: not as forks of this one, whose threads' locks they would inherit.
-
-    Where there is one, a server that has loaded the libraries once forks them: each starting anew would take
-    seconds, and hundreds of megabytes of its own.
-    """
-    if "forkserver" not in multiprocessing.get_all_start_methods():
-        return multiprocessing.get_context("spawn")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["__main__", "regseg_d2.dataset_tools.preparation.report"])
-    return context
 
 
 def _convert(conversion: Conversion, function: Callable[[Conversion], np.ndarray]) -> None:

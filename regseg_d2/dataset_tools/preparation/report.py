@@ -13,11 +13,12 @@ import numpy as np
 
 from regseg_d2.common.errors import DatasetError
 from regseg_d2.common.files import write_text
+from regseg_d2.common.parallel import parallel_results
 from regseg_d2.data.datasets.spec import DatasetSpec
 from regseg_d2.data.labels import LabelReader
 from regseg_d2.data.mapper import read_pair
 from regseg_d2.dataset_tools.preparation.checks import check_number
-from regseg_d2.dataset_tools.preparation.conversion import parallel_results, reported_writing
+from regseg_d2.dataset_tools.preparation.conversion import reported_writing
 
 # Pairs that a process reads at a time: passing them on costs nothing then, and there is a time to go early.
 _CHUNK = 8

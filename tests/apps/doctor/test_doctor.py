@@ -80,7 +80,7 @@ def test_it_runs_without_any_package_installed():
     lines = [
         "import sys",
         f"sys.path.insert(0, {str(ROOT)!r})",
-        "from regseg_d2.apps.doctor import command as doctor",
+        "from regseg_d2.apps.doctor.command import main",
     ]
     code = "\n".join([*lines, "main(['--help'])"])
     done = subprocess.run([sys.executable, "-I", "-S", "-c", code], capture_output=True, text=True)
