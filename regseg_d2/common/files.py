@@ -6,10 +6,12 @@ import errno
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
+
+import torch
 
 from regseg_d2.common.errors import DiskFullError, WriteError
 
@@ -57,6 +59,32 @@ def atomic_writer(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO[
             raise DiskFullError(disk_full_message(path)) from error
         raise
     _sync_folder(path.parent)
+
+
+def require_room(folder: str | os.PathLike[str], state: Mapping[str, Any]) -> None:
+    """Refuses to begin what would not fit.
+
+    Args:
+        folder: where files of ``state`` will be written.
+        state: tensors in containers.
+
+    Raises:
+        DiskFullError: the disk has less room than the tensors take.
+    """
+    needed, free = _num_bytes(state), shutil.disk_usage(folder).free
+    if free < needed:
+        raise DiskFullError(
+            f"A checkpoint takes {needed / 1e6:,.3g} MB, and the disk of '{folder}' has {free / 1e6:,.3g} MB "
+            "free. Nothing was changed there; make room, or give another OUTPUT_DIR."
+        )
+
+
+def _num_bytes(state: Any) -> int:
+    if isinstance(state, torch.Tensor):
+        return state.numel() * state.element_size()
+    if isinstance(state, Mapping):
+        state = list(state.values())
+    return sum(map(_num_bytes, state)) if isinstance(state, (list, tuple)) else 0
 
 
 def refuse_folder(path: str | os.PathLike[str]) -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from regseg_d2.common.errors import ConfigError, UserError, printable
+
+T = TypeVar("T")
 
 
 def read_json(path: Path, error: type[UserError] = ConfigError) -> Any:
@@ -20,11 +23,36 @@ def read_json(path: Path, error: type[UserError] = ConfigError) -> Any:
         UserError: of the given kind; the file is missing or no file, no JSON, not in UTF-8, nested too deep,
             or has a number without end.
     """
+    return _read(path, error, json.loads)
+
+
+def read_json_lines(path: Path, error: type[UserError] = ConfigError) -> list[dict[str, Any]]:
+    """Reads a file with one JSON object a line, such as ``metrics.json`` of a run that has ended.
+
+    Args:
+        path: the file.
+        error: what is raised.
+
+    Raises:
+        UserError: as :func:`read_json`; or a line is no object.
+    """
+
+    def parse(text: str) -> list[dict[str, Any]]:
+        lines = [json.loads(line) for line in text.splitlines()]
+        for number, line in enumerate(lines, start=1):
+            if not isinstance(line, dict):
+                raise ValueError(f"line {number} is no object")
+        return lines
+
+    return _read(path, error, parse)
+
+
+def _read(path: Path, error: type[UserError], parse: Callable[[str], T]) -> T:
     name = printable(str(path), 500)
     try:
         if not path.is_file():
             raise error(f"'{name}' does not exist, or is no file.")
-        return json.loads(path.read_text(encoding="utf-8"))
+        return parse(path.read_text(encoding="utf-8"))
     except UserError:
         raise
     except RecursionError as reason:

@@ -16,7 +16,7 @@ from fvcore.common.checkpoint import _strip_prefix_if_present
 from torch import nn
 
 from regseg_d2.common.errors import CheckpointError
-from regseg_d2.common.files import atomic_writer, remove_partial_files
+from regseg_d2.common.files import atomic_writer, remove_partial_files, require_room
 from regseg_d2.engine.checkpoint_history import (
     TAG_FILE,
     holds_checkpoints,
@@ -103,16 +103,25 @@ class SafeCheckpointer(DetectionCheckpointer):
         """
         if not self.save_dir or not self.save_to_disk:
             return
-        data: dict[str, Any] = {"model": self.model.state_dict()}
-        for key, checkpointable in self.checkpointables.items():
-            data[key] = checkpointable.state_dict()
-        data.update(kwargs)
+        data = self._state() | kwargs
         path = os.path.join(self.save_dir, f"{name}.pth")
         logger.info("Saving checkpoint to %s", path)
         with atomic_writer(path, "wb") as file:
             torch.save(data, file)
         if tag:
             self.tag_last_checkpoint(f"{name}.pth")
+
+    def require_room(self) -> None:
+        """Refuses to begin where no checkpoint fits.
+
+        Raises:
+            DiskFullError: the disk of the folder has less room than one takes.
+        """
+        if self.save_dir and self.save_to_disk:
+            require_room(self.save_dir, self._state())
+
+    def _state(self) -> dict[str, Any]:
+        return {key: part.state_dict() for key, part in {"model": self.model, **self.checkpointables}.items()}
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         """Names the file that ``--resume`` continues from."""

@@ -321,6 +321,7 @@ class Trainer(TrainerBase):
         self._owns_folder = True
         folder = Path(self.cfg.OUTPUT_DIR)
         folder.mkdir(parents=True, exist_ok=True)
+        self.checkpointer.require_room()
         truncate_metrics(folder / "metrics.json", self.start_iter)
         for note in self.on_first_step:
             note()

@@ -11,6 +11,7 @@ Shapes: features ``x`` are ``(N, C, P)`` with P pixels an image; centers are ``(
 from __future__ import annotations
 
 import math
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,7 +20,58 @@ from regseg_d2.common.distributed import all_reduce_sum, global_mean, world_size
 from regseg_d2.ops.class_statistics import ClassStatistics
 
 REDUCTIONS = ("mse", "squared_mean")
-CHANNELS_AT_A_TIME = 128
+CHANNELS_AT_A_TIME = 64
+
+
+class Deviations(NamedTuple):
+    """How the pixels lie about the center of their class, in numbers without a gradient.
+
+    Meaningless on void pixels.
+
+    Attributes:
+        squares: ``(N, P)`` squared distance of each pixel to the center of its class.
+        origin: ``(G, 1, C)`` mean of the centers of the classes that take part.
+        along: ``(N, P)`` product of ``origin`` with the pixel minus the center of its class.
+    """
+
+    squares: Tensor
+    origin: Tensor
+    along: Tensor
+
+
+def deviations(x: Tensor, centers: Tensor, present: Tensor, labels: Tensor) -> Deviations:
+    """Measures pixels from the centers of their classes.
+
+    Squares and products of the features themselves lose these numbers in float32, where classes are compact
+    or far from zero: differences first, products after.
+
+    Args:
+        x: ``(N, C, P)`` features.
+        centers: ``(G, K, C)`` class centers.
+        present: ``(G, K)`` bool, classes that take part.
+        labels: ``(N, P)`` class ids; those that are no class are void.
+    """
+    x, centers = x.detach(), centers.detach()
+    groups, num_classes, _ = centers.shape
+    images, _, pixels = x.shape
+    counted = present.unsqueeze(2)
+    origin = (centers * counted).sum(1, keepdim=True) / counted.sum(1, keepdim=True).clamp(min=1)
+    rows = origin.expand(images, -1, -1)
+    table = centers.permute(2, 0, 1).reshape(-1, groups * num_classes)
+    columns = labels.clamp(0, num_classes - 1)
+    if groups > 1:
+        columns = columns + num_classes * torch.arange(images, device=labels.device).unsqueeze(1)
+    columns = columns.flatten()
+    squares = x.new_zeros(images, pixels)
+    along = x.new_zeros(images, 1, pixels)
+    # Some channels at a time: what is between stays in the cache.
+    for start in range(0, x.shape[1], CHANNELS_AT_A_TIME):
+        channels = slice(start, start + CHANNELS_AT_A_TIME)
+        own_center = table[channels].index_select(1, columns).view(-1, images, pixels).transpose(0, 1)
+        difference = own_center.sub_(x[:, channels])
+        along.baddbmm_(rows[:, :, channels], difference, alpha=-1)
+        squares += difference.square_().sum(dim=1)
+    return Deviations(squares, origin, along.squeeze(1))
 
 
 def reduce_penalty(penalty: Tensor, weight: Tensor, reduction: str) -> Tensor:
@@ -49,7 +101,11 @@ def reduce_penalty(penalty: Tensor, weight: Tensor, reduction: str) -> Tensor:
 
 
 def intra_c2p_loss(
-    statistics: ClassStatistics, centers: Tensor, one_hot: Tensor, reduction: str = "mse"
+    statistics: ClassStatistics,
+    centers: Tensor,
+    one_hot: Tensor,
+    about_centers: Deviations,
+    reduction: str = "mse",
 ) -> Tensor:
     """Intra-class center-to-pixel loss, Eq. 2 and 3.
 
@@ -63,6 +119,7 @@ def intra_c2p_loss(
         statistics: features ``x``, their class sums, counts and squared lengths.
         centers: ``(G, K, C)`` class centers.
         one_hot: ``(N, K, P)`` labels.
+        about_centers: :func:`deviations` of the same.
         reduction: see :func:`reduce_penalty`.
 
     Returns:
@@ -75,22 +132,9 @@ def intra_c2p_loss(
         products = (centers * sums).sum()
         center_squares = (centers.square().sum(dim=2) * counts).sum()
         graph = squares - 2 * products + center_squares
-        spread = (_spread(x.detach(), centers.detach(), one_hot) * valid).sum()
-        return global_mean(spread + (graph - graph.detach()), valid.sum() * x.shape[1])
+        value = (about_centers.squares * valid).sum()
+        return global_mean(value + (graph - graph.detach()), valid.sum() * x.shape[1])
     return reduce_penalty(pixel_center_difference(x, centers, one_hot).abs(), valid.unsqueeze(1), reduction)
-
-
-def _spread(x: Tensor, centers: Tensor, one_hot: Tensor) -> Tensor:
-    """Squared distance of each pixel to the center of its class, ``(N, P)``; meaningless on void pixels."""
-    squares = x.new_zeros(x.shape[0], x.shape[2])
-    # Some channels at a time: what is between stays in the cache.
-    for block, center in zip(
-        x.split(CHANNELS_AT_A_TIME, 1), centers.split(CHANNELS_AT_A_TIME, 2), strict=True
-    ):
-        own_center = center.transpose(1, 2).expand(x.shape[0], -1, -1)
-        difference = torch.baddbmm(block, own_center, one_hot, beta=-1)
-        squares += torch.linalg.vector_norm(difference, dim=1).square_()
-    return squares
 
 
 def pixel_center_difference(x: Tensor, centers: Tensor, one_hot: Tensor) -> Tensor:
@@ -146,6 +190,7 @@ def inter_c2p_loss(
     centers: Tensor,
     present: Tensor,
     one_hot: Tensor,
+    about_centers: Deviations,
     epsilon: float = 0.25,
     scale: bool = True,
     reduction: str = "mse",
@@ -157,6 +202,7 @@ def inter_c2p_loss(
         centers: ``(G, K, C)`` class centers.
         present: ``(G, K)`` bool, classes that take part in the softmax.
         one_hot: ``(N, K, P)`` labels.
+        about_centers: :func:`deviations` of the same.
         epsilon: epsilon_1; entries are penalised above ``epsilon / (K - 1)``, K all classes.
         scale: divide the products by ``sqrt(C)``. The paper does not, its published code does.
         reduction: see :func:`reduce_penalty`.
@@ -165,8 +211,11 @@ def inter_c2p_loss(
         A scalar without unit.
     """
     num_classes, channels = centers.shape[1:]
-    products = torch.matmul(centers, x)
-    own_products = centers.square().sum(dim=2).unsqueeze(2)
+    # The softmax does not see what all products of a pixel have in common: origin * (center of its class).
+    products = _ProductsFromOrigin.apply(x, centers, about_centers.origin, about_centers.along)
+    squares = centers.square().sum(dim=2)
+    shifted = ((centers - about_centers.origin) * centers).sum(dim=2).detach()
+    own_products = (shifted + (squares - squares.detach())).unsqueeze(2)
     is_own = one_hot > 0
     products = torch.where(is_own, own_products, products)
     if scale:
@@ -175,6 +224,27 @@ def inter_c2p_loss(
     others = present.unsqueeze(2) & ~is_own
     penalty = _excess(similarities, others, epsilon / max(num_classes - 1, 1)).sum(dim=1)
     return reduce_penalty(penalty, one_hot.sum(dim=1), reduction)
+
+
+class _ProductsFromOrigin(torch.autograd.Function):
+    """``centers * x`` less the same for all classes, ``origin * (center of the class of x)``."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, centers: Tensor, origin: Tensor, along: Tensor) -> Tensor:
+        ctx.save_for_backward(x, centers)
+        shifted = (centers - origin).expand(x.shape[0], -1, -1)
+        return torch.baddbmm(along.unsqueeze(1), shifted, x)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+        x, centers = ctx.saved_tensors
+        of_x = torch.matmul(centers.transpose(1, 2), gradient) if ctx.needs_input_grad[0] else None
+        of_centers = None
+        if ctx.needs_input_grad[1]:
+            of_centers = torch.bmm(gradient, x.transpose(1, 2))
+            of_centers = of_centers.sum(0, keepdim=True) if centers.shape[0] == 1 else of_centers
+        return of_x, of_centers, None, None
 
 
 def _excess(similarities: Tensor, counted: Tensor, threshold: float) -> Tensor:

@@ -123,20 +123,30 @@ class CAR(Regularizer):
 
     def losses(self, inputs: RegularizerInput) -> dict[str, Tensor]:
         """Computes the three losses; see the class and ``ops/car.py``."""
-        statistics, one_hot = self._statistics(inputs)
+        statistics, one_hot, labels = self._statistics(inputs)
         x, _, sums, counts = statistics
         centers, present = self._class_centers(sums, counts)
         pixel_centers = centers.detach() if self.detach_centers else centers
+        about_centers = ops.deviations(x, centers, present, labels)
         losses = {}
         if "intra_c2p" in self.weights:
-            losses["intra_c2p"] = ops.intra_c2p_loss(statistics, pixel_centers, one_hot, self.reduction)
+            losses["intra_c2p"] = ops.intra_c2p_loss(
+                statistics, pixel_centers, one_hot, about_centers, self.reduction
+            )
         if "inter_c2c" in self.weights:
             losses["inter_c2c"] = ops.inter_c2c_loss(
                 centers, present, self.eps_c2c, self.reduction, self.detach_centers
             )
         if "inter_c2p" in self.weights:
             losses["inter_c2p"] = ops.inter_c2p_loss(
-                x, pixel_centers, present, one_hot, self.eps_c2p, self.scale_c2p, self.reduction
+                x,
+                pixel_centers,
+                present,
+                one_hot,
+                about_centers,
+                self.eps_c2p,
+                self.scale_c2p,
+                self.reduction,
             )
         self._last = {
             "centers": centers.detach(),
@@ -159,7 +169,7 @@ class CAR(Regularizer):
         classes; ``classes`` counts the classes that took part, per image where centers are.
         """
         centers, present = self._last["centers"], self._last["present"]
-        statistics, one_hot = self._statistics(inputs)
+        statistics, one_hot, _ = self._statistics(inputs)
         x = statistics.features
         valid = one_hot.sum(dim=1)
         squared = ops.pixel_center_difference(x, centers, one_hot).square().sum(dim=1)
@@ -174,15 +184,17 @@ class CAR(Regularizer):
             "classes": present.sum() / present.shape[0],
         }
 
-    def _statistics(self, inputs: RegularizerInput) -> tuple[ClassStatistics, Tensor]:
-        """The statistics of the feature's pixels, and their one-hot labels ``(N, K, P)``."""
+    def _statistics(self, inputs: RegularizerInput) -> tuple[ClassStatistics, Tensor, Tensor]:
+        """Statistics of the feature's pixels, their one-hot labels ``(N, K, P)`` and labels ``(N, P)``."""
         feature = inputs.feature(self.feature_tap)
         if self.pool > 1:
             feature = F.avg_pool2d(feature, self.pool, ceil_mode=True)
-        one_hot = inputs.one_hot_at(feature.shape[-2:], self.num_classes, feature.dtype)
+        size = feature.shape[-2:]
+        labels = inputs.labels_at(size).flatten(1)
+        one_hot = inputs.one_hot_at(size, self.num_classes, feature.dtype)
         if self.pool > 1:
-            return class_statistics(feature.flatten(2), one_hot), one_hot
-        return inputs.class_statistics(self.feature_tap, self.num_classes), one_hot
+            return class_statistics(feature.flatten(2), one_hot), one_hot, labels
+        return inputs.class_statistics(self.feature_tap, self.num_classes), one_hot, labels
 
     def _class_centers(self, sums: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
         """Centers ``(G, K, C)`` of Eq. 1 and the classes ``(G, K)`` that take part."""

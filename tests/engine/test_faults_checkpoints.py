@@ -4,8 +4,6 @@ import errno
 import logging
 import os
 import re
-import subprocess
-from contextlib import contextmanager
 
 import pytest
 import torch
@@ -19,6 +17,7 @@ from regseg_d2.engine.failures import DeadWorkerError, LostProcessError, explain
 from regseg_d2.engine.main import save_config
 from regseg_d2.engine.nan_batches import NanBatchDumper
 from regseg_d2.engine.step import NonFiniteLossError
+from tests.engine.full_disks import filled
 from tests.engine.toys import ToyTrainer, same_state, toy_cfg
 
 PERIOD_1 = {"SOLVER__CHECKPOINT_PERIOD": 1}
@@ -183,36 +182,6 @@ def test_evaluation_of_a_damaged_checkpoint_is_an_error(tmp_path):
 
 
 # ------------------------------------------------------------------------------------------- full disks
-
-
-@pytest.fixture
-def small_disk(tmp_path):
-    """A real file system of 1 MB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
-    try:
-        mounted = subprocess.run(command, capture_output=True, text=True, check=False)
-    except FileNotFoundError:
-        pytest.skip("there is no mount")
-    if mounted.returncode:
-        pytest.skip(f"mounting is not allowed here: {mounted.stderr.strip()}")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
-
-
-@contextmanager
-def filled(folder):
-    """Leaves no byte free."""
-    path = folder / "filler"
-    with open(path, "wb", buffering=0) as file:
-        try:
-            while True:
-                file.write(bytes(4096))
-        except OSError as error:
-            assert error.errno == errno.ENOSPC
-    yield
-    path.unlink()
 
 
 @pytest.mark.parametrize("writer", ["checkpoint", "metrics.json", "best checkpoint"])

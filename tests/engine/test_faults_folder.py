@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from regseg_d2.common.errors import CheckpointError, ConfigError, UserError
+from regseg_d2.common.errors import CheckpointError, ConfigError, DiskFullError, UserError
 from regseg_d2.engine.checkpoint import load_file
 from regseg_d2.engine.main import save_config, warn_about_changes
 from regseg_d2.engine.run_lock import FolderInUseError, run_lock
 from regseg_d2.engine.step import NonFiniteLossError
+from tests.engine.full_disks import filled
 from tests.engine.toys import ToySegmentor, ToyTrainer, register_toy_test_set, same_state, toy_cfg
 
 
@@ -65,6 +66,16 @@ def test_a_start_that_fails_leaves_a_finished_run_as_it_was(tmp_path, changes, t
         start(toy_cfg(tmp_path, **changes), resume=resume, trainer_class=trainer_class)
     assert files_of(tmp_path) == before
     assert start(toy_cfg(tmp_path, SOLVER__MAX_ITER=8), resume=True).start_iter == 6
+
+
+def test_a_start_on_a_full_disk_leaves_a_finished_run_as_it_was(small_disk):
+    folder = small_disk / "run"
+    start(toy_cfg(folder))
+    before = files_of(folder)
+    with filled(small_disk), pytest.raises(DiskFullError, match=r"A checkpoint takes .* MB, and the disk"):
+        start(toy_cfg(folder, SEED=8))
+    assert files_of(folder) == before
+    assert start(toy_cfg(folder, SOLVER__MAX_ITER=8), resume=True).start_iter == 6
 
 
 def test_without_its_tag_a_run_is_resumed_by_its_history_and_without_both_not_at_all(tmp_path):

@@ -7,7 +7,7 @@ import torch
 from detectron2.utils.events import EventStorage
 
 from regseg_d2.common.errors import ConfigError
-from regseg_d2.ops.car import intra_c2p_loss
+from regseg_d2.ops.car import deviations, inter_c2p_loss, intra_c2p_loss
 from regseg_d2.ops.class_statistics import class_statistics, divide_by_counts
 from regseg_d2.ops.labels import one_hot_labels
 from regseg_d2.regularizers import CAR, RegularizerInput
@@ -203,9 +203,38 @@ def test_the_intra_loss_of_compact_classes_keeps_its_digits(spread):
     def loss(dtype):
         statistics = class_statistics(features.to(dtype), one_hot.to(dtype))
         sums, counts = statistics.sums.sum(0, keepdim=True), statistics.counts.sum(0, keepdim=True)
-        return intra_c2p_loss(statistics, divide_by_counts(sums, counts), one_hot.to(dtype)).double()
+        centers = divide_by_counts(sums, counts)
+        about_centers = deviations(features.to(dtype), centers, counts > 0, labels)
+        return intra_c2p_loss(statistics, centers, one_hot.to(dtype), about_centers).double()
 
     torch.testing.assert_close(loss(torch.float32), loss(torch.float64), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize(("distance", "tolerance"), [(1, 1e-5), (10, 5e-5), (100, 3e-3)])
+def test_the_inter_loss_far_from_the_origin_keeps_its_digits(distance, tolerance):
+    """In float32, with all features moved by ``distance`` of their standard deviations.
+
+    A rounding of the features themselves changes the gradient by 3e-4 at a distance of 100.
+    """
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(0, 19, (2, 1024), generator=generator)
+    centers = 0.3 * torch.randn(19, 512, generator=generator)
+    noise = torch.randn(2, 1024, 512, generator=generator)
+    offset = distance * torch.randn(512, generator=generator)
+    features = (centers[labels] + noise + offset).transpose(1, 2).contiguous()
+
+    def gradient(dtype):
+        x, one_hot = features.to(dtype).requires_grad_(), one_hot_labels(labels, 19, dtype)
+        statistics = class_statistics(x, one_hot)
+        sums, counts = statistics.sums.sum(0, keepdim=True), statistics.counts.sum(0, keepdim=True)
+        means = divide_by_counts(sums, counts).detach()
+        about_centers = deviations(x, means, counts > 0, labels)
+        loss = inter_c2p_loss(x, means, counts > 0, one_hot, about_centers)
+        return torch.autograd.grad(loss, x)[0].double()
+
+    exact = gradient(torch.float64)
+    assert exact.norm() > 0
+    assert (gradient(torch.float32) - exact).norm() / exact.norm() < tolerance
 
 
 def test_huge_features_stay_finite():

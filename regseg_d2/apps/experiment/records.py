@@ -13,9 +13,11 @@ from typing import Any
 from detectron2.config import CfgNode
 
 import regseg_d2
+from regseg_d2.apps.compare.runs import read_evaluation
 from regseg_d2.apps.experiment.checked_json import Checked, load
 from regseg_d2.common.errors import ConfigError
 from regseg_d2.common.files import write_text
+from regseg_d2.common.json_files import read_json_lines
 from regseg_d2.config.files import flatten_config
 
 VERSION = 1
@@ -104,19 +106,24 @@ def collect_results(folder: Path, datasets: list[str]) -> dict[str, Any]:
         ``metrics``, ``curve``, ``losses``, ``diagnostics`` and ``skipped_steps`` of the record.
 
     Raises:
-        ConfigError: a file of the run is missing.
+        UserError: a file of the run is missing or damaged.
     """
     metrics = {}
     for dataset in datasets:
         file = folder / "evaluation" / f"{dataset}.json"
         if not file.is_file():
             raise ConfigError(f"'{folder}' has no result on '{dataset}': there is no {file}.")
-        evaluation = json.loads(file.read_text())
+        evaluation = read_evaluation(file)
         metrics[dataset] = {
             **evaluation["metrics"],
             "IoU": {each["name"]: each["IoU"] for each in evaluation["classes"]},
         }
-    lines = [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
+    file = folder / "metrics.json"
+    lines = read_json_lines(file)
+    if not all(type(line.get("iteration")) is int for line in lines):
+        raise ConfigError(
+            f"'{file}' has a line without the number of its iteration: it is not of this package."
+        )
     return {"metrics": metrics, **_history(lines, datasets)}
 
 
