@@ -1,6 +1,6 @@
 """Where a network of Detectron2 and the regularizers meet; importing this registers all networks."""
 
-import regseg_d2.segmentor  # noqa: F401  registers backbones and heads
+import regseg_d2.modeling  # noqa: F401  registers backbones and heads
 from regseg_d2.segmentor.meta_architecture import RegularizationMixin, RegularizedSegmentor
 
 __all__ = ["RegularizationMixin", "RegularizedSegmentor"]
