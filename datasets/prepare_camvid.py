@@ -6,19 +6,12 @@ Every image and label is read once; ``camvid/splits.json`` lists
 the images of each split and counts the labelled pixels of each class. Can be stopped and started again.
 """
 
-from __future__ import annotations
-
 import sys
+from functools import partial
 
-from regseg_d2.dataset_tools.preparation import preparation_parser, run_preparation
-from regseg_d2.dataset_tools.preparation.camvid import prepare_camvid
+from regseg_d2.dataset_tools.preparation.as_published import prepare_camvid
 
-
-def main(arguments: list[str] | None = None) -> int:
-    """Runs the command line; returns the exit status."""
-    options = preparation_parser(__doc__).parse_args(arguments)
-    return run_preparation(lambda: prepare_camvid(**vars(options)))
-
+main = partial(prepare_camvid.main, __doc__)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -6,19 +6,12 @@ Every image and label is then read once; ``coco_stuff10k/splits.json`` lists the
 counts the labelled pixels of each class. Can be stopped and started again.
 """
 
-from __future__ import annotations
-
 import sys
+from functools import partial
 
-from regseg_d2.dataset_tools.preparation import preparation_parser, run_preparation
-from regseg_d2.dataset_tools.preparation.coco_stuff_10k import ARCHIVES, prepare_coco_stuff_10k
+from regseg_d2.dataset_tools.preparation.coco_stuff_10k import prepare_coco_stuff_10k
 
-
-def main(arguments: list[str] | None = None) -> int:
-    """Runs the command line; returns the exit status."""
-    options = preparation_parser(__doc__, ARCHIVES).parse_args(arguments)
-    return run_preparation(lambda: prepare_coco_stuff_10k(**vars(options)))
-
+main = partial(prepare_coco_stuff_10k.main, __doc__)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -8,19 +8,12 @@ SBD's ``.mat`` files become ``VOCdevkit/VOC2012/SegmentationClassAug/*.png``; th
 Can be stopped and started again.
 """
 
-from __future__ import annotations
-
 import sys
+from functools import partial
 
-from regseg_d2.dataset_tools.preparation import preparation_parser, run_preparation
-from regseg_d2.dataset_tools.preparation.voc import ARCHIVES, prepare_voc
+from regseg_d2.dataset_tools.preparation.voc import prepare_voc
 
-
-def main(arguments: list[str] | None = None) -> int:
-    """Runs the command line; returns the exit status."""
-    options = preparation_parser(__doc__, ARCHIVES).parse_args(arguments)
-    return run_preparation(lambda: prepare_voc(**vars(options)))
-
+main = partial(prepare_voc.main, __doc__)
 
 if __name__ == "__main__":
     sys.exit(main())

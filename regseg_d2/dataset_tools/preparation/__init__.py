@@ -1,6 +1,6 @@
 """Preparation of data sets: checks of a download, conversion of its labels, descriptions of the splits.
 
-The scripts in ``datasets/`` only parse arguments; each has its module here.
+The scripts in ``datasets/`` only parse arguments; each has its :class:`Preparation` here.
 """
 
 from regseg_d2.dataset_tools.preparation.checks import check_files, check_number, check_sum
@@ -11,7 +11,6 @@ from regseg_d2.dataset_tools.preparation.conversion import (
     write_failure,
     write_label,
 )
-from regseg_d2.dataset_tools.preparation.script import preparation_parser, run_preparation
 
 __all__ = [
     "Conversion",
@@ -19,9 +18,7 @@ __all__ = [
     "check_number",
     "check_sum",
     "convert_files",
-    "preparation_parser",
     "reported_writing",
-    "run_preparation",
     "write_failure",
     "write_label",
 ]

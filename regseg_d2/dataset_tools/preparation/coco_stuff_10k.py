@@ -6,8 +6,6 @@ the names of the 182 ids. Version 1.0 counted otherwise: 172 names, with 1 for u
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 
 from regseg_d2.common.errors import DatasetError
@@ -17,49 +15,22 @@ from regseg_d2.data.datasets.coco_stuff import (
     COCO_STUFF_10K_SPLITS,
     coco_stuff_10k_spec,
 )
-from regseg_d2.data.datasets.definitions import load_definition
 from regseg_d2.data.datasets.splits import read_list
-from regseg_d2.dataset_tools.preparation.archives import unpack_archives
 from regseg_d2.dataset_tools.preparation.checks import check_files, check_number
 from regseg_d2.dataset_tools.preparation.conversion import Conversion, check_made_alike, convert_files
 from regseg_d2.dataset_tools.preparation.matlab import label_values, read_matlab
-from regseg_d2.dataset_tools.preparation.report import below, report_splits
+from regseg_d2.dataset_tools.preparation.preparation import Copy, Preparation
 
-ARCHIVES = ("cocostuff-10k-v1.1.zip",)
 _IDS = 182
 _CURE = "Unpack cocostuff-10k-v1.1.zip again."
 
 
-def prepare_coco_stuff_10k(
-    root: Path,
-    *,
-    workers: int = 0,
-    partial: bool = False,
-    archives: Path | None = None,
-    output: Path | None = None,
-) -> list[str]:
-    """Makes the labels, then reads all of the data set once.
-
-    Args:
-        root: folder that holds ``coco_stuff10k``.
-        workers: number of processes; 0 works in this one.
-        partial: accept any number of images.
-        archives: folder of the downloaded archive, to unpack; None where it is unpacked.
-        output: description to write; None for ``splits.json`` beside the data.
-
-    Returns:
-        Lines for people.
-
-    Raises:
-        DatasetError: the copy is not as it should be, or a file cannot be written.
-    """
-    folder = root / COCO_STUFF_10K_FOLDER
-    definition = load_definition("coco_stuff_10k")
-    lines = unpack_archives(dict.fromkeys(ARCHIVES, folder), archives, definition.checksums)
+def _make_labels(copy: Copy) -> list[str]:
+    folder = copy.folder
     names = []
-    for split in COCO_STUFF_10K_SPLITS:
+    for split in copy.specs:
         listed = [line.image for line in read_list(folder / "imageLists" / f"{split}.txt")]
-        expected = None if partial else definition.counts[split]
+        expected = copy.counts and copy.counts[split]
         check_number(len(listed), expected, f"names in imageLists/{split}.txt", folder, _CURE)
         for kind, suffix in (("images", ".jpg"), ("annotations", ".mat")):
             check_files(folder / kind, [name + suffix for name in listed], f"{kind} of {split}", _CURE)
@@ -69,17 +40,9 @@ def prepare_coco_stuff_10k(
         for name in names
     ]
     check_made_alike(conversions, label_from_matlab)
-    written = convert_files(conversions, label_from_matlab, title="labels of COCO-Stuff 10K", workers=workers)
-    lines.append(f"{COCO_STUFF_10K_LABELS}: {written} written, {len(conversions) - written} were there")
-    target = output or folder / "splits.json"
-    return lines + report_splits(
-        target,
-        "coco_stuff_10k",
-        {split: below(coco_stuff_10k_spec(split), root) for split in COCO_STUFF_10K_SPLITS},
-        counts=None if partial else definition.counts,
-        workers=workers,
-        apart=COCO_STUFF_10K_SPLITS,
-    )
+    title = "labels of COCO-Stuff 10K"
+    written = convert_files(conversions, label_from_matlab, title=title, workers=copy.workers)
+    return [f"{COCO_STUFF_10K_LABELS}: {written} written, {len(conversions) - written} were there"]
 
 
 def label_from_matlab(conversion: Conversion) -> np.ndarray:
@@ -103,3 +66,12 @@ def label_from_matlab(conversion: Conversion) -> np.ndarray:
             "(version 1.0 has 172 and other values). Take cocostuff-10k-v1.1.zip."
         )
     return label_values(content["S"], path, "S", _IDS).astype(np.uint8)
+
+
+prepare_coco_stuff_10k = Preparation(
+    "coco_stuff_10k",
+    folder=COCO_STUFF_10K_FOLDER,
+    specs={split: coco_stuff_10k_spec(split) for split in COCO_STUFF_10K_SPLITS},
+    archives={"cocostuff-10k-v1.1.zip": COCO_STUFF_10K_FOLDER},
+    convert=_make_labels,
+)

@@ -19,7 +19,6 @@ import numpy as np
 from regseg_d2.common.errors import DatasetError
 from regseg_d2.common.files import write_text
 from regseg_d2.common.json_files import read_json
-from regseg_d2.data.datasets.definitions import load_definition
 from regseg_d2.data.datasets.pascal_context import (
     PASCAL_CONTEXT_FOLDER,
     PASCAL_CONTEXT_IMAGES,
@@ -29,7 +28,6 @@ from regseg_d2.data.datasets.pascal_context import (
     pascal_context_spec,
 )
 from regseg_d2.data.datasets.splits import read_list
-from regseg_d2.dataset_tools.preparation.archives import unpack_archives
 from regseg_d2.dataset_tools.preparation.checks import check_files, check_number, check_sum
 from regseg_d2.dataset_tools.preparation.conversion import (
     Conversion,
@@ -38,12 +36,8 @@ from regseg_d2.dataset_tools.preparation.conversion import (
     reported_writing,
 )
 from regseg_d2.dataset_tools.preparation.matlab import label_values, read_matlab
-from regseg_d2.dataset_tools.preparation.report import below, report_splits
+from regseg_d2.dataset_tools.preparation.preparation import Copy, Preparation
 from regseg_d2.dataset_tools.run_length import decode_runs
-
-# With the place below the folder of all data sets where they are unpacked.
-ARCHIVES = {"VOCtrainval_03-May-2010.tar": ".", "trainval.tar.gz": PASCAL_CONTEXT_FOLDER}
-SOURCES = ("json", "mat")
 
 _JSON = "trainval_merged.json"
 _MATLAB = "trainval"
@@ -59,61 +53,26 @@ _LABEL_IDS = (
 _AGAIN = "Download it again."
 
 
-def prepare_pascal_context(
-    root: Path,
-    *,
-    workers: int = 0,
-    partial: bool = False,
-    archives: Path | None = None,
-    output: Path | None = None,
-    source: str | None = None,
-) -> list[str]:
-    """Makes the labels and the lists of the splits, then reads all of it once.
-
-    Args:
-        root: folder of all data sets.
-        workers: number of processes; 0 works in this one.
-        partial: accept any number of images, and another JSON than the published one.
-        archives: folder of the downloaded archives, to unpack; None where they are unpacked.
-        output: description to write; None for ``pascal_context_splits.json`` beside the data.
-        source: "json" or "mat"; None takes the JSON if it is there.
-
-    Returns:
-        Lines for people.
-
-    Raises:
-        DatasetError: the copy is not as it should be, or a file cannot be written.
-    """
-    definition = load_definition("pascal_context_60")
-    folder = root / PASCAL_CONTEXT_FOLDER
-    places = {name: root / place for name, place in ARCHIVES.items()}
-    lines = unpack_archives(places, archives, definition.checksums)
+def _make_labels(copy: Copy, *, source: str | None = None) -> list[str]:
+    """Makes labels and lists of the splits; another JSON than the published one needs ``--partial``."""
+    folder = copy.folder
     if (source or _present_source(folder)) == "json":
-        if not partial:
-            check_sum(folder / _JSON, definition.checksums[_JSON], _AGAIN)
+        if copy.counts:
+            check_sum(folder / _JSON, copy.definition.checksums[_JSON], _AGAIN)
         splits, function, prefix = _from_json(folder), label_from_segments, "json_"
     else:
         splits, function, prefix = _from_matlab(folder), label_from_matlab, ""
     for split, conversions in splits.items():
-        expected = None if partial else definition.counts[prefix + split]
+        expected = copy.counts and copy.counts[prefix + split]
         _check_split(folder, split, [conversion.output.stem for conversion in conversions], expected)
+    copy.counts = None  # checked, those of the source
     conversions = [conversion for split in splits.values() for conversion in split]
     check_made_alike(conversions, function)
-    written = convert_files(conversions, function, title="labels of Pascal Context", workers=workers)
-    lines.append(
-        f"{PASCAL_CONTEXT_LABELS}: {written} labels written, {len(conversions) - written} were there"
-    )
+    title = "labels of Pascal Context"
+    written = convert_files(conversions, function, title=title, workers=copy.workers)
     for split in splits:
         _write_list(folder / PASCAL_CONTEXT_LISTS / f"{split}.txt", splits[split])
-    target = output or folder / "pascal_context_splits.json"
-    return lines + report_splits(
-        target,
-        "pascal_context_60",
-        {split: below(pascal_context_spec(60, split), root) for split in PASCAL_CONTEXT_SPLITS},
-        counts=None,
-        workers=workers,
-        apart=PASCAL_CONTEXT_SPLITS,
-    )
+    return [f"{PASCAL_CONTEXT_LABELS}: {written} labels written, {len(conversions) - written} were there"]
 
 
 def label_from_matlab(conversion: Conversion) -> np.ndarray:
@@ -235,3 +194,19 @@ def _check_split(folder: Path, split: str, stems: list[str], expected: int | Non
 def _write_list(path: Path, conversions: list[Conversion]) -> None:
     with reported_writing(path):
         write_text(path, "".join(f"{conversion.output.stem}\n" for conversion in conversions))
+
+
+prepare_pascal_context = Preparation(
+    "pascal_context_60",
+    folder=PASCAL_CONTEXT_FOLDER,
+    specs={split: pascal_context_spec(60, split) for split in PASCAL_CONTEXT_SPLITS},
+    archives={"VOCtrainval_03-May-2010.tar": ".", "trainval.tar.gz": PASCAL_CONTEXT_FOLDER},
+    convert=_make_labels,
+    options={
+        "--source": {
+            "choices": ("json", "mat"),
+            "help": f"form of the labels to start from (default: json if {_JSON} is there)",
+        }
+    },
+    description="pascal_context_splits.json",
+)

@@ -17,55 +17,20 @@ from regseg_d2.data.datasets.definitions import load_definition
 from regseg_d2.data.datasets.splits import read_list
 from regseg_d2.data.datasets.voc import VOC_SPLITS, voc_spec
 from regseg_d2.data.labels import LabelReader
-from regseg_d2.dataset_tools.preparation.archives import unpack_archives
 from regseg_d2.dataset_tools.preparation.checks import check_files, check_number
 from regseg_d2.dataset_tools.preparation.conversion import Conversion, convert_files, reported_writing
 from regseg_d2.dataset_tools.preparation.matlab import label_values, read_matlab
-from regseg_d2.dataset_tools.preparation.report import below, report_splits
+from regseg_d2.dataset_tools.preparation.preparation import Copy, Preparation
 
-ARCHIVES = ("VOCtrainval_11-May-2012.tar", "benchmark.tgz")
 _CURE = "Unpack the archive again; datasets/README.md says which and where."
 
 
-def prepare_voc(
-    root: Path,
-    *,
-    workers: int = 0,
-    partial: bool = False,
-    archives: Path | None = None,
-    output: Path | None = None,
-) -> list[str]:
-    """Checks a copy of VOC 2012, and makes ``train_aug`` of it and SBD where SBD is there.
-
-    Args:
-        root: folder that holds ``VOCdevkit`` and ``benchmark_RELEASE``.
-        workers: number of processes; 0 works in this one.
-        partial: accept any number of images.
-        archives: folder of the downloaded archives, to unpack; None where they are unpacked.
-        output: description to write; None for ``splits.json`` beside the data.
-
-    Returns:
-        Lines for people.
-
-    Raises:
-        DatasetError: a copy is not as it should be, or a file cannot be written.
-    """
-    definition = load_definition("voc")
-    lines = unpack_archives(dict.fromkeys(ARCHIVES, root), archives, definition.checksums)
-    specs = {split: below(voc_spec(split), root) for split in VOC_SPLITS}
-    counts = None if partial else dict(definition.counts)
-    sbd = root / "benchmark_RELEASE" / "dataset"
-    if sbd.is_dir():
-        lines += _make_train_aug(root / "VOCdevkit" / "VOC2012", sbd, workers, counts)
-    else:
-        del specs["train_aug"]
-        lines.append(f"{sbd} is not there, so voc_2012_sem_seg_train_aug was not prepared")
-    target = output or root / "VOCdevkit" / "VOC2012" / "splits.json"
-    return lines + report_splits(target, "voc", specs, counts=counts, workers=workers, apart=("train", "val"))
-
-
-def _make_train_aug(voc: Path, sbd: Path, workers: int, counts: dict[str, int] | None) -> list[str]:
+def _make_train_aug(copy: Copy) -> list[str]:
     """Writes the labels and then the list of ``train_aug``: it names no file that is not there."""
+    voc, counts, sbd = copy.folder, copy.counts, copy.root / "benchmark_RELEASE" / "dataset"
+    if not sbd.is_dir():
+        del copy.specs["train_aug"]
+        return [f"{sbd} is not there, so voc_2012_sem_seg_train_aug was not prepared"]
     lists = voc / "ImageSets" / "Segmentation"
     train, val = _names(lists / "train.txt"), _names(lists / "val.txt")
     annotated = set()
@@ -83,7 +48,7 @@ def _make_train_aug(voc: Path, sbd: Path, workers: int, counts: dict[str, int] |
         )
         for name in names
     ]
-    written = convert_files(conversions, _indices, title="SegmentationClassAug", workers=workers)
+    written = convert_files(conversions, _indices, title="SegmentationClassAug", workers=copy.workers)
     with reported_writing(lists / "trainaug.txt"):
         write_text(lists / "trainaug.txt", "".join(f"{name}\n" for name in names))
     return [f"SegmentationClassAug: {written} labels written, {len(names) - written} were there"]
@@ -118,3 +83,13 @@ def read_sbd_label(path: Path) -> np.ndarray:
         raise DatasetError(f"GTcls in {path} is no annotation of SBD. {_CURE}")
     highest = len(load_definition("voc").classes) - 1
     return label_values(annotation["Segmentation"], path, "GTcls.Segmentation", highest).astype(np.uint8)
+
+
+prepare_voc = Preparation(
+    "voc",
+    folder="VOCdevkit/VOC2012",
+    specs={split: voc_spec(split) for split in VOC_SPLITS},
+    archives={"VOCtrainval_11-May-2012.tar": ".", "benchmark.tgz": "."},
+    convert=_make_train_aug,
+    apart=("train", "val"),
+)

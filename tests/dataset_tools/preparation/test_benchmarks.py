@@ -19,7 +19,7 @@ from regseg_d2.common.errors import DatasetError
 from regseg_d2.data.datasets.cityscapes import cityscapes_spec
 from regseg_d2.data.datasets.definitions import load_definition
 from regseg_d2.data.datasets.voc import voc_spec
-from regseg_d2.dataset_tools.preparation import ade20k as preparation_ade20k
+from regseg_d2.dataset_tools.preparation import preparation
 from regseg_d2.dataset_tools.preparation.voc import read_sbd_label
 from tests.dataset_tools.preparation.miniature import (
     IMAGE_KINDS,
@@ -207,7 +207,7 @@ def test_ade20k_from_its_archive(ade20k, tmp_path, monkeypatch, capsys):
     # The miniature is not what is published; with its own checksum it is taken.
     own = f"md5:{hashlib.md5(archive.read_bytes()).hexdigest()}"
     definition = dataclasses.replace(load_definition("ade20k"), checksums={archive.name: own})
-    monkeypatch.setattr(preparation_ade20k, "load_definition", lambda name: definition)
+    monkeypatch.setattr(preparation, "load_definition", lambda name: definition)
     assert prepare("ade20k", target, "--archives", str(archive.parent)) == 0
     assert "unpacked 16 files" in capsys.readouterr().out
     assert (

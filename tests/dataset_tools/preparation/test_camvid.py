@@ -11,7 +11,7 @@ from regseg_d2.common.errors import DatasetError
 from regseg_d2.data.checks import check_datasets
 from regseg_d2.data.datasets.camvid import camvid_spec
 from regseg_d2.data.datasets.definitions import load_definition
-from regseg_d2.dataset_tools.preparation.camvid import prepare_camvid
+from regseg_d2.dataset_tools.preparation.as_published import prepare_camvid
 from regseg_d2.dataset_tools.preparation.report import below, describe_splits
 from tests.data.data_helpers import toy_cfg
 from tests.dataset_tools.preparation.miniature import (

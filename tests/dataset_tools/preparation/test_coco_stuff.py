@@ -17,8 +17,8 @@ from scipy.io import savemat
 from regseg_d2.common.errors import DatasetError
 from regseg_d2.data.datasets.definitions import load_definition
 from regseg_d2.data.labels import label_reader_for
+from regseg_d2.dataset_tools.preparation.as_published import prepare_coco_stuff_164k
 from regseg_d2.dataset_tools.preparation.coco_stuff_10k import prepare_coco_stuff_10k
-from regseg_d2.dataset_tools.preparation.coco_stuff_164k import prepare_coco_stuff_164k
 from tests.dataset_tools.preparation.miniature import (
     check_benchmark,
     draw_values,
