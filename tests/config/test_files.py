@@ -68,6 +68,25 @@ def test_a_base_may_be_read_twice_but_not_in_a_circle(tmp_path):
         load_config(two)
 
 
+def test_a_run_goes_where_its_config_is_called(tmp_path):
+    write(tmp_path, "tree/_base_/models/a.yaml", "SEED: 1")
+    leaf = write(tmp_path, "tree/city/net.yaml", "_BASE_: ../_base_/models/a.yaml")
+    assert load_config(leaf).OUTPUT_DIR == "output/city/net"
+    child = write(tmp_path, "tree/town/net.yaml", "_BASE_: ../city/net.yaml\nOUTPUT_DIR: auto")
+    assert load_config(child).OUTPUT_DIR == "output/town/net"
+    cfg, origins = load_config_with_origins(child)
+    assert "OUTPUT_DIR: output/town/net  # " in format_config(cfg, origins)
+    # A file elsewhere goes where its base does; without a base of that kind to the default folder.
+    assert load_config(write(tmp_path, "own.yaml", f"_BASE_: {leaf}")).OUTPUT_DIR == "output/city/net"
+    own = write(tmp_path, "own.yaml", "_BASE_: tree/_base_/models/a.yaml")
+    assert load_config(own).OUTPUT_DIR == get_regseg_cfg().OUTPUT_DIR
+    # What somebody sets counts, also below.
+    set_ = write(tmp_path, "tree/city/set.yaml", "OUTPUT_DIR: here")
+    below = write(tmp_path, "tree/city/below.yaml", "_BASE_: set.yaml")
+    assert load_config(set_).OUTPUT_DIR == load_config(below).OUTPUT_DIR == "here"
+    assert load_config(set_, ["OUTPUT_DIR", "auto"]).OUTPUT_DIR == "output/city/set"
+
+
 def test_home_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     write(tmp_path, "base.yaml", "SEED: 5")
