@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
+
+from fvcore.common.registry import Registry
+
+from regseg_d2.common.errors import ConfigError
 
 
 def nearest_names(name: str, known: Iterable[str], count: int = 3) -> list[str]:
@@ -17,3 +22,20 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Returns ``" (did you mean 'x' or 'y'?)"``, or an empty string if nothing is near."""
     nearest = nearest_names(name, known)
     return f" (did you mean {' or '.join(map(repr, nearest))}?)" if nearest else ""
+
+
+def registered(registry: Registry, name: str, key: str) -> Any:
+    """Returns what is registered under a name.
+
+    Args:
+        registry: where to look.
+        name: the name.
+        key: key of the config that it comes from, for the error.
+
+    Raises:
+        ConfigError: nothing is.
+    """
+    if name not in registry:
+        known = sorted(known_name for known_name, _ in registry)
+        raise ConfigError(f"{key}: unknown name {name!r}{did_you_mean(name, known)}; known are {known}")
+    return registry.get(name)

@@ -44,3 +44,5 @@ def add_regseg_config(cfg: CfgNode) -> None:
     cfg.DETERMINISTIC = False
     # Iterations between two lines of progress and two rows of metrics.json.
     cfg.LOG_PERIOD = 20
+    # What prints and writes them, by its names in WRITER (engine/writers.py).
+    cfg.WRITERS = ["terminal", "metrics_json", "tensorboard"]

@@ -89,6 +89,8 @@ def add_test_config(cfg: CfgNode) -> None:
     # Files of predictions to write, any of png (class indices), cityscapes and ade20k (what these servers
     # take), json (COCO's run-length format, large).
     cfg.TEST.PREDICTIONS = []
+    # More metrics, by their names in METRIC (evaluation/metrics.py).
+    cfg.TEST.METRICS = []
     # "whole" image, or "slide": overlapping windows, whose logits are averaged.
     cfg.TEST.MODE = "whole"
     cfg.TEST.SLIDE = CfgNode()

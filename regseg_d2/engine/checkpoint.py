@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
 from detectron2.utils import comm
-from fvcore.common.checkpoint import _strip_prefix_if_present
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from regseg_d2.common.errors import CheckpointError
 from regseg_d2.common.files import atomic_writer, remove_partial_files, require_room
@@ -23,15 +22,14 @@ from regseg_d2.engine.checkpoint_history import (
     newest_whole_checkpoint,
     record_checkpoint,
 )
+from regseg_d2.engine.checkpoint_loading import CheckpointContent, first_of
 from regseg_d2.engine.initial_weights import BACKBONE_PREFIX, load_timm_weights, weights_file
 from regseg_d2.regularizers import Regularizer
-from regseg_d2.state.random_stream import RandomStream
-from regseg_d2.weights.detectron2_names import zoo_content
 from regseg_d2.weights.load_report import LoadReport
 from regseg_d2.weights.names import AUTO
-from regseg_d2.weights.network import BATCH_COUNTER, Network
-from regseg_d2.weights.published import AUXILIARY_PREFIXES, convert_if_published
-from regseg_d2.weights.reading import check_names, load_file, missing_message, weights_in
+from regseg_d2.weights.network import BATCH_COUNTER
+from regseg_d2.weights.published import AUXILIARY_PREFIXES
+from regseg_d2.weights.reading import missing_message
 
 logger = logging.getLogger(__name__)
 
@@ -41,8 +39,8 @@ TRAINING_ONLY_PREFIX = "regularizers."
 _HEURISTICS = "?matching_heuristics=True"
 
 
-class SafeCheckpointer(DetectionCheckpointer):
-    """Detectron2's checkpointer with files that can be trusted, in both directions.
+class SafeCheckpointer:
+    """Saves and loads the files of Detectron2's checkpointer, and can be trusted in both directions.
 
     - Loading reads tensors and plain containers. A file that needs more is refused, and its code does
       not run, unless ``trust_pickle`` is set.
@@ -55,7 +53,12 @@ class SafeCheckpointer(DetectionCheckpointer):
       one that was saved (``--resume``, ``--eval-only``), a difference is an error.
 
     Attributes:
+        model: the model, without a wrapper.
+        checkpointables: what is saved along, by its key in the file.
+        save_dir: folder of the checkpoints.
+        save_to_disk: whether this process writes.
         backbone_is_loaded: whether a tensor of the backbone was loaded.
+        begins_history: whether the next checkpoint is the first one of a run in the folder of another.
     """
 
     def __init__(
@@ -78,15 +81,14 @@ class SafeCheckpointer(DetectionCheckpointer):
             save_to_disk: whether this process writes; by default the main process does.
             checkpointables: objects with ``state_dict`` and ``load_state_dict``, saved along.
         """
-        super().__init__(model, save_dir, save_to_disk=save_to_disk, **checkpointables)
-        self.logger = logger
-        self.cfg = cfg
-        self.trust_pickle = trust_pickle
+        self.model = model.module if isinstance(model, DistributedDataParallel) else model
+        self.checkpointables = checkpointables
+        self.save_dir = save_dir
+        self.save_to_disk = comm.is_main_process() if save_to_disk is None else save_to_disk
         self.backbone_is_loaded = False
-        self._is_new_run = True
-        self._may_be_published = False
-        #: Whether the next checkpoint is the first one of a run in the folder of another.
         self.begins_history = False
+        self._cfg = cfg
+        self._trust_pickle = trust_pickle
         if self.save_dir and self.save_to_disk and os.path.isdir(self.save_dir):
             for leftover in remove_partial_files(self.save_dir):
                 logger.warning("Removed '%s', left half written by a killed run.", leftover)
@@ -132,6 +134,11 @@ class SafeCheckpointer(DetectionCheckpointer):
         """Whether a run has left checkpoints in the folder."""
         return holds_checkpoints(self.save_dir)
 
+    def get_checkpoint_file(self) -> str:
+        """Path of the newest checkpoint; "" where there is none."""
+        tag = Path(self.save_dir, TAG_FILE)
+        return os.path.join(self.save_dir, tag.read_text().strip()) if tag.is_file() else ""
+
     def last_good(self) -> str:
         """Says which checkpoint this run could be continued from."""
         tag = Path(self.save_dir, TAG_FILE)
@@ -168,32 +175,14 @@ class SafeCheckpointer(DetectionCheckpointer):
         """
         if not path:
             return {}
-        query = _HEURISTICS if path.endswith(_HEURISTICS) else ""
-        path = weights_file(path.removesuffix(query), self.cfg)
+        by_likeness = path.endswith(_HEURISTICS)
+        path = weights_file(path.removesuffix(_HEURISTICS), self._cfg)
         self._check_visible_everywhere(path)
-        path += query
-        self._may_be_published = published and self.cfg is not None
-        try:
-            return self._load_checked(path, checkpointables, strict, ignore_prefixes)
-        finally:
-            # Detectron2 leaves it set when loading fails, and then asserts on the next load.
-            self._parsed_url_during_load = None
-
-    def _load_checked(
-        self,
-        path: str,
-        checkpointables: Sequence[str] | None,
-        strict: bool,
-        ignore_prefixes: tuple[str, ...],
-    ) -> dict[str, Any]:
-        wanted = list(self.checkpointables if checkpointables is None else checkpointables)
-        # The base class loads the model alone; what belongs to the run follows once the model fits.
-        self._report: LoadReport | None = None
-        self._is_new_run = not strict
-        rest = super().load(path, checkpointables=[])
-        report = self._report
-        if report is None:
-            raise CheckpointError(f"'{path}' has no model in it.")
+        content = CheckpointContent.read(path, trust_pickle=self._trust_pickle, by_likeness=by_likeness)
+        # What belongs to the run follows once the model fits.
+        report = content.load_into(
+            self.model, published_for=self._cfg if published else None, continues_run=strict
+        )
         logger.info("Loaded '%s':\n%s", path, report.table())
         loaded = report.without_suffix(BATCH_COUNTER).loaded  # torch fills counters in
         self.backbone_is_loaded |= any(key.startswith(BACKBONE_PREFIX) for key in loaded)
@@ -202,12 +191,13 @@ class SafeCheckpointer(DetectionCheckpointer):
         elif not report.loaded:
             raise CheckpointError(
                 f"'{path}': none of its {len(report.dropped)} keys is one of the model's. It is a checkpoint "
-                "of "
-                f"another network. In the file: {_first(report.dropped)}; in the model: {_first(report.new)}."
+                f"of another network. In the file: {first_of(report.dropped)}; in the model: "
+                f"{first_of(report.new)}."
             )
         else:
             _warn_about_backbone(path, report)
-        for key in wanted:
+        rest = content.rest
+        for key in self.checkpointables if checkpointables is None else checkpointables:
             if key not in rest:
                 raise CheckpointError(
                     f"'{path}' has no '{key}' in it, so the run cannot be continued from it. Start from its "
@@ -239,9 +229,9 @@ class SafeCheckpointer(DetectionCheckpointer):
             rest = self.load(newest, strict=True, published=False)
             logger.info("Continuing from '%s', written after step %s.", newest, _step_of(rest))
             return rest
-        if path or self.cfg is None:
+        if path or self._cfg is None:
             return self.load(path, checkpointables=[])
-        self.backbone_is_loaded |= load_timm_weights(self.model, self.cfg)
+        self.backbone_is_loaded |= load_timm_weights(self.model, self._cfg)
         return {}
 
     def _find_newest(self) -> str | None:
@@ -285,101 +275,10 @@ class SafeCheckpointer(DetectionCheckpointer):
                 f"'{path}' is not there on the processes {missing}: put it where all machines see it."
             )
 
-    def _load_file(self, filename: str) -> dict[str, Any]:
-        if filename.endswith(".pkl"):
-            return zoo_content(load_file(filename, trust_pickle=self.trust_pickle), filename)
-        if filename.endswith(".pyth"):
-            loaded = self._torch_load(filename)
-            if "model_state" not in loaded:
-                raise CheckpointError(
-                    f"'{filename}' has no 'model_state', under which .pyth files keep weights."
-                )
-            return {"model": loaded["model_state"], "matching_heuristics": True}
-        return super()._load_file(filename)
-
-    def _torch_load(self, f: str) -> Any:
-        loaded = load_file(f, trust_pickle=self.trust_pickle)
-        if not isinstance(loaded, dict):
-            raise CheckpointError(f"'{f}' holds a {type(loaded).__name__}; expected a dict of weights.")
-        return loaded
-
-    def _convert_published(self, checkpoint: dict[str, Any]) -> None:
-        """Puts the weights of another package's checkpoint under the names of the model."""
-        path = self._parsed_url_during_load.path
-        state = weights_in(checkpoint["model"], path)
-        converted = convert_if_published(state, Network.of(self.cfg, self.model), path)
-        if converted is not None:
-            checkpoint["model"] = converted
-            checkpoint["matching_heuristics"] = False
-
-    def _load_model(self, checkpoint: dict[str, Any]) -> Any:
-        path = self._parsed_url_during_load.path
-        if self._may_be_published:
-            self._convert_published(checkpoint)
-        check_names(checkpoint["model"], path)
-        not_tensors = [key for key, value in checkpoint["model"].items() if not hasattr(value, "shape")]
-        if not_tensors:
-            raise CheckpointError(
-                f"The checkpoint has no weights where they were expected: {_first(not_tensors)} are no "
-                "tensors. "
-                "Expected a dict of tensors, by itself or under 'model'."
-            )
-        _strip_prefix_if_present(checkpoint["model"], "module.")
-        if self._is_new_run:
-            for key in _run_counters(self.model):
-                checkpoint["model"].pop(key, None)
-        _leave_incomplete_state_new(self.model, checkpoint["model"])
-        has_counters = any(key.endswith(BATCH_COUNTER) for key in checkpoint["model"])
-        incompatible = super()._load_model(checkpoint)
-        report = LoadReport.from_incompatible(self.model, incompatible)
-        # torch fills batch norm's counters in where an old file has none; they were not loaded.
-        self._report = report if has_counters else report.without_suffix(BATCH_COUNTER)
-        return incompatible
-
-    def _log_incompatible_keys(self, incompatible: Any) -> None:
-        """Nothing: :meth:`load` logs one table instead."""
-
 
 def _step_of(content: Mapping[str, Any]) -> str:
     iteration = content.get("iteration")
     return str(iteration + 1) if type(iteration) is int else "?"
-
-
-def _run_counters(model: nn.Module) -> list[str]:
-    """Keys of what belongs to a run and not to its weights: steps of the warm-up, random numbers."""
-    counters: list[str] = []
-    for name, module in model.named_modules():
-        if isinstance(module, Regularizer):
-            counters += [f"{name}.num_forwards", f"{name}.zero_streaks"]
-        elif isinstance(module, RandomStream):
-            counters += [f"{name}.{key}" for key, _ in module.named_buffers(recurse=False)]
-    return counters
-
-
-def _leave_incomplete_state_new(model: nn.Module, state: dict[str, Any]) -> None:
-    """Removes the buffers of a module of which another buffer has another shape.
-
-    They belong together: a bank that is new, with the counts of the one in the file, would be taken to
-    be full.
-
-    Args:
-        model: the model that is loaded into.
-        state: tensors or arrays by key; changed in place.
-    """
-    shapes = {key: tuple(buffer.shape) for key, buffer in model.named_buffers() if key in state}
-    fits = {key: tuple(state[key].shape) == shape for key, shape in shapes.items()}
-    broken = {_module_of(key) for key, fit in fits.items() if not fit}
-    left_new = [key for key, fit in fits.items() if fit and _module_of(key) in broken]
-    for key in left_new:
-        del state[key]
-    if left_new:
-        logger.warning(
-            "Not loaded, as other buffers of the same modules have another shape: %s.", ", ".join(left_new)
-        )
-
-
-def _module_of(key: str) -> str:
-    return key.rpartition(".")[0]
 
 
 def _warn_about_backbone(path: str, report: LoadReport) -> None:
@@ -394,7 +293,3 @@ def _warn_about_backbone(path: str, report: LoadReport) -> None:
             loaded + missing,
             path,
         )
-
-
-def _first(keys: Sequence[str], count: int = 3) -> str:
-    return ", ".join(keys[:count]) + (", ..." if len(keys) > count else "") if keys else "nothing"

@@ -7,10 +7,10 @@ from typing import Any
 
 import timm
 import torch
-from timm.models._manipulate import group_with_matcher
 from torch import nn
 
 from regseg_d2.common.errors import ConfigError
+from regseg_d2.modeling.backbones.timm_private import group_with_matcher
 
 # What a layer is: a block of the network, or all blocks of the same resolution.
 UNITS = ("block", "stage")

@@ -15,12 +15,7 @@ from detectron2.engine import DefaultTrainer, hooks
 from detectron2.engine.train_loop import TrainerBase
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
-from detectron2.utils.events import (
-    CommonMetricPrinter,
-    EventStorage,
-    JSONWriter,
-    TensorboardXWriter,
-)
+from detectron2.utils.events import EventStorage
 from torch import nn
 
 from regseg_d2.data.bad_files import BadFileLedger
@@ -46,6 +41,7 @@ from regseg_d2.engine.run_state import RunState, errors_of_the_file
 from regseg_d2.engine.seeding import make_deterministic, resolve_seed, seed_everything, seed_pass
 from regseg_d2.engine.step import NonFiniteLossError, TrainingStep, amp_dtype
 from regseg_d2.engine.timing import TimedIterator
+from regseg_d2.engine.writers import build_writers
 from regseg_d2.evaluation.evaluator import StreamingSemSegEvaluator
 from regseg_d2.evaluation.inference import InferenceProtocol, refuse_unsupported
 from regseg_d2.segmentor.build import build_model
@@ -195,6 +191,7 @@ class Trainer(TrainerBase):
             provenance=provenance,
             protocol=InferenceProtocol.from_config(cfg),
             predictions=cfg.TEST.PREDICTIONS,
+            metrics=cfg.TEST.METRICS,
             num_images_shown=num_images_shown,
             image_format=cfg.INPUT.FORMAT,
         )
@@ -222,13 +219,7 @@ class Trainer(TrainerBase):
 
     def build_writers(self) -> list[Any]:
         """Returns what prints and writes measurements; called when training begins."""
-        folder = self.cfg.OUTPUT_DIR
-        return [
-            CommonMetricPrinter(self.max_iter),
-            JSONWriter(str(Path(folder) / "metrics.json")),
-            # TensorBoard hides what a killed run recorded after the step that is resumed from.
-            TensorboardXWriter(folder, purge_step=self.start_iter or None),
-        ]
+        return build_writers(self.cfg, self.start_iter, self.max_iter)
 
     # ----------------------------------------------------------------------------------------- training
 

@@ -22,11 +22,18 @@ from torch import Tensor
 
 from regseg_d2.common.errors import ConfigError, DatasetError
 from regseg_d2.common.files import write_text
+from regseg_d2.common.suggestions import registered
 from regseg_d2.drawing.pictures import class_colors, side_by_side
 from regseg_d2.evaluation.confusion import confusion_counts
 from regseg_d2.evaluation.inference.argmax import argmax_classes
 from regseg_d2.evaluation.inference.protocol import InferenceProtocol
-from regseg_d2.evaluation.metrics import SegmentationMetrics, compute_metrics, find_oddities
+from regseg_d2.evaluation.metrics import (
+    METRIC,
+    ImageMetric,
+    SegmentationMetrics,
+    compute_metrics,
+    find_oddities,
+)
 from regseg_d2.evaluation.prediction_files import PredictionFiles, prediction_format
 
 logger = logging.getLogger(__name__)
@@ -52,6 +59,7 @@ class StreamingSemSegEvaluator(SemSegEvaluator):
         provenance: Mapping[str, Any] | None = None,
         protocol: InferenceProtocol | None = None,
         predictions: Sequence[str] = (),
+        metrics: Sequence[str] = (),
         num_images_shown: int = 0,
         image_format: str = "RGB",
     ) -> None:
@@ -68,11 +76,12 @@ class StreamingSemSegEvaluator(SemSegEvaluator):
                 "cityscapes", "ade20k", PNGs in a folder of that name below ``<dataset_name>/`` (see
                 :mod:`~regseg_d2.evaluation.prediction_files`); "json", ``<dataset_name>_predictions.json``
                 in COCO's format (large, and kept in memory).
+            metrics: names in ``METRIC`` of more scores.
             num_images_shown: first images of the main process to keep in ``panels``.
             image_format: channel order of the input images, RGB or BGR, for ``panels``.
 
         Raises:
-            ConfigError: there is no such kind of predictions, or it does not fit the data set's classes.
+            ConfigError: there is no such metric or kind of predictions, or it does not fit the classes.
         """
         if label_reader is None:
             from regseg_d2.data.labels import label_reader_for
@@ -88,6 +97,10 @@ class StreamingSemSegEvaluator(SemSegEvaluator):
             PredictionFiles(Path(output_dir, "evaluation", dataset_name, fmt.name), fmt, self._num_classes)
             for fmt in (formats if output_dir else [])
         ]
+        self._metrics: dict[str, ImageMetric] = {
+            name: registered(METRIC, name, "TEST.METRICS")(self._num_classes, self._ignore_label)
+            for name in metrics
+        }
         self._num_images_shown = num_images_shown if comm.is_main_process() else 0
         self._image_format = image_format
         self._colors = class_colors(MetadataCatalog.get(dataset_name), self._num_classes)
@@ -97,6 +110,7 @@ class StreamingSemSegEvaluator(SemSegEvaluator):
         """Forgets everything that was counted."""
         # (K, K) counts, [predicted, true]; made on the device of the first prediction.
         self._confusion: Tensor | None = None
+        self._counts: dict[str, Tensor] = {}  # of each of the other metrics
         self._num_images = 0
         self._predictions: list[dict[str, Any]] = []
         self.panels: list[np.ndarray] = []
@@ -152,6 +166,9 @@ class StreamingSemSegEvaluator(SemSegEvaluator):
                 f"0 to {classes - 1} and not {ignore}): correct the label_map."
             )
         self._confusion = counts if self._confusion is None else self._confusion + counts
+        for name, metric in self._metrics.items():
+            counts = metric.count(predicted, true)
+            self._counts[name] = self._counts[name] + counts if name in self._counts else counts
 
     def _write(self, predicted: Tensor, sample: dict[str, Any]) -> None:
         if not self._files and not self._writes_json:
@@ -168,8 +185,11 @@ class StreamingSemSegEvaluator(SemSegEvaluator):
         Returns:
             ``{"sem_seg": {metric: percent}}`` on every process.
         """
-        confusion, num_images = self._gather()
+        confusion, others, num_images = self._gather()
         metrics = compute_metrics(confusion)
+        more: dict[str, float] = {}
+        for metric, counts in zip(self._metrics.values(), others, strict=True):
+            more |= metric.scores(counts, self._class_names)
         oddities = find_oddities(metrics, self._class_names)
         if comm.is_main_process():
             logger.info(
@@ -177,37 +197,41 @@ class StreamingSemSegEvaluator(SemSegEvaluator):
                 self._dataset_name,
                 num_images,
                 self._protocol.summary(),
-                self._table(metrics),
+                self._table(metrics, more),
             )
             for oddity in oddities:
                 logger.warning("%s: %s", self._dataset_name, oddity)
             if self._output_dir:
                 folder = Path(self._output_dir) / "evaluation"
-                report = self._report(metrics, num_images, oddities)
+                report = self._report(metrics, more, num_images, oddities)
                 text = json.dumps(report, indent=2, sort_keys=True, allow_nan=False)
                 write_text(folder / f"{self._dataset_name}.json", text + "\n")
                 if self._writes_json:
                     write_text(
                         folder / f"{self._dataset_name}_predictions.json", json.dumps(self._predictions)
                     )
-        return OrderedDict({"sem_seg": metrics.as_detectron2(self._class_names)})
+        return OrderedDict({"sem_seg": metrics.as_detectron2(self._class_names) | more})
 
-    def _gather(self) -> tuple[np.ndarray, int]:
+    def _gather(self) -> tuple[np.ndarray, list[np.ndarray], int]:
+        """The confusion matrix, the counts of each of the other metrics, and the number of images."""
         classes = self._num_classes
         confusion = self._confusion
         if confusion is None:  # a process without an image
             confusion = torch.zeros(classes, classes, dtype=torch.int64)
-        counts = torch.cat([confusion.flatten(), confusion.new_tensor([self._num_images])])
+        none = confusion.new_zeros
+        others = [self._counts.get(name, none(metric.size)) for name, metric in self._metrics.items()]
+        counts = torch.cat([confusion.flatten(), *others, confusion.new_tensor([self._num_images])])
         if self._distributed and comm.get_world_size() > 1:
             if dist.get_backend() == "nccl":
                 counts = counts.cuda()
             dist.all_reduce(counts)
             if self._writes_json:
                 self._predictions = list(itertools.chain(*comm.all_gather(self._predictions)))
-        *_, num_images = counts.tolist()
-        return counts[:-1].view(classes, classes).cpu().numpy(), num_images
+        sizes = [classes**2, *(metric.size for metric in self._metrics.values())]
+        confusions, *sums, images = np.split(counts.cpu().numpy(), np.cumsum(sizes))
+        return confusions.reshape(classes, classes), sums, int(images[0])
 
-    def _table(self, metrics: SegmentationMetrics) -> str:
+    def _table(self, metrics: SegmentationMetrics, more: Mapping[str, float]) -> str:
         rows = [
             (name, iou, acc, int(pixels), int(predicted))
             for name, iou, acc, pixels, predicted in zip(
@@ -228,9 +252,12 @@ class StreamingSemSegEvaluator(SemSegEvaluator):
         return (
             f"{classes}\nmIoU {metrics.miou:.4f}  mIoU_predicted {metrics.miou_predicted:.4f}  "
             f"fwIoU {metrics.fwiou:.4f}  mACC {metrics.macc:.4f}  pACC {metrics.pacc:.4f}"
+            + "".join(f"  {name} {score:.4f}" for name, score in more.items())
         )
 
-    def _report(self, metrics: SegmentationMetrics, num_images: int, oddities: list[str]) -> dict[str, Any]:
+    def _report(
+        self, metrics: SegmentationMetrics, more: Mapping[str, float], num_images: int, oddities: list[str]
+    ) -> dict[str, Any]:
         """Returns what the JSON holds. Nothing in it depends on when or where it was written."""
         return {
             "dataset": self._dataset_name,
@@ -244,6 +271,7 @@ class StreamingSemSegEvaluator(SemSegEvaluator):
                 "fwIoU": _number(metrics.fwiou),
                 "mACC": _number(metrics.macc),
                 "pACC": _number(metrics.pacc),
+                **{name: _number(score) for name, score in more.items()},
             },
             "classes": [
                 {

@@ -3,9 +3,35 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
+from detectron2.utils.registry import Registry
+from torch import Tensor
+
+METRIC = Registry("METRIC")
+METRIC.__doc__ = """
+Metrics besides those of the confusion matrix, for ``TEST.METRICS``: an :class:`ImageMetric` each, built with
+the number of classes and the value of labels that is ignored.
+"""
+
+
+class ImageMetric(Protocol):
+    """Scores of what can be counted image by image.
+
+    Attributes:
+        size: how many counts there are.
+    """
+
+    size: int
+
+    def count(self, predicted: Tensor, true: Tensor) -> Tensor:
+        """Counts (size,) in int64 of one image, from predicted and true classes (H, W)."""
+
+    def scores(self, counts: np.ndarray, class_names: Sequence[str]) -> dict[str, float]:
+        """Scores in percent by name, from the sum (size,) of the counts of all images."""
 
 
 @dataclass(frozen=True)

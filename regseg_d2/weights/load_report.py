@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from fvcore.common.checkpoint import _filter_reused_missing_keys
 from tabulate import tabulate
@@ -33,21 +32,28 @@ class LoadReport:
     mismatched: tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...]
 
     @classmethod
-    def from_incompatible(cls, model: nn.Module, incompatible: Any) -> LoadReport:
-        """Makes the report of what ``fvcore``'s ``_load_model`` returned.
+    def of(
+        cls,
+        model: nn.Module,
+        missing: Sequence[str],
+        unexpected: Sequence[str],
+        mismatched: tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...],
+    ) -> LoadReport:
+        """Makes the report of what torch's ``load_state_dict`` returned.
 
         Args:
             model: the model that was loaded into.
-            incompatible: its ``missing_keys``, ``unexpected_keys`` and ``incorrect_shapes``.
+            missing: its ``missing_keys``.
+            unexpected: its ``unexpected_keys``.
+            mismatched: tensors of other shapes, which it was not given.
         """
-        shapes = tuple((k, tuple(file), tuple(model_)) for k, file, model_ in incompatible.incorrect_shapes)
-        mismatched = {key for key, _, _ in shapes}
-        missing = [key for key in incompatible.missing_keys if key not in mismatched]
+        other_shape = {key for key, _, _ in mismatched}
+        absent = [key for key in missing if key not in other_shape]
         # A tensor with two names is there if one of them is.
-        new = set(_filter_reused_missing_keys(model, missing)) if missing else set()
-        not_loaded = new | mismatched | set(missing)
+        new = set(_filter_reused_missing_keys(model, absent)) if absent else set()
+        not_loaded = {*new, *other_shape, *absent}
         loaded = tuple(key for key in model.state_dict() if key not in not_loaded)
-        return cls(loaded, tuple(sorted(new)), tuple(sorted(incompatible.unexpected_keys)), shapes)
+        return cls(loaded, tuple(sorted(new)), tuple(sorted(unexpected)), mismatched)
 
     def without(self, prefixes: tuple[str, ...]) -> LoadReport:
         """Returns the report without the keys that begin with one of ``prefixes``."""

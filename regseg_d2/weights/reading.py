@@ -72,7 +72,7 @@ def weights_in(content: Any, path: str) -> dict[str, Tensor]:
     if isinstance(content, Mapping) and "blobs" in content:
         content = content["blobs"]
     check_names(content, path)
-    weights = {key: _as_tensor(value) for key, value in content.items()}
+    weights = {key: as_tensor(value) for key, value in content.items()}
     others = [printable(key, 80) for key, value in weights.items() if not isinstance(value, Tensor)]
     if others or not weights:
         raise CheckpointError(
@@ -117,7 +117,8 @@ def missing_message(path: str) -> str:
     return f"{message}. In its folder there are: {', '.join(near) or 'no checkpoints'}."
 
 
-def _as_tensor(value: Any) -> Any:
+def as_tensor(value: Any) -> Any:
+    """Makes a tensor of an array of numbers; anything else stays what it is."""
     is_numeric = isinstance(value, np.ndarray) and value.dtype.kind in "biufc"
     return torch.from_numpy(value) if is_numeric else value
 

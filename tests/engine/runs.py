@@ -7,7 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-from regseg_d2.engine.checkpoint import load_file
+from regseg_d2.weights.reading import load_file
 from tests.engine.toys import same_state
 
 ROOT = Path(__file__).parents[2]

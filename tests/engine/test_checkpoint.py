@@ -10,10 +10,11 @@ from detectron2.modeling import build_model
 from torch import nn
 
 from regseg_d2.common.errors import CheckpointError
-from regseg_d2.engine.checkpoint import SafeCheckpointer, load_file
+from regseg_d2.engine.checkpoint import SafeCheckpointer
 from regseg_d2.engine.provenance import weights_hash
 from regseg_d2.state.ema_centers import EmaCenters
 from regseg_d2.state.memory_bank import MemoryBank
+from regseg_d2.weights.reading import load_file
 from tests.helpers import small_batch, small_cfg
 
 

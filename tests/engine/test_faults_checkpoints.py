@@ -11,12 +11,13 @@ from detectron2.utils import comm
 
 from regseg_d2.common.errors import CheckpointError, ConfigError, DiskFullError, UserError
 from regseg_d2.common.files import atomic_writer, write_text
-from regseg_d2.engine.checkpoint import SafeCheckpointer, load_file
+from regseg_d2.engine.checkpoint import SafeCheckpointer
 from regseg_d2.engine.checkpoint_history import damage_of, record_checkpoint
 from regseg_d2.engine.failures import DeadWorkerError, LostProcessError, explain_failure
 from regseg_d2.engine.main import save_config
 from regseg_d2.engine.nan_batches import NanBatchDumper
 from regseg_d2.engine.step import NonFiniteLossError
+from regseg_d2.weights.reading import load_file
 from tests.engine.full_disks import filled
 from tests.engine.toys import ToyTrainer, same_state, toy_cfg
 

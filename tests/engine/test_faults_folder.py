@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from regseg_d2.common.errors import CheckpointError, ConfigError, DiskFullError, UserError
-from regseg_d2.engine.checkpoint import load_file
 from regseg_d2.engine.main import save_config, warn_about_changes
 from regseg_d2.engine.run_lock import FolderInUseError, run_lock
 from regseg_d2.engine.step import NonFiniteLossError
+from regseg_d2.weights.reading import load_file
 from tests.engine.full_disks import filled
 from tests.engine.toys import ToySegmentor, ToyTrainer, register_toy_test_set, same_state, toy_cfg
 

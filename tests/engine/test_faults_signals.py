@@ -17,8 +17,8 @@ from detectron2.utils import comm
 
 from regseg_d2.data.loader import build_train_loader
 from regseg_d2.engine import launch
-from regseg_d2.engine.checkpoint import load_file
 from regseg_d2.engine.interruption import INTERRUPTED_EXIT_CODE, STOP_SIGNALS, Interrupted, StopSignals
+from regseg_d2.weights.reading import load_file
 from tests.data.data_helpers import registered, toy_spec, write_toy
 from tests.data.data_helpers import toy_cfg as loader_cfg
 from tests.distributed.launching import run_processes

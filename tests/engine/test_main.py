@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from regseg_d2.config.files import load_config
-from regseg_d2.engine.checkpoint import load_file
+from regseg_d2.weights.reading import load_file
 from tests.engine.runs import finish, lines_of, same_end, train, wait_for_steps
 
 pytestmark = pytest.mark.slow

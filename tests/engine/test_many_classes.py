@@ -10,10 +10,10 @@ from torch.nn import functional
 
 from regseg_d2.common.errors import DatasetError, UserError
 from regseg_d2.data.datasets.declared import register_declared
-from regseg_d2.engine.checkpoint import load_file
 from regseg_d2.engine.launch import build_argument_parser
 from regseg_d2.engine.main import main
 from regseg_d2.modeling.losses import SegmentationLoss
+from regseg_d2.weights.reading import load_file
 from tests.data.declarations import forget
 from tests.engine.toys import same_state
 

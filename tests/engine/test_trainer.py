@@ -8,13 +8,16 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from detectron2.utils.events import EventWriter, get_event_storage
 
 from regseg_d2.common.errors import CheckpointError, ConfigError
 from regseg_d2.config.files import format_config, load_config
-from regseg_d2.engine.checkpoint import SafeCheckpointer, load_file
+from regseg_d2.engine.checkpoint import SafeCheckpointer
 from regseg_d2.engine.hooks import truncate_metrics
 from regseg_d2.engine.main import save_config, warn_about_changes
 from regseg_d2.engine.step import NonFiniteLossError
+from regseg_d2.engine.writers import WRITER
+from regseg_d2.weights.reading import load_file
 from tests.engine.toys import ToyTrainer, register_toy_test_set, same_state, toy_cfg
 
 
@@ -78,6 +81,27 @@ def test_killed_and_resumed_is_the_same_run_bit_for_bit(tmp_path, variant, kill_
     lines = [[{k: line[k] for k in shown} for line in metrics_lines(tmp_path / name)] for name in "ab"]
     assert [line["iteration"] for line in lines[1]] == [0, 1, 2, 3, 4, 5]
     assert lines[0][3:] == lines[1][3:]
+
+
+def test_writers_go_by_their_names(tmp_path):
+    kept = []
+
+    class Keeper(EventWriter):
+        def write(self):
+            kept.append(get_event_storage().iter)
+
+    def keeper(cfg, start_iter, max_iter):
+        assert (cfg.OUTPUT_DIR, start_iter, max_iter) == (str(tmp_path), 0, 6)
+        return Keeper()
+
+    WRITER.register(keeper)
+    try:
+        train(toy_cfg(tmp_path, WRITERS=["keeper"]))
+    finally:
+        del WRITER._obj_map["keeper"]
+    assert kept and not (tmp_path / "metrics.json").exists()
+    with pytest.raises(ConfigError, match="WRITERS: unknown name 'keeper'; known are .*'metrics_json'"):
+        train(toy_cfg(tmp_path, WRITERS=["keeper"]))
 
 
 def test_dropout_differs_from_step_to_step_and_the_seed_decides(tmp_path):

@@ -2,6 +2,9 @@
 
 import json
 import logging
+import re
+import textwrap
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +14,7 @@ from PIL import Image
 
 from regseg_d2.common.errors import ConfigError, DatasetError
 from regseg_d2.evaluation.evaluator import StreamingSemSegEvaluator
+from regseg_d2.evaluation.metrics import METRIC
 from tests.evaluation.test_metrics import reference
 
 CLASSES = ["sky", "road", "car", "boat"]
@@ -44,6 +48,23 @@ def run(dataset, folder, **options):
         image = torch.zeros(3, *output["sem_seg"].shape[1:], dtype=torch.uint8)
         evaluator.process([{**record, "image": image}], [output])
     return evaluator, evaluator.evaluate()
+
+
+def test_the_metric_of_the_docs_is_counted_printed_and_saved(dataset, tmp_path, caplog):
+    page = (Path(__file__).parents[2] / "docs" / "extending.md").read_text(encoding="utf-8")
+    exec(textwrap.dedent(re.findall(r"```python\n(.*?)```", page, re.DOTALL)[-1]), {})
+    try:
+        with caplog.at_level(logging.INFO):
+            _, results = run(dataset, tmp_path, metrics=["SkyAccuracy"])
+    finally:
+        del METRIC._obj_map["SkyAccuracy"]
+    score = results["sem_seg"]["accuracy of sky"]
+    assert score == pytest.approx(results["sem_seg"]["ACC-sky"]) and 0 < score < 100
+    assert f"accuracy of sky {score:.4f}" in caplog.text
+    report = json.loads((tmp_path / "evaluation" / "evaluator_test.json").read_text())
+    assert report["metrics"]["accuracy of sky"] == pytest.approx(score)
+    with pytest.raises(ConfigError, match="TEST.METRICS: unknown name 'SkyAccuracy'"):
+        run(dataset, tmp_path, metrics=["SkyAccuracy"])
 
 
 def test_scores_over_all_pixels_of_the_data_set(dataset, tmp_path):

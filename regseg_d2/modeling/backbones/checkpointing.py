@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from timm.models._features import FeatureGetterNet
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from regseg_d2.common.errors import ConfigError
+from regseg_d2.modeling.backbones.timm_private import FeatureGetterNet
 
 
 def enable_checkpointing(network: nn.Module, name: str) -> RecomputationGuard:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from timm.models._features import FeatureHookNet
+from timm.models import FeatureHookNet
 from torch import nn
 
 from regseg_d2.common.errors import ConfigError

@@ -12,11 +12,11 @@ from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from timm.layers import DropPath
-from timm.models._manipulate import MATCH_PREV_GROUP
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from regseg_d2.common.errors import ConfigError
+from regseg_d2.modeling.backbones.timm_private import MATCH_PREV_GROUP
 
 # Name -> (channels of the first stage, blocks of each stage).
 DEPTHS = {

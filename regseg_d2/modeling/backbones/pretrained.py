@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import timm
-from timm.models._features import FeatureGetterNet
 from torch import Tensor, nn
 
 from regseg_d2.common.errors import CheckpointError, ConfigError
+from regseg_d2.modeling.backbones.timm_private import FeatureGetterNet
 from regseg_d2.modeling.norms import FrozenBatchNormAct
 from regseg_d2.weights.names import AUTO, hub_file, local_file
 from regseg_d2.weights.reading import ENDINGS, read_weights

@@ -6,8 +6,7 @@ from detectron2.config import CfgNode
 from detectron2.utils.registry import Registry
 from torch import nn
 
-from regseg_d2.common.errors import ConfigError
-from regseg_d2.common.suggestions import did_you_mean
+from regseg_d2.common.suggestions import registered
 
 FUSION = Registry("FUSION")
 FUSION.__doc__ = """
@@ -59,7 +58,4 @@ def build_stage(registry: Registry, key: str, name: str, cfg: CfgNode, *channels
     Raises:
         ConfigError: if the name is unknown.
     """
-    if name not in registry:
-        known = sorted(known_name for known_name, _ in registry)
-        raise ConfigError(f"{key}: unknown name {name!r}{did_you_mean(name, known)}; known are {known}")
-    return registry.get(name)(cfg, *channels)
+    return registered(registry, name, key)(cfg, *channels)
