@@ -11,7 +11,7 @@ from detectron2.modeling import build_model
 
 from regseg_d2.apps.convert_weights import convert_file
 from regseg_d2.common.errors import CheckpointError, ConfigError
-from regseg_d2.engine import checkpoint as checkpoint_module
+from regseg_d2.engine import checkpoint_loading
 from regseg_d2.engine.checkpoint import SafeCheckpointer
 from regseg_d2.weights.network import Network
 from regseg_d2.weights.published import recognise
@@ -187,7 +187,7 @@ def test_own_checkpoints_are_left_as_they_are(tmp_path, monkeypatch):
 
     cfg = small_cfg("FCN")
     SafeCheckpointer(build_model(cfg), str(tmp_path), cfg=cfg).save("model_final")
-    monkeypatch.setattr(checkpoint_module, "convert_if_published", refuse)
+    monkeypatch.setattr(checkpoint_loading, "convert_if_published", refuse)
     SafeCheckpointer(build_model(cfg), str(tmp_path), cfg=cfg).resume_or_load("", resume=True)
     with pytest.raises(AssertionError, match="continued"):
         SafeCheckpointer(build_model(cfg), cfg=cfg).resume_or_load(
