@@ -34,7 +34,11 @@ setup(
     description="Training-time regularizers for semantic segmentation on Detectron2",
     license="Apache-2.0",
     packages=find_packages(include=["regseg_d2", "regseg_d2.*"]),
-    package_data={"regseg_d2.data.datasets": ["definitions/*.yaml"]},
+    package_data={
+        "regseg_d2": ["py.typed"],
+        "regseg_d2.data.datasets": ["definitions/*.yaml"],
+        "regseg_d2.dataset_tools.inspection": ["report.html"],
+    },
     python_requires=">=3.10,<3.13",
     install_requires=[
         # Lower bounds are the interfaces' that are used; constraints.txt has the versions that are tested.
@@ -47,6 +51,7 @@ setup(
         "PyYAML>=6.0",
         "deflate>=0.9",  # PNG decoder: decompression
         "kornia_rs>=0.2",  # PNG decoder: lines
+        "jinja2>=3.1",  # pages; torch needs it, too
         "rich",
         "scipy>=1.15",  # statistics of experiments
         "simplejpeg>=1.8",  # JPEG decoder

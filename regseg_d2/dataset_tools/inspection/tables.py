@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
 
 from regseg_d2.data.balance import enet_weights, median_frequency_weights
 from regseg_d2.dataset_tools.inspection.collect import DatasetFacts
+from regseg_d2.dataset_tools.inspection.samples import Problem
 
 # Rows of file values in a table; instance ids can be thousands.
 _MOST_VALUES = 60
@@ -55,6 +57,11 @@ def summary_lines(facts: DatasetFacts) -> list[str]:
             f"{100 * balance.ignored_share:.2f} % of the pixels are ignored."
         )
     return lines
+
+
+def by_kind(problems: Sequence[Problem]) -> list[tuple[str, list[Problem]]]:
+    """Problems of a kind together, in the order in which they are."""
+    return [(kind, list(group)) for kind, group in groupby(problems, key=lambda problem: problem.kind)]
 
 
 def tables_of(facts: DatasetFacts) -> list[Table]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import groupby
 
 from rich import box
 from rich.console import Console
@@ -13,7 +12,13 @@ from rich.table import Table as RichTable
 from regseg_d2.common.errors import printable
 from regseg_d2.dataset_tools.inspection.collect import DatasetFacts
 from regseg_d2.dataset_tools.inspection.samples import Problem
-from regseg_d2.dataset_tools.inspection.tables import Table, class_weight_lines, summary_lines, tables_of
+from regseg_d2.dataset_tools.inspection.tables import (
+    Table,
+    by_kind,
+    class_weight_lines,
+    summary_lines,
+    tables_of,
+)
 
 
 def print_report(console: Console, all_facts: Sequence[DatasetFacts], *, shown: int | None = None) -> None:
@@ -63,8 +68,7 @@ def _print_problems(console: Console, problems: Sequence[Problem], shown: int | 
     if not problems:
         console.print("[green]No problem found.")
         return
-    for kind, group in groupby(problems, key=lambda problem: problem.kind):
-        members = list(group)
+    for kind, members in by_kind(problems):
         console.print(f"[red]{len(members)} problems: {kind}", highlight=False)
         for problem in members[:shown]:
             console.print(f"  {_shown(problem.text)}", highlight=False, soft_wrap=True)

@@ -37,7 +37,7 @@ def test_page_escapes_names_holds_its_pictures_and_needs_no_network(tmp_path):
     page = render_page(facts, thumbnails)
     assert "<script" not in page and "&lt;script&gt;alert(1)&lt;/script&gt;" in page
     assert "a&amp;&lt;b&gt;" in page and "a&<b>" not in page
-    assert 'alt="&quot;c&quot;"' in page
+    assert 'alt="&#34;c&#34;"' in page
     assert not re.search(r"https?:|//[a-z]|@import|url\(", page.replace("data:image", ""), re.IGNORECASE)
     assert "77 (1200 pixels)" in page
     assert facts[0].suggestion.line in page
