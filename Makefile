@@ -51,7 +51,7 @@ lint: $(STAMP)  ## Checks format, lint, types and that imports go down only
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports --no-cache
-	$(BIN)/python -m mypy regseg_d2/ops regseg_d2/state regseg_d2/common/distributed.py
+	$(BIN)/python -m mypy regseg_d2
 
 format: $(STAMP)  ## Formats the code and repairs what the linter can
 	$(BIN)/ruff check --fix .

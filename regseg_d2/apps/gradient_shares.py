@@ -50,7 +50,7 @@ def measure_gradient_shares(model: nn.Module, batches: Sequence[list[dict[str, A
         ConfigError: if the model has no loss named ``loss_sem_seg``, or nothing to train in its backbone.
     """
     model.train()
-    parameters = [p for p in model.backbone.parameters() if p.requires_grad]
+    parameters = [p for p in model.get_submodule("backbone").parameters() if p.requires_grad]
     if not parameters:
         raise ConfigError("The backbone is frozen (MODEL.BACKBONE.FREEZE_AT): no loss has a gradient on it.")
     rows: dict[str, list[tuple[float, float, float]]] = {}

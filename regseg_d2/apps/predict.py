@@ -129,8 +129,12 @@ class PredictionWriter:
 
     def paths(self, image: InputImage) -> tuple[Path, Path, Path]:
         """Returns the three files of an image."""
-        parts = (INDEX_FOLDER, COLOR_FOLDER, OVERLAY_FOLDER)
-        return tuple(self.folder / part / f"{image.name}.png" for part in parts)
+        name = f"{image.name}.png"
+        return (
+            self.folder / INDEX_FOLDER / name,
+            self.folder / COLOR_FOLDER / name,
+            self.folder / OVERLAY_FOLDER / name,
+        )
 
     def write(self, image: InputImage, pixels: np.ndarray, label: np.ndarray) -> None:
         """Writes the three files.

@@ -265,8 +265,8 @@ def _value_of(cfg: CfgNode, key: str) -> Any:
 
 
 def _set_value(cfg: CfgNode, key: str, value: Any, *, origin: str, known: Sequence[str]) -> None:
-    if _PLACE_KEY.match(key):
-        _set_place_value(cfg, key, value, origin=origin, known=known)
+    if match := _PLACE_KEY.match(key):
+        _set_place_value(cfg, match, value, origin=origin, known=known)
         return
     *sections, name = key.split(".")
     node: Any = cfg
@@ -291,13 +291,14 @@ def _set_value(cfg: CfgNode, key: str, value: Any, *, origin: str, known: Sequen
     node[name] = _coerce(value, node[name], key=key, origin=origin)
 
 
-def _set_place_value(cfg: CfgNode, key: str, value: Any, *, origin: str, known: Sequence[str]) -> None:
+def _set_place_value(
+    cfg: CfgNode, match: re.Match[str], value: Any, *, origin: str, known: Sequence[str]
+) -> None:
     """Sets a key of a section such as ``MODEL.REGULARIZERS.PNE@aux``, which is born when first set.
 
     Such a section takes the keys of the method's own, and holds those alone that were set.
     """
-    match = _PLACE_KEY.match(key)
-    method, place, name = match["method"], match["place"], match["name"]
+    key, method, place, name = match[0], match["method"], match["place"], match["name"]
     regularizers = cfg.MODEL.REGULARIZERS
     defaults = regularizers.get(method)
     if not isinstance(defaults, CfgNode) or name not in defaults:

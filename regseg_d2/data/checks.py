@@ -101,8 +101,8 @@ def check_samples(dataset_name: str, records: list[dict], *, skip_bad: bool = Fa
         ignored += label.size - valid.size
     if len(bad) == len(records):
         raise bad[0]
-    for error in bad:
-        logger.warning("%s: a sample that will be skipped (DATALOADER.BAD_FILES): %s", dataset_name, error)
+    for damage in bad:
+        logger.warning("%s: a sample that will be skipped (DATALOADER.BAD_FILES): %s", dataset_name, damage)
     _check_binary_mask(dataset_name, reader, pixels, ignored)
     if not pixels.any():
         raise DatasetError(

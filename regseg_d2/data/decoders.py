@@ -109,7 +109,9 @@ def _read_png_header(data: bytes) -> _PngHeader | None:
     width, height, depth, color_type, *methods = struct.unpack_from(">IIBBBBB", data, 16)
     if depth != 8 or any(methods) or not 0 < width * height <= _largest_image():
         return None
-    place, pixels, others = 33, [], set()
+    place = 33
+    pixels: list[tuple[int, int]] = []
+    others: set[bytes] = set()
     while place + 12 <= len(data):
         length, kind = struct.unpack_from(">I4s", data, place)
         end = place + 12 + length
@@ -156,12 +158,12 @@ def _decode_png(data: bytes, png: _PngHeader) -> np.ndarray | None:
         return None
 
 
-def _uncompressed_png(lines: bytes, png: _PngHeader) -> bytes:
+def _uncompressed_png(lines: bytes | bytearray, png: _PngHeader) -> bytes:
     """A PNG of grey or RGB pixels around the lines, which are stored as they are."""
     color_type = _RGB if png.color_type == _RGB else _GREY
     header = struct.pack(">IIBBBBB", png.width, png.height, 8, color_type, 0, 0, 0)
     chunks = ((b"IHDR", header), (b"IDAT", deflate.zlib_compress(lines, 0)), (b"IEND", b""))
-    parts = [_PNG_SIGNATURE]
+    parts: list[bytes | bytearray] = [_PNG_SIGNATURE]
     for kind, content in chunks:
         sum_of_all = deflate.crc32(content, deflate.crc32(kind))
         parts += [struct.pack(">I", len(content)), kind, content, struct.pack(">I", sum_of_all)]

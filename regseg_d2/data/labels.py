@@ -14,8 +14,9 @@ A value that is not accounted for is an error, never a guess.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -227,8 +228,8 @@ class LabelReader:
             colors = [(code >> 16, code >> 8 & 255, code & 255) for code in values.tolist()]
             raise DatasetError(
                 f"The label file {path} holds colours outside the colour table: {_counted(colors, counts)}; "
-                f"the table has {_shortened(list(self.color_table))}. Add them to color_table, or repair the "
-                "file (smoothed edges mix colours: resize labels with nearest neighbour only)."
+                f"the table has {_shortened(list(self.color_table or ()))}. Add them to color_table, or "
+                "repair the file (smoothed edges mix colours: resize labels with nearest neighbour only)."
             )
         return self._color_values[place]
 
@@ -286,7 +287,7 @@ def _index_values(image: Image.Image, path: str | Path) -> np.ndarray:
     if values.dtype == bool:
         return values.astype(np.uint8)
     if image.format == "PNG" and image.mode == "L":
-        values //= np.uint8(_STRETCHED_GREY.get(_raw_mode(image.filename), 1))
+        values //= np.uint8(_STRETCHED_GREY.get(_raw_mode(path), 1))
     # Big-endian 16-bit files come as such; lookups want the machine's own order.
     return values.astype(values.dtype.newbyteorder("="), copy=False)
 
@@ -299,7 +300,8 @@ def _raw_mode(path: str | Path) -> str:
     return first if isinstance(first, str) else ""
 
 
-def _color_code(red: np.ndarray | int, green: np.ndarray | int, blue: np.ndarray | int) -> np.ndarray | int:
+def _color_code(red: Any, green: Any, blue: Any) -> Any:
+    """One number for a colour, or for each colour of arrays."""
     return (red << 16) + (green << 8) + blue
 
 
@@ -321,14 +323,14 @@ def _sorted_colors(
     return np.array(codes, dtype=np.int64), np.array(values, dtype=np.int64)
 
 
-def _counted(values, counts: np.ndarray, limit: int = 8) -> str:
+def _counted(values: Sequence[Any] | np.ndarray, counts: np.ndarray, limit: int = 8) -> str:
     """Lists values with their counts, "12 (340 pixels), ...", the most frequent first."""
     order = np.argsort(-counts, kind="stable")
     parts = [f"{_plain(values[i])} ({int(counts[i])} pixels)" for i in order[:limit]]
     return ", ".join(parts) + (f" and {len(order) - limit} more" if len(order) > limit else "")
 
 
-def _plain(value) -> object:
+def _plain(value: Any) -> object:
     return value.item() if isinstance(value, np.generic) else value
 
 

@@ -112,11 +112,12 @@ class TrainMapper:
                 f"INPUT.SCALE_RANGE is {list(cfg.INPUT.SCALE_RANGE)}; expected [smallest, largest]."
             )
         ignore_value = cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE
+        smallest, largest = cfg.INPUT.SCALE_RANGE
         amounts = cfg.INPUT.COLOR_JITTER
         return {
             "label_readers": {name: label_reader_for(name) for name in cfg.DATASETS.TRAIN},
             "seed": seed,
-            "scale": RandomScale(*cfg.INPUT.SCALE_RANGE, step=cfg.INPUT.SCALE_STEP),
+            "scale": RandomScale(smallest, largest, cfg.INPUT.SCALE_STEP),
             "crop": _crop_from_config(cfg, ignore_value),
             "jitter": ColorJitter(
                 amounts.BRIGHTNESS, amounts.CONTRAST, amounts.SATURATION, amounts.HUE, amounts.PROBABILITY

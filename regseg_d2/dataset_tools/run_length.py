@@ -16,7 +16,7 @@ import numpy as np
 _LONGEST = 7  # characters of a length; 35 bits are more than any image has pixels
 
 
-def decode_runs(counts: str | bytes | list[int], size: tuple[int, int]) -> np.ndarray:
+def decode_runs(counts: object, size: tuple[int, int]) -> np.ndarray:
     """Decodes a mask.
 
     Args:
@@ -35,7 +35,7 @@ def decode_runs(counts: str | bytes | list[int], size: tuple[int, int]) -> np.nd
     return values.repeat(lengths).reshape(width, height).T
 
 
-def run_lengths(counts: str | bytes | list[int], size: tuple[int, int]) -> np.ndarray:
+def run_lengths(counts: object, size: tuple[int, int]) -> np.ndarray:
     """Decodes and checks the lengths of the runs of a mask.
 
     Args:
@@ -58,7 +58,7 @@ def run_lengths(counts: str | bytes | list[int], size: tuple[int, int]) -> np.nd
     return lengths
 
 
-def _lengths(counts: str | bytes) -> np.ndarray:
+def _lengths(counts: object) -> np.ndarray:
     """Lengths of runs of a compressed code, int64."""
     if not isinstance(counts, (str, bytes)):
         raise ValueError(f"its counts are {type(counts).__name__}; expected text or a list")

@@ -76,7 +76,9 @@ def legend_of(label: np.ndarray, names: Sequence[str], colors: np.ndarray) -> li
     counts = np.bincount(label[valid], minlength=len(names))
     order = [i for i in np.argsort(-counts, kind="stable") if counts[i]]
     entries = [
-        LegendEntry(names[i], tuple(map(int, colors[i])), _percent(counts[i], label.size)) for i in order
+        LegendEntry(names[i], (int(red), int(green), int(blue)), _percent(counts[i], label.size))
+        for i in order
+        for red, green, blue in [colors[i]]
     ]
     void = label.size - int(valid.sum())
     return entries + ([LegendEntry(_VOID_NAME, None, _percent(void, label.size))] if void else [])

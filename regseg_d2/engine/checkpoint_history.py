@@ -60,7 +60,7 @@ def newest_whole_checkpoint(folder: str | Path) -> Path:
     tagged = (_lines(folder / TAG_FILE) or [""])[0].strip()
     names = [tagged] if tagged.isprintable() and Path(tagged).name == tagged != "" else []
     names += [name for name in reversed(_history(folder)) if name != tagged]
-    passed_over = []
+    passed_over: list[str] = []
     for name in names:
         damage = damage_of(folder / name)
         if damage is None:

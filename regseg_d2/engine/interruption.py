@@ -6,7 +6,7 @@ import os
 import select
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sized
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
@@ -157,7 +157,7 @@ class StoppableEvaluation(DatasetEvaluator):
 
 class _StoppableLoader:
     def __init__(self, loader: Any, is_stopping: Callable[[], bool]) -> None:
-        self._loader: Sized = loader
+        self._loader = loader
         self._is_stopping = is_stopping
 
     def __len__(self) -> int:

@@ -50,9 +50,9 @@ def parameter_groups(cfg: CfgNode, model: nn.Module) -> list[dict[str, Any]]:
     """
     solver = cfg.SOLVER
     _check_rates(solver)
-    scales = {}
+    scales: dict[str, float] = {}
     if solver.LAYER_DECAY != 1:
-        scales = layer_scales(model.backbone, solver.LAYER_DECAY, solver.LAYER_DECAY_UNIT)
+        scales = layer_scales(model.get_submodule("backbone"), solver.LAYER_DECAY, solver.LAYER_DECAY_UNIT)
 
     def lr_factor(name: str) -> float:
         if name.startswith(BACKBONE):

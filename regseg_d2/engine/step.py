@@ -327,6 +327,6 @@ class TrainingStep:
             self.scaler.load_state_dict(dict(state["scaler"]))
 
 
-def _largest(groups: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+def _largest(groups: Sequence[list[Tensor]]) -> list[Tensor]:
     """The largest absolute value in each list of tensors of one type; NaN comes through."""
     return [torch.stack(torch._foreach_norm(group, ord=float("inf"))).max() for group in groups if group]

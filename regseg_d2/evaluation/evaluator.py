@@ -95,7 +95,8 @@ class StreamingSemSegEvaluator(SemSegEvaluator):
         formats = [prediction_format(name, self._class_names) for name in predictions if name != "json"]
         self._files = [
             PredictionFiles(Path(output_dir, "evaluation", dataset_name, fmt.name), fmt, self._num_classes)
-            for fmt in (formats if output_dir else [])
+            for fmt in formats
+            if output_dir
         ]
         self._metrics: dict[str, ImageMetric] = {
             name: registered(METRIC, name, "TEST.METRICS")(self._num_classes, self._ignore_label)

@@ -77,7 +77,7 @@ class FeatureReader:
     """
 
     def __init__(self, model: nn.Module, tap: str) -> None:
-        self._model = model
+        self._model: Any = model
         self._tap = tap
         self._recorder = TapRecorder(model, [tap])
 

@@ -59,7 +59,9 @@ def prediction_format(name: str, class_names: Sequence[str]) -> PredictionFormat
                 f"set has {len(class_names)}: {', '.join(class_names[:5])}, ... Take png for other data sets."
             )
         label_id = {
-            official.classes[i]: v for v, i in official.label_map.items() if i != official.ignore_value
+            official.classes[i]: value
+            for value, i in (official.label_map or {}).items()
+            if i != official.ignore_value
         }
         ids = np.asarray([label_id[class_name] for class_name in class_names], dtype=np.uint8)
         return PredictionFormat(name, ids, _cityscapes_name)

@@ -47,10 +47,16 @@ def separable_conv_norm_relu(in_channels: int, out_channels: int, norm: str) -> 
     )
 
 
+def zero_bias(layer: nn.Conv2d | nn.Linear) -> None:
+    """Starts a layer with a bias of zero, where it has one."""
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+
+
 def init_classifier(predictor: nn.Conv2d | nn.Linear) -> None:
     """Starts a layer that gives logits with small weights, and without a preference for any class."""
     nn.init.normal_(predictor.weight, std=0.01)
-    nn.init.zeros_(predictor.bias)
+    zero_bias(predictor)
 
 
 def resize_to(x: Tensor, reference: Tensor) -> Tensor:
@@ -98,8 +104,8 @@ def pixel_attention(query: Tensor, key: Tensor, value: Tensor, scale: float) -> 
     """
     # Torch's fused kernels, which never hold the (h w) x (h' w') weights, take a number of heads (one here)
     # and rows without gaps.
-    rows = [x.flatten(2).transpose(1, 2).unsqueeze(1).contiguous() for x in (query, key, value)]
-    attended = F.scaled_dot_product_attention(*rows, scale=scale)
+    q, k, v = (x.flatten(2).transpose(1, 2).unsqueeze(1).contiguous() for x in (query, key, value))
+    attended = F.scaled_dot_product_attention(q, k, v, scale=scale)
     return attended.squeeze(1).transpose(1, 2).unflatten(2, query.shape[-2:])
 
 

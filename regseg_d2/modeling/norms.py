@@ -95,10 +95,11 @@ def convert_batch_norm(module: nn.Module, norm: str) -> nn.Module:
 
 def _convert_one(old: nn.BatchNorm2d, norm: str) -> nn.Module:
     has_act = isinstance(old, BatchNormAct2d)
+    act = [old.get_submodule("drop"), old.get_submodule("act")] if has_act else []
     if norm == "FrozenBN":
         frozen = FrozenBatchNorm2d(old.num_features, old.eps)
         frozen.load_state_dict(old.state_dict(), strict=False)
-        return FrozenBatchNormAct(frozen, old.drop, old.act) if has_act else frozen
+        return FrozenBatchNormAct(frozen, *act) if has_act else frozen
     plain, with_act = {
         "SyncBN": (nn.SyncBatchNorm, SyncBatchNormAct),
         "naiveSyncBN": (NaiveSyncBatchNorm, NaiveSyncBatchNormAct),
@@ -106,5 +107,5 @@ def _convert_one(old: nn.BatchNorm2d, norm: str) -> nn.Module:
     new = (with_act if has_act else plain)(old.num_features, eps=old.eps, momentum=old.momentum)
     new.load_state_dict(old.state_dict())
     if has_act:
-        new.drop, new.act = old.drop, old.act
+        new.drop, new.act = act
     return new

@@ -9,6 +9,7 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlparse
 
 import torch
@@ -91,7 +92,7 @@ def hub_file(repository: str, filenames: Sequence[str], key: str) -> str:
         CheckpointError: none of them can be had.
     """
     repo, _, revision = repository.partition("@")
-    where = {"repo_id": repo, "revision": revision or None}
+    where: dict[str, Any] = {"repo_id": repo, "revision": revision or None}
     for filename in filenames:
         cached = try_to_load_from_cache(filename=filename, **where)
         if isinstance(cached, str):

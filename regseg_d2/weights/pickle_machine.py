@@ -11,7 +11,7 @@ import argparse
 import pickletools
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO, cast
 
 from regseg_d2.weights.pickle_values import (
     Budget,
@@ -130,7 +130,7 @@ class _Machine:
 
     def run(self, window: Window) -> Any:
         try:
-            for opcode, argument, _ in pickletools.genops(window):
+            for opcode, argument, _ in pickletools.genops(cast(IO[bytes], window)):
                 if opcode.name == "STOP":
                     return self._stack.pop()
                 if opcode.name in _VALUES:

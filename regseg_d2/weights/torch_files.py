@@ -54,7 +54,8 @@ class _Storage:
         self.raw = torch.empty(count * dtype.itemsize, dtype=torch.uint8)
         self.values = self.raw.view(dtype)
 
-    def fill(self, file: BinaryIO | zipfile.ZipExtFile) -> None:
+    def fill(self, file: Any) -> None:
+        """Reads the memory from a binary file with ``readinto``."""
         view = memoryview(self.raw.numpy())
         while view:
             count = file.readinto(view)

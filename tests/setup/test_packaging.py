@@ -119,7 +119,7 @@ def run_make(folder, *arguments):
         ("test", 'not slow"'),
         ("test-slow", "-m pytest"),
         ("lint", "lint-imports"),
-        ("lint", "mypy regseg_d2/ops regseg_d2/state regseg_d2/common/distributed.py"),
+        ("lint", "mypy regseg_d2"),
         ("format", "ruff format ."),
         ("doctor", "-m regseg_d2.doctor"),
         ("clean", "__pycache__"),

@@ -83,8 +83,8 @@ def compare_predictions(
     picture = np.concatenate(rows, axis=0).repeat(scale, 0).repeat(scale, 1)
     picture = np.concatenate([_titles(["image", "label", *runs], picture.shape[1]), picture], axis=0)
     encoded = cv2.imencode(".png", picture[:, :, ::-1])[1].tobytes()
-    with atomic_writer(path, "wb") as file:
-        file.write(encoded)
+    with atomic_writer(path, "wb") as target:
+        target.write(encoded)
     return path
 
 

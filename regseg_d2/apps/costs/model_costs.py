@@ -207,6 +207,10 @@ def as_data(costs: ModelCosts) -> dict[str, Any]:
     return {**asdict(costs), "inference_equals_baseline": costs.inference_equals_baseline}
 
 
+def _ratio(value: float | None, baseline: float | None) -> str:
+    return f"{value / baseline:.3f}" if value is not None and baseline else ""
+
+
 def _table(rows: Sequence[Row]) -> str:
     baselines = {row.what: row for row in rows if not row.regularizers}
     headers = ["", "parameters", "GFLOPs"]
@@ -215,11 +219,8 @@ def _table(rows: Sequence[Row]) -> str:
         headers += ["ms", "x baseline", "peak MB", "x baseline"]
         for line, row in zip(cells, rows, strict=True):
             baseline = baselines[row.what]
-            line += [f"{1e3 * row.seconds:.1f}", f"{row.seconds / baseline.seconds:.3f}"]
-            line += [
-                f"{row.peak_mb:.0f}",
-                f"{row.peak_mb / baseline.peak_mb:.3f}" if baseline.peak_mb else "",
-            ]
+            line += [f"{1e3 * (row.seconds or 0):.1f}", _ratio(row.seconds, baseline.seconds)]
+            line += [f"{row.peak_mb:.0f}", _ratio(row.peak_mb, baseline.peak_mb)]
     return tabulate(cells, headers, colalign=["left"] + ["right"] * (len(headers) - 1), disable_numparse=True)
 
 

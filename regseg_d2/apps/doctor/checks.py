@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from typing import Any
 
 OK, FAILED, SKIPPED = "ok", "failed", "skipped"
 
@@ -114,7 +115,7 @@ def _training_step(device: str) -> str:
     return f"loss {total.item():.3f} in {seconds:.1f} s ({name})"
 
 
-def _small_config(device: str):
+def _small_config(device: str) -> Any:
     """Returns the configuration of a ResNet-18 with a narrow FCN head and CAR."""
     from regseg_d2.config import get_regseg_cfg
 

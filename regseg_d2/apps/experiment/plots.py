@@ -6,6 +6,7 @@ import io
 import math
 import re
 from collections.abc import Mapping
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -23,7 +24,7 @@ from regseg_d2.apps.experiment.tables import Compared, number
 # Of Okabe and Ito's palette, told apart with every kind of colour vision; marks differ in shape too.
 BLUE, ORANGE, GREY, LIGHT = "#0072B2", "#D55E00", "#595959", "#8C8C8C"
 DPI = 150
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "svg.hashsalt": "regseg_d2",
     "font.family": "DejaVu Sans",  # comes with matplotlib
     "font.size": 9,

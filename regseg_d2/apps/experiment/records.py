@@ -131,7 +131,8 @@ def collect_results(folder: Path, datasets: list[str]) -> dict[str, Any]:
 
 def _history(lines: list[dict[str, Any]], datasets: list[str]) -> dict[str, Any]:
     curve: dict[int, dict[str, float]] = {}
-    losses, diagnostics = [], {}
+    losses: list[dict[str, Any]] = []
+    diagnostics: dict[str, list[float]] = {}
     last = max((line["iteration"] for line in lines), default=0)
     # A run with one test set writes its scores without the name.
     keys = {name: f"{name}/{_SCORE}" if len(datasets) > 1 else _SCORE for name in datasets}

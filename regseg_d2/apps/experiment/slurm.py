@@ -146,9 +146,9 @@ def _submit(runs: Sequence[Run], options: Options, parameters: Mapping[str, Any]
             )
         except submitit.core.utils.FailedJobError as error:
             raise UserError(f"SLURM refuses the jobs: {error}") from error
-        for run, job in zip(new, submitted, strict=True):
-            write_text(_job_file(run, options), job.job_id)
-            jobs[run.name] = job.job_id
+        for run, queued_job in zip(new, submitted, strict=True):
+            write_text(_job_file(run, options), queued_job.job_id)
+            jobs[run.name] = queued_job.job_id
     number = submitted[0].job_id.partition("_")[0]
     print(
         f"Queued {len(new)} runs as job {number}. They go on without this process, and the same call finds "

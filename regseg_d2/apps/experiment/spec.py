@@ -146,8 +146,8 @@ class _Reader:
         value = {} if value is None else value
         if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
             raise self.error(key, value, "a mapping")
-        for name in value if allowed is not None else ():
-            if name not in allowed:
+        for name in value:
+            if allowed is not None and name not in allowed:
                 raise ConfigError(
                     f"{self.file}: {key} has an unknown key {name!r}{did_you_mean(name, allowed)}; "
                     f"known are {sorted(allowed)}"

@@ -166,7 +166,7 @@ class _Declaration:
         splits = self.content["splits"]
         if not isinstance(splits, dict) or not splits:
             self.wrong("splits", splits, "a name with images and labels, a list or a fraction for each split")
-        fields = {
+        fields: dict[str, Any] = {
             "classes": self.classes,
             "colors": self.colors,
             "label_map": self.label_map,
@@ -336,7 +336,7 @@ class _Declaration:
 
     # --------------------------------------------------------------------------------------- splits
 
-    def _source(self, key: str, value: Any) -> tuple[dict[str, str], float | None]:
+    def _source(self, key: str, value: Any) -> tuple[dict[str, Any], float | None]:
         """Fields of the spec that say where a split's files are, and its share if it is a fraction."""
         if isinstance(value, dict):
             self._refuse_unknown_keys(value, ("images", "labels", "list", "fraction"), f"{key}.")

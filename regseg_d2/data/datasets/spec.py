@@ -136,7 +136,7 @@ class DatasetSpec:
         total = len(pairs)
         if self.part is not None:
             pairs = {stem: pair for stem, pair in pairs.items() if self.part.has(stem)}
-        if not pairs:
+        if self.part is not None and not pairs:
             raise DatasetError(
                 f'Data set "{self.name}" is empty: none of {total} images falls into its part of '
                 f"{self.part.stop - self.part.start:.3g}. Take another seed, or lists instead of fractions."
@@ -181,7 +181,7 @@ class DatasetSpec:
             return self._pairs_of_stems(path, lines)
         pairs: dict[str, tuple[Path, Path]] = {}
         for line in lines:
-            image, label = base / line.image, base / line.label
+            image, label = base / line.image, base / (line.label or "")
             for kind, file in (("image", image), ("label", label)):
                 if not file.is_file():
                     raise DatasetError(

@@ -27,6 +27,7 @@ from regseg_d2.dataset_tools.inspection.samples import (
     SampleFacts,
     inspect_sample,
     known_values,
+    num_classes_of,
 )
 from regseg_d2.dataset_tools.inspection.suggestions import (
     Suggestion,
@@ -127,7 +128,7 @@ def _collect_one(name: str, workers: int | None) -> DatasetFacts:
     facts = DatasetFacts(
         name=name,
         classes=list(metadata.stuff_classes),
-        colors=class_colors(metadata, reader.num_classes),
+        colors=class_colors(metadata, num_classes_of(reader)),
         reader=reader,
         samples=samples,
         problems=[*problems, *(problem for sample in samples for problem in sample.problems)],
@@ -151,7 +152,7 @@ def _collect_one(name: str, workers: int | None) -> DatasetFacts:
 
 # -------------------------------------------------------------------------------------------- reading
 
-_worker_reader: LabelReader | None = None
+_worker_reader: LabelReader
 
 
 def _start_worker(reader: LabelReader) -> None:

@@ -93,7 +93,7 @@ def _listed(spec: DatasetSpec) -> list[_Candidate]:
             _Candidate(
                 line.image,
                 _there(base / line.image),
-                _there(base / line.label),
+                _there(base / (line.label or "")),
                 f"{path}, line {line.number}",
             )
             for line in lines

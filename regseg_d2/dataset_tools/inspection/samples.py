@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -71,11 +72,19 @@ class SampleFacts:
     problems: list[Problem] = field(default_factory=list)
 
 
+def num_classes_of(reader: LabelReader) -> int:
+    """Number of classes of the reader of a data set, which always has one."""
+    if reader.num_classes is None:
+        raise ValueError("a reader without a number of classes is of no data set")
+    return reader.num_classes
+
+
 def known_values(reader: LabelReader) -> dict[int, int]:
     """Returns ``{file value: class index or ignore value}`` of all values that a data set accounts for."""
     if reader.label_map is not None:
         return dict(reader.label_map)
-    return {**{value: value for value in range(reader.num_classes)}, reader.ignore_value: reader.ignore_value}
+    identity = {value: value for value in range(num_classes_of(reader))}
+    return {**identity, reader.ignore_value: reader.ignore_value}
 
 
 def inspect_sample(record: dict, reader: LabelReader) -> SampleFacts:
@@ -109,7 +118,7 @@ def inspect_sample(record: dict, reader: LabelReader) -> SampleFacts:
         if reader.color_table is None:
             facts.colors = _file_colors(facts.label_file, facts.label_kind)
     if facts.image_size is not None and label_size is not None and facts.image_size != label_size:
-        facts.problems.append(_size_problem(facts, label_size))
+        facts.problems.append(_size_problem(facts, facts.image_size, label_size))
     unknown = [v for v in facts.values.tolist() if v not in known_values(reader)]
     if unknown:
         facts.problems.append(_values_problem(facts, unknown))
@@ -140,14 +149,14 @@ def _file_colors(path: str, kind: str) -> frozenset[tuple[int, int, int]]:
         return frozenset()
     try:
         with decoded_file(path, "label") as image:
-            counted = image.convert("RGB").getcolors(_MOST_COLORS)
+            counted: Any = image.convert("RGB").getcolors(_MOST_COLORS)
     except DatasetError:
         return frozenset()
     return frozenset(color for _, color in counted or ())
 
 
-def _size_problem(facts: SampleFacts, label_size: tuple[int, int]) -> Problem:
-    height, width = facts.image_size
+def _size_problem(facts: SampleFacts, image_size: tuple[int, int], label_size: tuple[int, int]) -> Problem:
+    height, width = image_size
     return Problem(
         SIZE,
         facts.label_file,

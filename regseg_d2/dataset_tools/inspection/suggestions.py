@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from regseg_d2.data.labels import LabelReader
+from regseg_d2.dataset_tools.inspection.samples import num_classes_of
 
 Color = tuple[int, int, int]
 
@@ -36,7 +37,7 @@ def suggest_label_map(values: Sequence[int], reader: LabelReader) -> Suggestion 
     Returns:
         The suggestion; None where the declaration accounts for everything.
     """
-    found, classes, ignore = sorted(values), reader.num_classes, reader.ignore_value
+    found, classes, ignore = sorted(values), num_classes_of(reader), reader.ignore_value
     if reader.label_map is not None:
         unknown = [value for value in found if value not in reader.label_map]
         if not unknown:

@@ -146,10 +146,10 @@ class _PlainTarInfo(tarfile.TarInfo):
     """Headers of tar archives, without those that make Python's reader endless: large, sparse or broken."""
 
     @classmethod
-    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> tarfile.TarInfo:
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _PlainTarInfo:
         try:
             header = super().frombuf(buf, encoding, errors)
-        except tarfile.InvalidHeaderError as error:
+        except tarfile.InvalidHeaderError as error:  # type: ignore[attr-defined]  # typeshed lacks it
             # Behind the first member, Python takes it for the end of the archive.
             raise tarfile.ReadError(str(error)) from error
         is_plain = header.isreg() or header.isdir() or header.issym() or header.islnk() or header.isdev()
@@ -178,11 +178,12 @@ def _members(file: IO[bytes], limits: _Limits) -> Iterator[tuple[str, int, IO[by
                         yield member.filename, member.file_size, content
         return
     file.seek(0)
-    with tarfile.open(fileobj=file, mode="r|*", tarinfo=_PlainTarInfo) as archive:
-        for member in archive:
-            limits.count(member.size)
-            if member.isfile():
-                yield member.name, member.size, archive.extractfile(member)
+    with tarfile.open(fileobj=file, mode="r|*", tarinfo=_PlainTarInfo) as tar:
+        for entry in tar:
+            limits.count(entry.size)
+            extracted = tar.extractfile(entry) if entry.isfile() else None
+            if extracted is not None:
+                yield entry.name, entry.size, extracted
 
 
 def _inner_path(archive: Path, name: str) -> PurePosixPath:

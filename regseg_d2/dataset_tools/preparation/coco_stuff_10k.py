@@ -30,7 +30,7 @@ def _make_labels(copy: Copy) -> list[str]:
     names = []
     for split in copy.specs:
         listed = [line.image for line in read_list(folder / "imageLists" / f"{split}.txt")]
-        expected = copy.counts and copy.counts[split]
+        expected = copy.expected(split)
         check_number(len(listed), expected, f"names in imageLists/{split}.txt", folder, _CURE)
         for kind, suffix in (("images", ".jpg"), ("annotations", ".mat")):
             check_files(folder / kind, [name + suffix for name in listed], f"{kind} of {split}", _CURE)

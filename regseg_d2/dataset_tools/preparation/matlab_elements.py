@@ -144,8 +144,8 @@ def _all_values(parts: list[tuple[int, memoryview]], count: int, order: str, lev
 def _fields(parts: list[tuple[int, memoryview]], order: str, level: int) -> dict[str, Any]:
     if [part[0] for part in parts[:2]] != [_INT32, _INT8] or len(parts[0][1]) != 4:
         raise ValueError("a struct has no names of its fields")
-    length, names = int(_numbers(*parts[0], order)[0]), bytes(parts[1][1])
-    if length < 1 or len(names) % length:
+    length, text = int(_numbers(*parts[0], order)[0]), bytes(parts[1][1])
+    if length < 1 or len(text) % length:
         raise ValueError("the names of a struct's fields have no length")
-    names = [names[i : i + length].split(b"\0")[0].decode("latin1") for i in range(0, len(names), length)]
+    names = [text[i : i + length].split(b"\0")[0].decode("latin1") for i in range(0, len(text), length)]
     return dict(zip(names, _all_values(parts[2:], len(names), order, level), strict=True))

@@ -63,7 +63,7 @@ def _make_labels(copy: Copy, *, source: str | None = None) -> list[str]:
     else:
         splits, function, prefix = _from_matlab(folder), label_from_matlab, ""
     for split, conversions in splits.items():
-        expected = copy.counts and copy.counts[prefix + split]
+        expected = copy.expected(prefix + split)
         _check_split(folder, split, [conversion.output.stem for conversion in conversions], expected)
     copy.counts = None  # checked, those of the source
     conversions = [conversion for split in splits.values() for conversion in split]

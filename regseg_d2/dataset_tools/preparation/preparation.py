@@ -37,6 +37,10 @@ class Copy:
     counts: Mapping[str, int] | None
     workers: int
 
+    def expected(self, name: str) -> int | None:
+        """A published number; None where any is accepted."""
+        return self.counts[name] if self.counts else None
+
 
 @dataclass(frozen=True)
 class Preparation:

@@ -61,7 +61,9 @@ def describe_splits(
     records = {split: spec.load() for split, spec in specs.items()}
     for split, spec in specs.items():
         folder, found = spec.base() / spec.image_root, len(records[split])
-        check_number(found, counts and counts[split], f"images of {spec.name}", folder, spec.how_to_get)
+        check_number(
+            found, counts[split] if counts else None, f"images of {spec.name}", folder, spec.how_to_get
+        )
     _check_apart(specs, {split: records[split] for split in apart})
     pixels = {split: np.zeros(len(spec.classes) + 1, dtype=np.int64) for split, spec in specs.items()}
     chunks = [

@@ -27,19 +27,19 @@ _CURE = "Unpack the archive again; datasets/README.md says which and where."
 
 def _make_train_aug(copy: Copy) -> list[str]:
     """Writes the labels and then the list of ``train_aug``: it names no file that is not there."""
-    voc, counts, sbd = copy.folder, copy.counts, copy.root / "benchmark_RELEASE" / "dataset"
+    voc, sbd = copy.folder, copy.root / "benchmark_RELEASE" / "dataset"
     if not sbd.is_dir():
         del copy.specs["train_aug"]
         return [f"{sbd} is not there, so voc_2012_sem_seg_train_aug was not prepared"]
     lists = voc / "ImageSets" / "Segmentation"
     train, val = _names(lists / "train.txt"), _names(lists / "val.txt")
-    annotated = set()
+    annotated: set[str] = set()
     for split in ("train", "val"):
-        names = _names(sbd / f"{split}.txt")
-        check_number(len(names), counts and counts[f"sbd_{split}"], f"names in {split}.txt", sbd, _CURE)
-        annotated |= names
+        listed = _names(sbd / f"{split}.txt")
+        check_number(len(listed), copy.expected(f"sbd_{split}"), f"names in {split}.txt", sbd, _CURE)
+        annotated |= listed
     names = sorted((annotated | train) - val)
-    check_number(len(names), counts and counts["train_aug"], "images annotated for train_aug", sbd, _CURE)
+    check_number(len(names), copy.expected("train_aug"), "images annotated for train_aug", sbd, _CURE)
     check_files(sbd / "cls", [f"{name}.mat" for name in names if name not in train], "annotations", _CURE)
     conversions = [
         Conversion(

@@ -45,17 +45,19 @@ def argmax_of_maps(maps: ScoreMaps) -> Tensor:
 
 def _argmax(num_classes: int, chunks: Callable[[], Iterable[tuple[int, Tensor]]]) -> Tensor:
     """Labels of the largest scores; ``chunks`` gives the scores by classes, each with its first class."""
-    best = labels = None
+    best: Tensor | None = None
+    labels: Tensor | None = None
     for first, scores in chunks():
-        if best is None:
+        if best is None or labels is None:
             best = scores.new_full(scores.shape[1:], -torch.inf)
             labels = torch.zeros_like(best, dtype=label_dtype(num_classes))
         # NumPy starts an operation in a third of torch's time, which counts in cache-sized pieces.
         if scores.device.type == "cpu" and scores.dtype in (torch.float32, torch.float64):
-            arrays = (tensor.numpy() for tensor in (scores.detach().contiguous(), best, labels))
-            _take_better_in_strips(*arrays, first)
+            _take_better_in_strips(scores.detach().contiguous().numpy(), best.numpy(), labels.numpy(), first)
         else:
             _take_better(scores, best, labels, first)
+    if best is None or labels is None:
+        raise ValueError("there are no scores")
     # A maximum is NaN from the first NaN on, and nothing is greater than it.
     if best.isnan().any():
         _label_first_nan(chunks(), labels)

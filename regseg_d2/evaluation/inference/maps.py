@@ -8,6 +8,7 @@ others: the results are equal bit for bit.
 
 from __future__ import annotations
 
+import functools
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -243,6 +244,8 @@ class AveragedTiles(ScoreMaps):
             rows, columns = slice(top, top + part.shape[1]), slice(left, left + part.shape[2])
             total[:, rows, columns] += part
             coverage[rows, columns] += 1
+        if total is None:
+            raise ValueError("there are no windows")
         return total.div_(coverage)
 
 
@@ -258,50 +261,45 @@ class MeanProbabilities(ScoreMaps):
     """
 
     def __init__(self, views: Sequence[tuple[ScoreMaps, ScoreMaps | None]]) -> None:
-        self._views = views
-        self._normalizers = [
-            tuple(None if maps is None else log_sum_exp(maps) for maps in pair) for pair in views
-        ]
+        self._views = [[(maps, log_sum_exp(maps)) for maps in pair if maps is not None] for pair in views]
 
     @property
     def num_classes(self) -> int:
         """K."""
-        return self._views[0][0].num_classes
+        return self._views[0][0][0].num_classes
 
     @property
     def size(self) -> tuple[int, int]:
         """``(H, W)``."""
-        return self._views[0][0].size
+        return self._views[0][0][0].size
 
     @property
     def device(self) -> torch.device:
         """Where the scores are made."""
-        return self._views[0][0].device
+        return self._views[0][0][0].device
 
     @property
     def pixels(self) -> int:
         """Those of the view that needs most."""
-        return max(maps.pixels for pair in self._views for maps in pair if maps is not None)
+        return max(maps.pixels for pair in self._views for maps, _ in pair)
 
     @property
     def grouped(self) -> bool:
         """See the base."""
-        return any(maps.grouped for pair in self._views for maps in pair if maps is not None)
+        return any(maps.grouped for pair in self._views for maps, _ in pair)
 
     def __call__(self, classes: slice) -> Tensor:
         """Averages the softmax of all views."""
-        total: Tensor | None = None
-        count = 0
-        for (plain, mirrored), (normalizer, mirrored_normalizer) in zip(
-            self._views, self._normalizers, strict=True
-        ):
-            part = (plain(classes) - normalizer).exp_()
-            count += 1
-            if mirrored is not None:
-                part += (mirrored(classes) - mirrored_normalizer).exp_().flip(-1)
-                count += 1
-            total = part if total is None else total.add_(part)
-        return total.div_(count)
+        total = functools.reduce(Tensor.add_, (self._of_pair(pair, classes) for pair in self._views))
+        return total.div_(sum(map(len, self._views)))
+
+    @staticmethod
+    def _of_pair(pair: list[tuple[ScoreMaps, Tensor]], classes: slice) -> Tensor:
+        (plain, normalizer), *mirrored = pair
+        part = (plain(classes) - normalizer).exp_()
+        for maps, normalizer in mirrored:
+            part += (maps(classes) - normalizer).exp_().flip(-1)
+        return part
 
 
 def log_sum_exp(maps: ScoreMaps) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -28,7 +29,7 @@ class Network:
     """
 
     def __init__(self, model: nn.Module, protocol: InferenceProtocol) -> None:
-        self.model = model
+        self.model: Any = model
         self._pads = protocol.padding == "stride"
         self._device = protocol.logits_device
         head = getattr(model, "sem_seg_head", None)

@@ -79,6 +79,7 @@ class Predictor:
 
     def _view(self, image: Tensor, size: tuple[int, int]) -> ScoreMaps:
         protocol = self.protocol
+        maps: ScoreMaps
         if protocol.mode == "slide":
             maps = slide(self._network, image, protocol.crop_size, protocol.stride, protocol.tile_batch)
         else:
@@ -98,7 +99,7 @@ def scale_image(image: Tensor, scale: float) -> Tensor:
     """
     if scale == 1:
         return image
-    size = scaled_size(*image.shape[-2:], scale)
+    size = scaled_size(image.shape[-2], image.shape[-1], scale)
     pixels = np.ascontiguousarray(image.permute(1, 2, 0).cpu().numpy())
     resized = resize_image(pixels, size)
     return torch.from_numpy(np.ascontiguousarray(resized.transpose(2, 0, 1))).to(image.device)

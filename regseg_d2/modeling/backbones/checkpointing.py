@@ -13,7 +13,7 @@ from regseg_d2.common.errors import ConfigError
 from regseg_d2.modeling.backbones.timm_private import FeatureGetterNet
 
 
-def enable_checkpointing(network: nn.Module, name: str) -> RecomputationGuard:
+def enable_checkpointing(network: Any, name: str) -> RecomputationGuard:
     """Turns timm's gradient checkpointing on, block by block where the network can, else by stage.
 
     Args:
@@ -71,14 +71,14 @@ class RecomputationGuard:
         finally:
             self._in_first_pass = False
 
-    def _hold(self, norm: nn.Module, args: Any) -> None:
+    def _hold(self, norm: Any, args: Any) -> None:
         if self._in_first_pass or not norm.training:
             return
         count = norm.num_batches_tracked
         self._held[norm] = (norm.momentum, None if count is None else count.clone())
         norm.momentum = 0.0
 
-    def _release(self, norm: nn.Module, args: Any, output: Any) -> None:
+    def _release(self, norm: Any, args: Any, output: Any) -> None:
         if norm not in self._held:
             return
         norm.momentum, count = self._held.pop(norm)

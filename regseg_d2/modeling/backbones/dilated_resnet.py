@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
@@ -78,7 +79,7 @@ def _set_dilations(stages: dict[str, nn.Sequential], resnets: CfgNode) -> None:
         for name, dilation in zip(("res4", "res5"), DILATIONS[resnets.OUTPUT_STRIDE], strict=True):
             if name in stages and dilation > 1:
                 factor = resnets.RES5_MULTI_GRID[0] if name == "res5" else 1
-                _dilate(stages[name][:1], [dilation // 2 * factor])
+                _dilate(list(stages[name])[:1], [dilation // 2 * factor])
     dilations = list(resnets.RES5_DILATIONS)
     if not dilations or "res5" not in stages:
         return
@@ -87,10 +88,10 @@ def _set_dilations(stages: dict[str, nn.Sequential], resnets: CfgNode) -> None:
             f"MODEL.RESNETS.RES5_DILATIONS is {dilations}; expected one dilation for each of the "
             f"{len(stages['res5'])} blocks of res5, such as [1, 2, 4], or []"
         )
-    _dilate(stages["res5"], dilations)
+    _dilate(list(stages["res5"]), dilations)
 
 
-def _dilate(blocks: nn.Sequential, dilations: Sequence[int]) -> None:
+def _dilate(blocks: Sequence[Any], dilations: Sequence[int]) -> None:
     for block, dilation in zip(blocks, dilations, strict=True):
         for convolution in (block.conv2, getattr(block, "conv2_offset", None)):  # deformable blocks have both
             if convolution is not None:

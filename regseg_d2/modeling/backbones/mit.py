@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from regseg_d2.common.errors import ConfigError
 from regseg_d2.modeling.backbones.timm_private import MATCH_PREV_GROUP
+from regseg_d2.modeling.layers import zero_bias
 
 # Name -> (channels of the first stage, blocks of each stage).
 DEPTHS = {
@@ -177,7 +178,7 @@ class Stage(nn.Module):
         super().__init__()
         self.embed = embed
         self.blocks = nn.ModuleList(blocks)
-        self.norm = nn.LayerNorm(embed.norm.normalized_shape, eps=EPS)
+        self.norm = nn.LayerNorm(list(embed.norm.normalized_shape), eps=EPS)
         self.recompute = recompute
 
     def forward(self, x: Tensor) -> Tensor:
@@ -242,8 +243,9 @@ class MixVisionTransformer(Backbone):
         self._out_feature_channels = dict(zip(FEATURES, embed_dims, strict=True))
         self._out_feature_strides = dict(zip(FEATURES, STRIDES, strict=True))
         self.apply(_initialise)
+        stages: list[nn.Module] = list(self.stages)
         self._frozen = (
-            [self.stages[0].embed] if freeze_at == 1 else list(self.stages[: max(freeze_at - 1, 0)])
+            [stages[0].get_submodule("embed")] if freeze_at == 1 else stages[: max(freeze_at - 1, 0)]
         )
         for module in self._frozen:
             module.requires_grad_(False)
@@ -337,11 +339,11 @@ def _initialise(module: nn.Module) -> None:
     """Random weights as the authors draw them: by fan-out for convolutions, 0.02 for matrices."""
     if isinstance(module, (nn.Linear, PointwiseConv)):
         nn.init.trunc_normal_(module.weight, std=0.02)
-        nn.init.zeros_(module.bias)
+        zero_bias(module)
     elif isinstance(module, nn.Conv2d):
         fan_out = math.prod(module.kernel_size) * module.out_channels // module.groups
         nn.init.normal_(module.weight, std=math.sqrt(2.0 / fan_out))
-        nn.init.zeros_(module.bias)
+        zero_bias(module)
 
 
 @BACKBONE_REGISTRY.register()

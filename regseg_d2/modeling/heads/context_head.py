@@ -196,6 +196,8 @@ class ContextHead(nn.Module):
         """
         logits, side_logits = self.layers(features)
         if self.training:
+            if targets is None:
+                raise ValueError("training needs labels")
             return None, self.losses(logits, side_logits, targets)
         scale = self.common_stride
         return F.interpolate(logits, scale_factor=scale, mode="bilinear", align_corners=False), {}
@@ -206,8 +208,9 @@ class ContextHead(nn.Module):
         if self.fusion is not None:
             deep = self.fusion([features[name] for name in self.in_features])
         entering = deep
-        if hasattr(self.augment, "before_context"):
-            entering = self.augment.before_context(deep)
+        before_context = getattr(self.augment, "before_context", None)
+        if before_context is not None:
+            entering = before_context(deep)
         x, side_outputs = self._context(features, entering)
         if self.augment is not None:
             x, augment_outputs = self.augment(x, entering)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from regseg_d2.common.errors import ConfigError
 from regseg_d2.modeling.heads.registries import PROJECTION
-from regseg_d2.modeling.layers import conv_norm_relu, separable_conv_norm_relu
+from regseg_d2.modeling.layers import conv_norm_relu, separable_conv_norm_relu, zero_bias
 
 
 @PROJECTION.register()
@@ -103,7 +103,7 @@ class LinearConvBlock(nn.Module):
         linear_channels = linear_channels or min(in_channels, 512)
         self.linear = nn.Conv2d(in_channels, linear_channels, kernel_size=1)
         nn.init.kaiming_normal_(self.linear.weight, nonlinearity="linear")
-        nn.init.zeros_(self.linear.bias)
+        zero_bias(self.linear)
         self.conv = conv_norm_relu(linear_channels, out_channels, kernel_size, norm)
 
     @classmethod
@@ -138,7 +138,9 @@ class LinearConvBlock(nn.Module):
         # In double precision, so that only the final rounding is left.
         outer = second.weight.flatten(1).double()
         weight = outer @ first.weight.flatten(1).double()
-        bias = outer @ first.bias.double()
+        bias = torch.zeros_like(weight[:, 0])
+        if first.bias is not None:
+            bias = bias + outer @ first.bias.double()
         if second.bias is not None:
             bias = bias + second.bias.double()
         folded = Conv2d(

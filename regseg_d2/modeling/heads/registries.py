@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from detectron2.config import CfgNode
 from detectron2.utils.registry import Registry
-from torch import nn
 
 from regseg_d2.common.suggestions import registered
 
@@ -45,7 +46,7 @@ Last blocks before the classifier: modules ``(N, C, h, w) -> (N, D, h, w)`` with
 """
 
 
-def build_stage(registry: Registry, key: str, name: str, cfg: CfgNode, *channels: int) -> nn.Module:
+def build_stage(registry: Registry, key: str, name: str, cfg: CfgNode, *inputs: Any) -> Any:
     """Builds a stage by name.
 
     Args:
@@ -53,9 +54,9 @@ def build_stage(registry: Registry, key: str, name: str, cfg: CfgNode, *channels
         key: config key that the name comes from, for the error.
         name: registered name.
         cfg: a full config.
-        *channels: channels of each of the stage's inputs.
+        *inputs: channels, or shapes, of each of the stage's inputs.
 
     Raises:
         ConfigError: if the name is unknown.
     """
-    return registered(registry, name, key)(cfg, *channels)
+    return registered(registry, name, key)(cfg, *inputs)

@@ -170,8 +170,9 @@ class ChannelGate(nn.Module):
             layers += [nn.Linear(channels if not layers else hidden_channels, hidden_channels, bias=False)]
             layers += [nn.LeakyReLU(_LEAKY_SLOPE)]
         layers += [nn.Linear(hidden_channels if layers else channels, channels, bias=False), nn.Sigmoid()]
-        for layer in layers[::2]:
-            nn.init.xavier_uniform_(layer.weight)
+        for layer in layers:
+            if isinstance(layer, nn.Linear):
+                nn.init.xavier_uniform_(layer.weight)
         self.layers = nn.Sequential(*layers)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -87,7 +87,7 @@ class ContextPrior(nn.Module):
         )
         check_head_key("CPNET_LABELS", labels, labels in GRID_LABELS, f"one of {GRID_LABELS}")
         self.out_channels = 2 * channels
-        self.size = tuple(size)
+        self.size = (size[0], size[1])
         self.side_loss_weights = {self.prior_name: affinity_loss_weight}
         self.side_losses = {self.prior_name: AffinityLoss(self.size, num_classes, ignore_value, labels)}
         self.aggregation = Aggregation(in_channels, channels, kernel_size, norm)

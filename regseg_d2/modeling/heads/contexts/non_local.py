@@ -9,7 +9,7 @@ from detectron2.layers import Conv2d, get_norm
 from torch import Tensor, nn
 
 from regseg_d2.modeling.heads.registries import CONTEXT_MODULE
-from regseg_d2.modeling.layers import check_head_key, conv_norm_relu, pixel_attention
+from regseg_d2.modeling.layers import check_head_key, conv_norm_relu, pixel_attention, zero_bias
 
 
 class ConvAttentionConv(nn.Module):
@@ -108,7 +108,7 @@ class NonLocalBlock(nn.Module):
         self.value = nn.Conv2d(channels, inner_channels, kernel_size=1)
         for conv in (self.query, self.key, self.value):
             nn.init.normal_(conv.weight, std=0.01)
-            nn.init.zeros_(conv.bias)
+            zero_bias(conv)
         self.out = Conv2d(
             inner_channels, channels, kernel_size=1, bias=not norm, norm=get_norm(norm, channels)
         )

@@ -8,7 +8,7 @@ from detectron2.config import CfgNode, configurable
 from torch import Tensor, nn
 
 from regseg_d2.modeling.heads.registries import CONTEXT_MODULE
-from regseg_d2.modeling.layers import check_head_key, conv_norm_relu, pixel_attention
+from regseg_d2.modeling.layers import check_head_key, conv_norm_relu, pixel_attention, zero_bias
 
 #: How query and key are related, see :class:`SelfAttention`.
 QUERY_KEY = ("shared", "shared_start", "separate")
@@ -48,7 +48,7 @@ class SelfAttention(nn.Module):
         self.key = _linear(out_channels, key_channels)
         # None rather than the key's convolution a second time: each tensor is once in the checkpoint.
         self.query = None if query_key == "shared" else _linear(out_channels, key_channels)
-        if query_key == "shared_start":
+        if self.query is not None and query_key == "shared_start":
             self.query.load_state_dict(self.key.state_dict())
         self.value = _linear(out_channels, out_channels)
 
@@ -76,5 +76,5 @@ def _linear(in_channels: int, out_channels: int) -> nn.Conv2d:
     """A 1x1 convolution that starts as Keras starts it."""
     conv = nn.Conv2d(in_channels, out_channels, kernel_size=1)
     nn.init.xavier_uniform_(conv.weight)
-    nn.init.zeros_(conv.bias)
+    zero_bias(conv)
     return conv

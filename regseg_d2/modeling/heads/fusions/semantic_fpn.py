@@ -99,7 +99,7 @@ class SemanticFPN(nn.Module):
         return total
 
     def _scale(self, index: int, x: Tensor) -> Tensor:
-        for block in self.scales[index]:
+        for block in self.scales[index].children():
             x = block(x)
             if self.needs_upsampling[index]:
                 x = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
