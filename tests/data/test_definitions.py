@@ -136,6 +136,14 @@ def test_definitions_are_installed_with_the_package():
 
 
 GOOD = {
+    "how_to_get": "draw it",
+    "layout": {
+        "name": "toy_{split}",
+        "images": "i/{split}",
+        "labels": "l/{part}",
+        "label_suffix": "_{part}.png",
+    },
+    "splits": {"train": {"part": 1}},
     "name": "toy",
     "source": "https://a.b",
     "counts": {"train": 1},
@@ -159,7 +167,11 @@ GOOD = {
 def test_a_definition_with_a_mistake_is_refused(tmp_path, monkeypatch, changes, words):
     monkeypatch.setattr(definitions, "FOLDER", tmp_path)
     (tmp_path / "toy.yaml").write_text(yaml.safe_dump(GOOD))
-    assert definitions.load_definition.__wrapped__("toy").label_map == {0: 255, 1: 0, 2: 1}
+    definition = definitions.load_definition.__wrapped__("toy")
+    assert definition.label_map == {0: 255, 1: 0, 2: 1}
+    (spec,) = definition.specs.values()
+    assert (spec.name, spec.image_root, spec.label_root) == ("toy_train", "i/train", "l/1")
+    assert spec.label_suffixes == ("_1.png",) and spec.how_to_get == "draw it"
     (tmp_path / "toy.yaml").write_text(yaml.safe_dump({**GOOD, **changes}))
     with pytest.raises(ValueError, match=words):
         definitions.load_definition.__wrapped__("toy")

@@ -1,9 +1,16 @@
-"""What is published about the benchmark data sets: names, colours, file values and numbers of images.
+"""What is published about the benchmark data sets: files, names, colours, file values, numbers of images.
 
 Each data set has one YAML file in the folder ``definitions`` beside this module::
 
     name: cityscapes
     source: where the facts come from (paper, address)
+    how_to_get: what to do where files are missing
+    layout:                          # {split}, and what splits say besides, stands for its value
+      name: cityscapes_{split}       # in the catalogs
+      images: folder/{split}         # folders below $DETECTRON2_DATASETS, and the ends of names
+      labels: other_folder/{split}
+      image_suffix: .jpg             # optional, as label_suffix and list, a text file of stems
+    splits: {train: {}, val: {}}
     ignore_value: 255                # optional
     counts: {train: 2975, val: 500}  # images of each split
     checksums: {file.zip: md5:0ab…}  # optional, of the archives that are downloaded
@@ -18,7 +25,7 @@ the class index itself, and ``ignore_value`` marks void.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -27,7 +34,8 @@ from regseg_d2.common.yaml_files import read_yaml
 from regseg_d2.data.datasets.spec import DatasetSpec
 
 FOLDER = Path(__file__).with_name("definitions")
-_KEYS = {"name", "source", "ignore_value", "counts", "checksums", "ignored_values", "classes"}
+_KEYS = {"name", "source", "how_to_get", "layout", "splits", "ignore_value", "counts", "checksums"}
+_KEYS |= {"ignored_values", "classes"}
 
 
 @dataclass(frozen=True)
@@ -43,6 +51,7 @@ class Definition:
         ignore_value: class index of pixels that count nowhere.
         counts: number of images of each split.
         checksums: ``algorithm:digest`` of each archive of the download for which one is published.
+        specs: the splits by their name within the data set.
     """
 
     name: str
@@ -52,24 +61,8 @@ class Definition:
     label_map: Mapping[int, int] | None
     ignore_value: int
     counts: Mapping[str, int]
-    checksums: Mapping[str, str] = field(default_factory=dict)
-
-    def spec(self, name: str, image_root: str, label_root: str, **fields: Any) -> DatasetSpec:
-        """Declares a split of the data set.
-
-        Args:
-            name: name in the catalogs.
-            image_root: folder of the images.
-            label_root: folder of the labels.
-            **fields: other fields of :class:`DatasetSpec`; they go before what is defined here.
-        """
-        defined = {
-            "classes": self.classes,
-            "colors": self.colors,
-            "label_map": self.label_map,
-            "ignore_value": self.ignore_value,
-        }
-        return DatasetSpec(name=name, image_root=image_root, label_root=label_root, **{**defined, **fields})
+    checksums: Mapping[str, str]
+    specs: Mapping[str, DatasetSpec]
 
 
 def definition_names() -> list[str]:
@@ -90,15 +83,40 @@ def load_definition(name: str) -> Definition:
         raise ValueError(f"definitions/{name}.yaml: unknown keys {sorted(unknown)}, or another name")
     ignore_value = content.get("ignore_value", 255)
     entries = content["classes"]
+    facts: dict[str, Any] = {
+        "classes": tuple(entry["name"] for entry in entries),
+        "colors": tuple(tuple(entry["color"]) for entry in entries),
+        "label_map": _label_map(name, entries, content.get("ignored_values"), ignore_value),
+        "ignore_value": ignore_value,
+    }
     return Definition(
         name=name,
         source=content["source"].strip(),
-        classes=tuple(entry["name"] for entry in entries),
-        colors=tuple(tuple(entry["color"]) for entry in entries),
-        label_map=_label_map(name, entries, content.get("ignored_values"), ignore_value),
-        ignore_value=ignore_value,
         counts=dict(content["counts"]),
         checksums=dict(content.get("checksums", {})),
+        specs={
+            split: _spec({"split": split, **values}, content["layout"], content["how_to_get"], facts)
+            for split, values in content["splits"].items()
+        },
+        **facts,
+    )
+
+
+def _spec(
+    values: Mapping[str, str], layout: Mapping[str, str], how_to_get: str, facts: Mapping[str, Any]
+) -> DatasetSpec:
+    filled = {key: text.format(**values) for key, text in layout.items()}
+    suffixes: dict[str, Any] = {
+        f"{key}es": (filled[key],) for key in ("image_suffix", "label_suffix") if key in filled
+    }
+    return DatasetSpec(
+        name=filled["name"],
+        image_root=filled["images"],
+        label_root=filled["labels"],
+        list_file=filled.get("list", ""),
+        how_to_get=how_to_get,
+        **suffixes,
+        **facts,
     )
 
 

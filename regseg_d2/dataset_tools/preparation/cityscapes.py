@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 
-from regseg_d2.data.datasets.cityscapes import CITYSCAPES_SPLITS, cityscapes_spec
 from regseg_d2.data.datasets.definitions import load_definition
 from regseg_d2.data.datasets.spec import DatasetSpec
 from regseg_d2.data.labels import LabelReader
@@ -58,11 +57,6 @@ def _reader() -> LabelReader:
 prepare_cityscapes = Preparation(
     "cityscapes",
     folder="cityscapes",
-    specs={
-        f"{kind}_{split}": cityscapes_spec(kind, split)
-        for kind, splits in CITYSCAPES_SPLITS.items()
-        for split in splits
-    },
     archives={
         "leftImg8bit_trainvaltest.zip": "cityscapes",
         "gtFine_trainvaltest.zip": "cityscapes",
@@ -71,5 +65,5 @@ prepare_cityscapes = Preparation(
     },
     convert=_write_train_ids,
     size=(1024, 2048),
-    apart=[f"fine_{split}" for split in CITYSCAPES_SPLITS["fine"]],
+    apart=("fine_train", "fine_val", "fine_test"),
 )

@@ -9,18 +9,14 @@ from __future__ import annotations
 import numpy as np
 
 from regseg_d2.common.errors import DatasetError
-from regseg_d2.data.datasets.coco_stuff import (
-    COCO_STUFF_10K_FOLDER,
-    COCO_STUFF_10K_LABELS,
-    COCO_STUFF_10K_SPLITS,
-    coco_stuff_10k_spec,
-)
 from regseg_d2.data.datasets.splits import read_list
 from regseg_d2.dataset_tools.preparation.checks import check_files, check_number
 from regseg_d2.dataset_tools.preparation.conversion import Conversion, check_made_alike, convert_files
 from regseg_d2.dataset_tools.preparation.matlab import label_values, read_matlab
 from regseg_d2.dataset_tools.preparation.preparation import Copy, Preparation
 
+_FOLDER = "coco_stuff10k"
+_LABELS = "labels"
 _IDS = 182
 _CURE = "Unpack cocostuff-10k-v1.1.zip again."
 
@@ -36,13 +32,12 @@ def _make_labels(copy: Copy) -> list[str]:
             check_files(folder / kind, [name + suffix for name in listed], f"{kind} of {split}", _CURE)
         names += listed
     conversions = [
-        Conversion(folder / "annotations" / f"{name}.mat", folder / COCO_STUFF_10K_LABELS / f"{name}.png")
-        for name in names
+        Conversion(folder / "annotations" / f"{name}.mat", folder / _LABELS / f"{name}.png") for name in names
     ]
     check_made_alike(conversions, label_from_matlab)
     title = "labels of COCO-Stuff 10K"
     written = convert_files(conversions, label_from_matlab, title=title, workers=copy.workers)
-    return [f"{COCO_STUFF_10K_LABELS}: {written} written, {len(conversions) - written} were there"]
+    return [f"{_LABELS}: {written} written, {len(conversions) - written} were there"]
 
 
 def label_from_matlab(conversion: Conversion) -> np.ndarray:
@@ -70,8 +65,7 @@ def label_from_matlab(conversion: Conversion) -> np.ndarray:
 
 prepare_coco_stuff_10k = Preparation(
     "coco_stuff_10k",
-    folder=COCO_STUFF_10K_FOLDER,
-    specs={split: coco_stuff_10k_spec(split) for split in COCO_STUFF_10K_SPLITS},
-    archives={"cocostuff-10k-v1.1.zip": COCO_STUFF_10K_FOLDER},
+    folder=_FOLDER,
+    archives={"cocostuff-10k-v1.1.zip": _FOLDER},
     convert=_make_labels,
 )

@@ -19,14 +19,6 @@ import numpy as np
 from regseg_d2.common.errors import DatasetError
 from regseg_d2.common.files import write_text
 from regseg_d2.common.json_files import read_json
-from regseg_d2.data.datasets.pascal_context import (
-    PASCAL_CONTEXT_FOLDER,
-    PASCAL_CONTEXT_IMAGES,
-    PASCAL_CONTEXT_LABELS,
-    PASCAL_CONTEXT_LISTS,
-    PASCAL_CONTEXT_SPLITS,
-    pascal_context_spec,
-)
 from regseg_d2.data.datasets.splits import read_list
 from regseg_d2.dataset_tools.preparation.checks import check_files, check_number, check_sum
 from regseg_d2.dataset_tools.preparation.conversion import (
@@ -39,6 +31,12 @@ from regseg_d2.dataset_tools.preparation.matlab import label_values, read_matlab
 from regseg_d2.dataset_tools.preparation.preparation import Copy, Preparation
 from regseg_d2.dataset_tools.run_length import decode_runs
 
+# Below the folder of all data sets; the other paths are below this one.
+_FOLDER = "VOCdevkit/VOC2010"
+_IMAGES = "JPEGImages"
+_LABELS = "SegmentationClassContext"
+_LISTS = "ImageSets/SegmentationContext"
+_SPLITS = ("train", "val")
 _JSON = "trainval_merged.json"
 _MATLAB = "trainval"
 _VOC_LISTS = "ImageSets/Main"
@@ -71,8 +69,8 @@ def _make_labels(copy: Copy, *, source: str | None = None) -> list[str]:
     title = "labels of Pascal Context"
     written = convert_files(conversions, function, title=title, workers=copy.workers)
     for split in splits:
-        _write_list(folder / PASCAL_CONTEXT_LISTS / f"{split}.txt", splits[split])
-    return [f"{PASCAL_CONTEXT_LABELS}: {written} labels written, {len(conversions) - written} were there"]
+        _write_list(folder / _LISTS / f"{split}.txt", splits[split])
+    return [f"{_LABELS}: {written} labels written, {len(conversions) - written} were there"]
 
 
 def label_from_matlab(conversion: Conversion) -> np.ndarray:
@@ -149,10 +147,10 @@ def _from_json(folder: Path) -> dict[str, list[Conversion]]:
         segments: dict[Any, list] = defaultdict(list)
         for segment in content["annos_segmentation"]:
             segments[segment["image_id"]].append((segment["category_id"], segment["segmentation"]))
-        splits: dict[str, list[Conversion]] = {split: [] for split in PASCAL_CONTEXT_SPLITS}
+        splits: dict[str, list[Conversion]] = {split: [] for split in _SPLITS}
         for image in sorted(content["images"], key=lambda image: image["file_name"]):
             if image["phase"] in splits:
-                output = folder / PASCAL_CONTEXT_LABELS / f"{Path(image['file_name']).stem}.png"
+                output = folder / _LABELS / f"{Path(image['file_name']).stem}.png"
                 payload = (image["height"], image["width"], segments[image["image_id"]])
                 splits[image["phase"]].append(Conversion(path, output, payload))
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
@@ -165,7 +163,7 @@ def _from_json(folder: Path) -> dict[str, list[Conversion]]:
 def _from_matlab(folder: Path) -> dict[str, list[Conversion]]:
     """One conversion an image of VOC's lists, by split."""
     splits = {}
-    for split in PASCAL_CONTEXT_SPLITS:
+    for split in _SPLITS:
         stems = sorted(line.image for line in read_list(folder / _VOC_LISTS / f"{split}.txt"))
         check_files(
             folder / _MATLAB,
@@ -174,8 +172,7 @@ def _from_matlab(folder: Path) -> dict[str, list[Conversion]]:
             "Unpack trainval.tar.gz again.",
         )
         splits[split] = [
-            Conversion(folder / _MATLAB / f"{stem}.mat", folder / PASCAL_CONTEXT_LABELS / f"{stem}.png")
-            for stem in stems
+            Conversion(folder / _MATLAB / f"{stem}.mat", folder / _LABELS / f"{stem}.png") for stem in stems
         ]
     return splits
 
@@ -184,7 +181,7 @@ def _check_split(folder: Path, split: str, stems: list[str], expected: int | Non
     cure = "Download it again; --partial accepts a part of the data set."
     check_number(len(stems), expected, f"images in the split {split} of Pascal Context", folder, cure)
     check_files(
-        folder / PASCAL_CONTEXT_IMAGES,
+        folder / _IMAGES,
         [f"{stem}.jpg" for stem in stems],
         f"images of the split {split}",
         "Unpack VOCtrainval_03-May-2010.tar again.",
@@ -198,9 +195,8 @@ def _write_list(path: Path, conversions: list[Conversion]) -> None:
 
 prepare_pascal_context = Preparation(
     "pascal_context_60",
-    folder=PASCAL_CONTEXT_FOLDER,
-    specs={split: pascal_context_spec(60, split) for split in PASCAL_CONTEXT_SPLITS},
-    archives={"VOCtrainval_03-May-2010.tar": ".", "trainval.tar.gz": PASCAL_CONTEXT_FOLDER},
+    folder=_FOLDER,
+    archives={"VOCtrainval_03-May-2010.tar": ".", "trainval.tar.gz": _FOLDER},
     convert=_make_labels,
     options={
         "--source": {

@@ -49,7 +49,6 @@ class Preparation:
     Attributes:
         name: that of its definition.
         folder: of the data set, below the folder of all data sets.
-        specs: the splits by their name within the data set.
         archives: names of archives that can be unpacked, with the place below the folder of all data sets.
         convert: checks the copy and makes labels and lists, where the published ones do not do; returns lines
             for people. Has the keywords of ``options``.
@@ -61,7 +60,6 @@ class Preparation:
 
     name: str
     folder: str
-    specs: Mapping[str, DatasetSpec]
     archives: Mapping[str, str] = field(default_factory=dict)
     convert: Callable[..., list[str]] | None = None
     options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -102,7 +100,7 @@ class Preparation:
             root,
             root / self.folder,
             definition,
-            specs={split: below(spec, root) for split, spec in self.specs.items()},
+            specs={split: below(spec, root) for split, spec in definition.specs.items()},
             counts=None if partial else definition.counts,
             workers=workers,
         )

@@ -15,7 +15,6 @@ from regseg_d2.common.errors import DatasetError
 from regseg_d2.common.files import write_text
 from regseg_d2.data.datasets.definitions import load_definition
 from regseg_d2.data.datasets.splits import read_list
-from regseg_d2.data.datasets.voc import VOC_SPLITS, voc_spec
 from regseg_d2.data.labels import LabelReader
 from regseg_d2.dataset_tools.preparation.checks import check_files, check_number
 from regseg_d2.dataset_tools.preparation.conversion import Conversion, convert_files, reported_writing
@@ -88,7 +87,6 @@ def read_sbd_label(path: Path) -> np.ndarray:
 prepare_voc = Preparation(
     "voc",
     folder="VOCdevkit/VOC2012",
-    specs={split: voc_spec(split) for split in VOC_SPLITS},
     archives={"VOCtrainval_11-May-2012.tar": ".", "benchmark.tgz": "."},
     convert=_make_train_aug,
     apart=("train", "val"),

@@ -16,9 +16,7 @@ from detectron2.data import DatasetCatalog
 from PIL import Image, ImageDraw
 
 from regseg_d2.common.errors import DatasetError
-from regseg_d2.data.datasets.cityscapes import cityscapes_spec
 from regseg_d2.data.datasets.definitions import load_definition
-from regseg_d2.data.datasets.voc import voc_spec
 from regseg_d2.dataset_tools.preparation import preparation
 from regseg_d2.dataset_tools.preparation.voc import read_sbd_label
 from tests.dataset_tools.preparation.miniature import (
@@ -158,7 +156,6 @@ def test_faults_of_a_copy_of_cityscapes(cityscapes, capsys):
     label.unlink()
     assert prepare("cityscapes", root) == 1
     assert "1 of 2 image files have no label" in capsys.readouterr().err
-    assert cityscapes_spec("fine", "val").label_suffixes == ("_gtFine_labelIds.png",)
 
 
 # ------------------------------------------------------------------------------------------------- ADE20K
@@ -338,7 +335,7 @@ def test_faults_of_a_copy_of_voc(voc, tmp_path, monkeypatch, capsys):
     assert '"2007_000033"' in capsys.readouterr().err
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "nowhere"))
     with pytest.raises(DatasetError, match=r"trainaug\.txt does not exist.*datasets/README\.md"):
-        voc_spec("train_aug").load()
+        load_definition("voc").specs["train_aug"].load()
 
 
 def test_counts_of_sbd_are_checked(voc, capsys):

@@ -9,7 +9,6 @@ import pytest
 
 from regseg_d2.common.errors import DatasetError
 from regseg_d2.data.checks import check_datasets
-from regseg_d2.data.datasets.camvid import camvid_spec
 from regseg_d2.data.datasets.definitions import load_definition
 from regseg_d2.dataset_tools.preparation.as_published import prepare_camvid
 from regseg_d2.dataset_tools.preparation.report import below, describe_splits
@@ -74,7 +73,12 @@ def test_faults_of_a_copy(copy, capsys):
     with pytest.raises(DatasetError, match="has 3 images of camvid_train; expected 367"):
         prepare_camvid(root)
     with pytest.raises(DatasetError, match=r"train0\.png has 32 x 48 pixels .* expected 360 x 480"):
-        describe_splits({"train": below(camvid_spec("train"), root)}, counts=None, workers=0, size=(360, 480))
+        describe_splits(
+            {"train": below(load_definition("camvid").specs["train"], root)},
+            counts=None,
+            workers=0,
+            size=(360, 480),
+        )
     for folder, suffix in (("test", "jpg"), ("testannot", "png")):
         (root / "camvid" / folder / f"test1.{suffix}").rename(root / "camvid" / folder / f"train1.{suffix}")
     assert prepare("camvid", root) == 1
@@ -115,7 +119,7 @@ def test_real_camvid():
         train=("camvid_train",), test=("camvid_val", "camvid_test"), MODEL__SEM_SEG_HEAD__NUM_CLASSES=11
     )
     check_datasets(cfg)
-    assert [len(camvid_spec(split).load()) for split in ("train", "val", "test")] == [367, 101, 233]
+    assert [len(spec.load()) for spec in load_definition("camvid").specs.values()] == [367, 101, 233]
 
 
 @real
