@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch.nn.functional as F
-from detectron2.config import CfgNode, configurable
+from detectron2.config import configurable
 from detectron2.layers import ASPP as Detectron2ASPP
 from torch import Tensor, nn
 
 from regseg_d2.modeling.heads.registries import CONTEXT_MODULE
+from regseg_d2.modeling.heads.stages import Stage
 from regseg_d2.modeling.layers import check_head_key, conv_norm_relu, pooled_conv_norm_relu
 
 
 @CONTEXT_MODULE.register()
-class ASPP(nn.Module):
+class ASPP(Stage):
     """Detectron2's ASPP (Chen et al., "Rethinking Atrous Convolution", 2017) as a context module.
 
     Its image pooling covers the whole image, in training and at test, so that any size fits.
@@ -33,6 +33,17 @@ class ASPP(nn.Module):
         narrow_kernel_size: odd size of that block's kernel; 3 in mmsegmentation's DeepLabV3+.
         pooling_norm: a norm in the image pooling with ``narrow`` too, as in mmsegmentation's DeepLabV3+.
     """
+
+    head_keys = {
+        "out_channels": "CONTEXT_CHANNELS",
+        "dilations": "ASPP_DILATIONS",
+        "dropout": "ASPP_DROPOUT",
+        "norm": "NORM",
+        "depthwise_separable": "USE_DEPTHWISE_SEPARABLE_CONV",
+        "narrow": "ASPP_NARROW",
+        "narrow_kernel_size": "ASPP_NARROW_KERNEL_SIZE",
+        "pooling_norm": "ASPP_POOLING_NORM",
+    }
 
     @configurable
     def __init__(
@@ -66,22 +77,6 @@ class ASPP(nn.Module):
             self.aspp.project = nn.Identity()
         elif narrow_kernel_size > 1:
             self.aspp.project = conv_norm_relu(5 * out_channels, out_channels, narrow_kernel_size, norm)
-
-    @classmethod
-    def from_config(cls, cfg: CfgNode, in_channels: int) -> dict[str, Any]:
-        """Reads ``CONTEXT_CHANNELS``, ``ASPP_*`` and ``NORM`` of ``MODEL.SEM_SEG_HEAD``."""
-        head = cfg.MODEL.SEM_SEG_HEAD
-        return {
-            "in_channels": in_channels,
-            "out_channels": head.CONTEXT_CHANNELS,
-            "dilations": head.ASPP_DILATIONS,
-            "dropout": head.ASPP_DROPOUT,
-            "norm": head.NORM,
-            "depthwise_separable": head.USE_DEPTHWISE_SEPARABLE_CONV,
-            "narrow": head.ASPP_NARROW,
-            "narrow_kernel_size": head.ASPP_NARROW_KERNEL_SIZE,
-            "pooling_norm": head.ASPP_POOLING_NORM,
-        }
 
     def forward(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Maps ``(N, in_channels, h, w)`` to ``(N, self.out_channels, h, w)``; no side logits."""

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
-from detectron2.config import CfgNode, configurable
+from detectron2.config import configurable
 from torch import Tensor, nn
 
 from regseg_d2.modeling.heads.registries import CONTEXT_MODULE
+from regseg_d2.modeling.heads.stages import Stage
 from regseg_d2.modeling.layers import check_head_key, conv_norm_relu, pooled_conv_norm_relu
 
 # TensorFlow's default, which the published code takes.
@@ -17,7 +16,7 @@ _LEAKY_SLOPE = 0.2
 
 
 @CONTEXT_MODULE.register()
-class ChannelizedAxialAttention(nn.Module):
+class ChannelizedAxialAttention(Stage):
     """Channelized axial attention (Huang et al., AAAI 2022; CAR's tables call it CAA).
 
     What is built, in the order of the data:
@@ -57,6 +56,16 @@ class ChannelizedAxialAttention(nn.Module):
         ConfigError: if an option is out of its range.
     """
 
+    head_keys = {
+        "out_channels": "CONTEXT_CHANNELS",
+        "key_channels": "CAA_KEY_CHANNELS",
+        "channel_gates": "CAA_CHANNEL_GATES",
+        "hidden_layers": "CAA_HIDDEN_LAYERS",
+        "hidden_ratio": "CAA_HIDDEN_RATIO",
+        "image_level": "CAA_IMAGE_LEVEL",
+        "norm": "NORM",
+    }
+
     @configurable
     def __init__(
         self,
@@ -89,21 +98,6 @@ class ChannelizedAxialAttention(nn.Module):
         self.row_attention = AxialAttention(gates[1])
         self.after = conv_norm_relu(out_channels, out_channels, 1, norm)
         self.image_level = pooled_conv_norm_relu(in_channels, out_channels, norm) if image_level else None
-
-    @classmethod
-    def from_config(cls, cfg: CfgNode, in_channels: int) -> dict[str, Any]:
-        """Reads ``CONTEXT_CHANNELS``, ``CAA_*`` and ``NORM`` of ``MODEL.SEM_SEG_HEAD``."""
-        head = cfg.MODEL.SEM_SEG_HEAD
-        return {
-            "in_channels": in_channels,
-            "out_channels": head.CONTEXT_CHANNELS,
-            "key_channels": head.CAA_KEY_CHANNELS,
-            "channel_gates": head.CAA_CHANNEL_GATES,
-            "hidden_layers": head.CAA_HIDDEN_LAYERS,
-            "hidden_ratio": head.CAA_HIDDEN_RATIO,
-            "image_level": head.CAA_IMAGE_LEVEL,
-            "norm": head.NORM,
-        }
 
     def forward(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Maps ``(N, in_channels, h, w)`` to ``(N, self.out_channels, h, w)``; no side logits."""

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
-from detectron2.config import CfgNode, configurable
+from detectron2.config import configurable
 from torch import Tensor, nn
 
 from regseg_d2.modeling.heads.contexts.non_local import ConvAttentionConv
@@ -32,6 +30,8 @@ class CrissCross(ConvAttentionConv):
         ConfigError: if the recurrence is below 1.
     """
 
+    head_keys = {"out_channels": "CONTEXT_CHANNELS", "recurrence": "CCNET_RECURRENCE", "norm": "NORM"}
+
     @configurable
     def __init__(self, *, in_channels: int, out_channels: int, recurrence: int, norm: str) -> None:
         check_head_key("CCNET_RECURRENCE", recurrence, recurrence >= 1, "1 or more")
@@ -42,17 +42,6 @@ class CrissCross(ConvAttentionConv):
             norm=norm,
             recurrence=recurrence,
         )
-
-    @classmethod
-    def from_config(cls, cfg: CfgNode, in_channels: int) -> dict[str, Any]:
-        """Reads ``CONTEXT_CHANNELS``, ``CCNET_RECURRENCE`` and ``NORM`` of ``MODEL.SEM_SEG_HEAD``."""
-        head = cfg.MODEL.SEM_SEG_HEAD
-        return {
-            "in_channels": in_channels,
-            "out_channels": head.CONTEXT_CHANNELS,
-            "recurrence": head.CCNET_RECURRENCE,
-            "norm": head.NORM,
-        }
 
 
 class CrissCrossAttention(nn.Module):

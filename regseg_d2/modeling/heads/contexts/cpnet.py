@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import fvcore.nn.weight_init as weight_init
 import torch
 import torch.nn.functional as F
-from detectron2.config import CfgNode, configurable
+from detectron2.config import configurable
 from detectron2.layers import Conv2d, get_norm
 from torch import Tensor, nn
 
 from regseg_d2.common.distributed import global_mean
 from regseg_d2.modeling.heads.registries import CONTEXT_MODULE
+from regseg_d2.modeling.heads.stages import Stage
 from regseg_d2.modeling.layers import check_head_key, conv_norm_relu
 from regseg_d2.ops.labels import downsample_labels, one_hot_labels
 from regseg_d2.ops.precision import full_precision
@@ -23,7 +23,7 @@ GRID_LABELS = ("center", "corner")
 
 
 @CONTEXT_MODULE.register()
-class ContextPrior(nn.Module):
+class ContextPrior(Stage):
     """Context prior layer (Yu et al., "Context Prior for Scene Segmentation", CVPR 2020, section 3.3).
 
     Every position says of every position whether it is of its own class: the prior, P x P probabilities, in
@@ -57,6 +57,17 @@ class ContextPrior(nn.Module):
 
     #: Name of the prior's logits among the side outputs: their loss is ``loss_sem_seg_affinity``.
     prior_name = "affinity"
+
+    head_keys = {
+        "channels": "CONTEXT_CHANNELS",
+        "size": "CPNET_SIZE",
+        "kernel_size": "CPNET_KERNEL_SIZE",
+        "num_classes": "NUM_CLASSES",
+        "ignore_value": "IGNORE_VALUE",
+        "affinity_loss_weight": "CPNET_AFFINITY_LOSS_WEIGHT",
+        "norm": "NORM",
+        "labels": "CPNET_LABELS",
+    }
 
     @configurable
     def __init__(
@@ -96,22 +107,6 @@ class ContextPrior(nn.Module):
         weight_init.c2_msra_fill(self.prior)
         self.same = conv_norm_relu(channels, channels, 1, norm)
         self.others = conv_norm_relu(channels, channels, 1, norm)
-
-    @classmethod
-    def from_config(cls, cfg: CfgNode, in_channels: int) -> dict[str, Any]:
-        """Reads ``CPNET_*`` and more of ``MODEL.SEM_SEG_HEAD``."""
-        head = cfg.MODEL.SEM_SEG_HEAD
-        return {
-            "in_channels": in_channels,
-            "channels": head.CONTEXT_CHANNELS,
-            "size": head.CPNET_SIZE,
-            "kernel_size": head.CPNET_KERNEL_SIZE,
-            "num_classes": head.NUM_CLASSES,
-            "ignore_value": head.IGNORE_VALUE,
-            "affinity_loss_weight": head.CPNET_AFFINITY_LOSS_WEIGHT,
-            "norm": head.NORM,
-            "labels": head.CPNET_LABELS,
-        }
 
     def forward(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Makes both contexts.

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
-from detectron2.config import CfgNode, configurable
+from detectron2.config import configurable
 from torch import Tensor, nn
 
 from regseg_d2.modeling.heads.projections import LinearConvBlock
 from regseg_d2.modeling.heads.registries import CONTEXT_MODULE
+from regseg_d2.modeling.heads.stages import Stage
 from regseg_d2.modeling.layers import check_head_key, conv_norm_relu, init_classifier, pixel_attention
 from regseg_d2.ops.precision import full_precision
 
@@ -17,7 +16,7 @@ LAST_BLOCKS = ("ConvBlock", "LinearConvBlock")
 
 
 @CONTEXT_MODULE.register()
-class DualAttention(nn.Module):
+class DualAttention(Stage):
     """Dual attention (Fu et al., "Dual Attention Network for Scene Segmentation", CVPR 2019).
 
     A 3x3 block, attention and a 3x3 block, once with attention between pixels and once between channels; the
@@ -38,6 +37,16 @@ class DualAttention(nn.Module):
     Raises:
         ConfigError: if an option is out of its range.
     """
+
+    head_keys = {
+        "out_channels": "CONTEXT_CHANNELS",
+        "key_channels": "DANET_KEY_CHANNELS",
+        "num_classes": "NUM_CLASSES",
+        "side_loss_weight": "DANET_SIDE_LOSS_WEIGHT",
+        "dropout": "DROPOUT",
+        "norm": "NORM",
+        "last": "DANET_LAST",
+    }
 
     @configurable
     def __init__(
@@ -71,21 +80,6 @@ class DualAttention(nn.Module):
         for predictor in (self.position_predictor, self.channel_predictor):
             init_classifier(predictor)
         self.dropout = nn.Dropout2d(dropout)
-
-    @classmethod
-    def from_config(cls, cfg: CfgNode, in_channels: int) -> dict[str, Any]:
-        """Reads ``CONTEXT_CHANNELS``, ``DANET_*``, ``DROPOUT`` and ``NORM`` of ``MODEL.SEM_SEG_HEAD``."""
-        head = cfg.MODEL.SEM_SEG_HEAD
-        return {
-            "in_channels": in_channels,
-            "out_channels": head.CONTEXT_CHANNELS,
-            "key_channels": head.DANET_KEY_CHANNELS,
-            "num_classes": head.NUM_CLASSES,
-            "side_loss_weight": head.DANET_SIDE_LOSS_WEIGHT,
-            "dropout": head.DROPOUT,
-            "norm": head.NORM,
-            "last": head.DANET_LAST,
-        }
 
     def forward(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Maps ``(N, in_channels, h, w)`` to ``(N, out_channels, h, w)``.

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
-from detectron2.config import CfgNode, configurable
+from detectron2.config import configurable
 from detectron2.layers import get_norm
 from torch import Tensor, nn
 
 from regseg_d2.common.distributed import global_mean
 from regseg_d2.modeling.heads.registries import CONTEXT_MODULE
+from regseg_d2.modeling.heads.stages import Stage
 from regseg_d2.modeling.layers import check_head_key, conv_norm_relu, init_classifier
 from regseg_d2.ops.precision import full_precision
 
 
 @CONTEXT_MODULE.register()
-class Encoding(nn.Module):
+class Encoding(Stage):
     """Context encoding module (Zhang et al., "Context Encoding for Semantic Segmentation", CVPR 2018).
 
     A 3x3 block narrows the input. An :class:`EncodingLayer` describes the image by what is left of its pixels
@@ -45,6 +44,15 @@ class Encoding(nn.Module):
 
     #: Name of the presence of classes among the side outputs: its loss is ``loss_sem_seg_se``.
     presence_name = "se"
+
+    head_keys = {
+        "out_channels": "CONTEXT_CHANNELS",
+        "num_codes": "ENCNET_NUM_CODES",
+        "num_classes": "NUM_CLASSES",
+        "ignore_value": "IGNORE_VALUE",
+        "se_loss_weight": "ENCNET_SE_LOSS_WEIGHT",
+        "norm": "NORM",
+    }
 
     @configurable
     def __init__(
@@ -77,20 +85,6 @@ class Encoding(nn.Module):
         self.factors = nn.Linear(out_channels, out_channels)
         self.se_predictor = nn.Linear(out_channels, num_classes)
         init_classifier(self.se_predictor)
-
-    @classmethod
-    def from_config(cls, cfg: CfgNode, in_channels: int) -> dict[str, Any]:
-        """Reads ``ENCNET_*`` and more of ``MODEL.SEM_SEG_HEAD``."""
-        head = cfg.MODEL.SEM_SEG_HEAD
-        return {
-            "in_channels": in_channels,
-            "out_channels": head.CONTEXT_CHANNELS,
-            "num_codes": head.ENCNET_NUM_CODES,
-            "num_classes": head.NUM_CLASSES,
-            "ignore_value": head.IGNORE_VALUE,
-            "se_loss_weight": head.ENCNET_SE_LOSS_WEIGHT,
-            "norm": head.NORM,
-        }
 
     def forward(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Maps ``(N, in_channels, h, w)`` to ``(N, out_channels, h, w)``; in training ``se`` ``(N, K)``."""

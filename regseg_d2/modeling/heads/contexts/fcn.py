@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from detectron2.config import CfgNode, configurable
+from detectron2.config import configurable
 from torch import Tensor, nn
 
 from regseg_d2.modeling.heads.registries import CONTEXT_MODULE
+from regseg_d2.modeling.heads.stages import Stage
 from regseg_d2.modeling.layers import check_head_key, conv_norm_relu, init_classifier
 
 
 @CONTEXT_MODULE.register()
-class FCN(nn.Module):
+class FCN(Stage):
     """A row of convolution blocks (Long et al., CVPR 2015, as PSPNet's authors write it).
 
     Args:
@@ -25,6 +24,13 @@ class FCN(nn.Module):
 
     aggregates_context = False
 
+    head_keys = {
+        "out_channels": "CONTEXT_CHANNELS",
+        "num_convs": "FCN_NUM_CONVS",
+        "norm": "NORM",
+        "kernel_size": "FCN_KERNEL_SIZE",
+    }
+
     @configurable
     def __init__(
         self, *, in_channels: int, out_channels: int, num_convs: int, norm: str, kernel_size: int = 3
@@ -36,18 +42,6 @@ class FCN(nn.Module):
         self.convs = nn.Sequential(
             *(conv_norm_relu(a, b, kernel_size, norm) for a, b in zip(widths[:-1], widths[1:], strict=True))
         )
-
-    @classmethod
-    def from_config(cls, cfg: CfgNode, in_channels: int) -> dict[str, Any]:
-        """Reads ``CONTEXT_CHANNELS``, ``FCN_*`` and ``NORM`` of ``MODEL.SEM_SEG_HEAD``."""
-        head = cfg.MODEL.SEM_SEG_HEAD
-        return {
-            "in_channels": in_channels,
-            "out_channels": head.CONTEXT_CHANNELS,
-            "num_convs": head.FCN_NUM_CONVS,
-            "norm": head.NORM,
-            "kernel_size": head.FCN_KERNEL_SIZE,
-        }
 
     def forward(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Maps ``(N, in_channels, h, w)`` to ``(N, out_channels, h, w)``; no side logits."""

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from detectron2.config import CfgNode, configurable
+from detectron2.config import configurable
 from detectron2.layers import Conv2d, get_norm
 from torch import Tensor, nn
 
 from regseg_d2.modeling.heads.registries import CONTEXT_MODULE
+from regseg_d2.modeling.heads.stages import Stage
 from regseg_d2.modeling.layers import check_head_key, conv_norm_relu, pixel_attention, zero_bias
 
 
-class ConvAttentionConv(nn.Module):
+class ConvAttentionConv(Stage):
     """A 3x3 block, attention, a 3x3 block: the frame of the heads of the non-local network and of CCNet.
 
     Both publish it with ``CONCAT_INPUT: True`` and a projection of the same width behind it.
@@ -61,6 +60,13 @@ class NonLocal(ConvAttentionConv):
         ConfigError: if the reduction is below 1.
     """
 
+    head_keys = {
+        "out_channels": "CONTEXT_CHANNELS",
+        "reduction": "ATTENTION_REDUCTION",
+        "use_scale": "ATTENTION_USE_SCALE",
+        "norm": "NORM",
+    }
+
     @configurable
     def __init__(
         self, *, in_channels: int, out_channels: int, reduction: int, use_scale: bool, norm: str
@@ -73,18 +79,6 @@ class NonLocal(ConvAttentionConv):
             norm=norm,
         )
         super().__init__(in_channels=in_channels, out_channels=out_channels, attention=attention, norm=norm)
-
-    @classmethod
-    def from_config(cls, cfg: CfgNode, in_channels: int) -> dict[str, Any]:
-        """Reads ``CONTEXT_CHANNELS``, ``ATTENTION_*`` and ``NORM`` of ``MODEL.SEM_SEG_HEAD``."""
-        head = cfg.MODEL.SEM_SEG_HEAD
-        return {
-            "in_channels": in_channels,
-            "out_channels": head.CONTEXT_CHANNELS,
-            "reduction": head.ATTENTION_REDUCTION,
-            "use_scale": head.ATTENTION_USE_SCALE,
-            "norm": head.NORM,
-        }
 
 
 class NonLocalBlock(nn.Module):

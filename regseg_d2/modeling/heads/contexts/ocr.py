@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
-from detectron2.config import CfgNode, configurable
+from detectron2.config import configurable
 from torch import Tensor, nn
 
 from regseg_d2.modeling.heads.registries import CONTEXT_MODULE
+from regseg_d2.modeling.heads.stages import Stage
 from regseg_d2.modeling.layers import check_head_key, conv_norm_relu, pooled_conv_norm_relu, resize_to
 
 
 @CONTEXT_MODULE.register()
-class OCR(nn.Module):
+class OCR(Stage):
     """Each pixel attends to one vector a class (Yuan et al., ECCV 2020, section 3.2).
 
     The coarse logits of the auxiliary head say softly which pixels belong to a class, its object region. The
@@ -42,6 +41,13 @@ class OCR(nn.Module):
 
     reads_coarse_logits = True
 
+    head_keys = {
+        "out_channels": "CONTEXT_CHANNELS",
+        "key_channels": "OCR_KEY_CHANNELS",
+        "norm": "NORM",
+        "fuse": "OCR_FUSE",
+    }
+
     @configurable
     def __init__(
         self, *, in_channels: int, out_channels: int, key_channels: int, norm: str, fuse: bool = True
@@ -62,18 +68,6 @@ class OCR(nn.Module):
         self.value = pooled_conv_norm_relu(out_channels, key_channels, norm)
         self.expand = conv_norm_relu(key_channels, out_channels, 1, norm)
         self.fuse = conv_norm_relu(2 * out_channels, out_channels, 1, norm) if fuse else nn.Identity()
-
-    @classmethod
-    def from_config(cls, cfg: CfgNode, in_channels: int) -> dict[str, Any]:
-        """Reads ``CONTEXT_CHANNELS``, ``OCR_*`` and ``NORM`` of ``MODEL.SEM_SEG_HEAD``."""
-        head = cfg.MODEL.SEM_SEG_HEAD
-        return {
-            "in_channels": in_channels,
-            "out_channels": head.CONTEXT_CHANNELS,
-            "key_channels": head.OCR_KEY_CHANNELS,
-            "norm": head.NORM,
-            "fuse": head.OCR_FUSE,
-        }
 
     def forward(self, x: Tensor, coarse: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Joins what each pixel gets of the regions to its feature.

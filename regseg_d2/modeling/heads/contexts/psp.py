@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
-from detectron2.config import CfgNode, configurable
+from detectron2.config import configurable
 from torch import Tensor, nn
 
 from regseg_d2.modeling.heads.registries import CONTEXT_MODULE
+from regseg_d2.modeling.heads.stages import Stage
 from regseg_d2.modeling.layers import check_head_key, conv_norm_relu, pooled_conv_norm_relu, resize_to
 
 
 @CONTEXT_MODULE.register()
-class PPM(nn.Module):
+class PPM(Stage):
     """Pyramid pooling module (Zhao et al., "Pyramid Scene Parsing Network", CVPR 2017, section 3.2).
 
     The input is averaged over grids of several sizes, each average is narrowed by a 1x1 block, brought back
@@ -31,6 +31,8 @@ class PPM(nn.Module):
         branch_channels: channels that each average is narrowed to; 0 is ``in_channels`` divided by the
             number of grids, as in the paper.
     """
+
+    head_keys = {"out_channels": "CONTEXT_CHANNELS", "pool_sizes": "PPM_POOL_SIZES", "norm": "NORM"}
 
     @configurable
     def __init__(
@@ -52,17 +54,6 @@ class PPM(nn.Module):
             pooled_conv_norm_relu(in_channels, width, norm) for _ in self.pool_sizes
         )
         self.fuse = conv_norm_relu(in_channels + width * len(self.pool_sizes), out_channels, 3, norm)
-
-    @classmethod
-    def from_config(cls, cfg: CfgNode, in_channels: int) -> dict[str, Any]:
-        """Reads ``CONTEXT_CHANNELS``, ``PPM_POOL_SIZES`` and ``NORM`` of ``MODEL.SEM_SEG_HEAD``."""
-        head = cfg.MODEL.SEM_SEG_HEAD
-        return {
-            "in_channels": in_channels,
-            "out_channels": head.CONTEXT_CHANNELS,
-            "pool_sizes": head.PPM_POOL_SIZES,
-            "norm": head.NORM,
-        }
 
     def forward(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Maps ``(N, in_channels, h, w)`` to ``(N, out_channels, h, w)``; no side logits."""

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from detectron2.config import CfgNode, configurable
+from detectron2.config import configurable
 from torch import Tensor, nn
 
 from regseg_d2.modeling.heads.registries import CONTEXT_MODULE
+from regseg_d2.modeling.heads.stages import Stage
 from regseg_d2.modeling.layers import check_head_key, conv_norm_relu, pixel_attention, zero_bias
 
 #: How query and key are related, see :class:`SelfAttention`.
@@ -15,7 +14,7 @@ QUERY_KEY = ("shared", "shared_start", "separate")
 
 
 @CONTEXT_MODULE.register()
-class SelfAttention(nn.Module):
+class SelfAttention(Stage):
     """A 3x3 block and dot-product attention with a residual (the "Self-Attention" of CAR's tables).
 
     The paper (Huang et al., "CAR", ECCV 2022, section 4.2.1) names the non-local network and gives no
@@ -36,6 +35,13 @@ class SelfAttention(nn.Module):
         ConfigError: if an option is out of its range.
     """
 
+    head_keys = {
+        "out_channels": "CONTEXT_CHANNELS",
+        "key_channels": "ATTENTION_KEY_CHANNELS",
+        "query_key": "ATTENTION_QUERY_KEY",
+        "norm": "NORM",
+    }
+
     @configurable
     def __init__(
         self, *, in_channels: int, out_channels: int, key_channels: int, query_key: str, norm: str
@@ -51,18 +57,6 @@ class SelfAttention(nn.Module):
         if self.query is not None and query_key == "shared_start":
             self.query.load_state_dict(self.key.state_dict())
         self.value = _linear(out_channels, out_channels)
-
-    @classmethod
-    def from_config(cls, cfg: CfgNode, in_channels: int) -> dict[str, Any]:
-        """Reads ``CONTEXT_CHANNELS``, ``ATTENTION_*`` and ``NORM`` of ``MODEL.SEM_SEG_HEAD``."""
-        head = cfg.MODEL.SEM_SEG_HEAD
-        return {
-            "in_channels": in_channels,
-            "out_channels": head.CONTEXT_CHANNELS,
-            "key_channels": head.ATTENTION_KEY_CHANNELS,
-            "query_key": head.ATTENTION_QUERY_KEY,
-            "norm": head.NORM,
-        }
 
     def forward(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Maps ``(N, in_channels, h, w)`` to ``(N, out_channels, h, w)``; no side logits."""

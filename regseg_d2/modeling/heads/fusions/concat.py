@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
-from detectron2.config import CfgNode, configurable
-from detectron2.layers import ShapeSpec
-from torch import Tensor, nn
+from detectron2.config import configurable
+from torch import Tensor
 
-from regseg_d2.modeling.heads.fusions.multi_level import check_levels, resize_and_concat
+from regseg_d2.modeling.heads.fusions.multi_level import resize_and_concat
 from regseg_d2.modeling.heads.registries import FUSION
+from regseg_d2.modeling.heads.stages import Fusion
 
 
 @FUSION.register()
-class Concat(nn.Module):
+class Concat(Fusion):
     """Upsamples all features to the first one's size and concatenates them.
 
     The input of HRNetV2's head (Sun et al., "High-Resolution Representations for Labeling Pixels and
@@ -33,16 +32,6 @@ class Concat(nn.Module):
     def __init__(self, *, in_channels: Sequence[int]) -> None:
         super().__init__()
         self.out_channels = sum(in_channels)
-
-    @classmethod
-    def from_config(cls, cfg: CfgNode, shapes: Sequence[ShapeSpec]) -> dict[str, Any]:
-        """Takes the channels of ``shapes``.
-
-        Raises:
-            ConfigError: if there is one feature only.
-        """
-        check_levels(cls.__name__, shapes)
-        return {"in_channels": [shape.channels for shape in shapes]}
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         """Maps features ``(N, C_i, h_i, w_i)`` to ``(N, sum of C_i, h_0, w_0)``."""

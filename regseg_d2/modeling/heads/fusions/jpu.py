@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
-from detectron2.config import CfgNode, configurable
-from detectron2.layers import DepthwiseSeparableConv2d, ShapeSpec
+from detectron2.config import configurable
+from detectron2.layers import DepthwiseSeparableConv2d
 from torch import Tensor, nn
 
-from regseg_d2.modeling.heads.fusions.multi_level import check_levels, resize_and_concat
+from regseg_d2.modeling.heads.fusions.multi_level import resize_and_concat
 from regseg_d2.modeling.heads.registries import FUSION
+from regseg_d2.modeling.heads.stages import Fusion
 from regseg_d2.modeling.layers import check_head_key, conv_norm_relu
 
 
 @FUSION.register()
-class JPU(nn.Module):
+class JPU(Fusion):
     """Joint pyramid upsampling (Wu et al., "FastFCN", 2019, section 3.3, figure 4).
 
     Features of strides 8, 16 and 32 each go through a 3x3 block; side by side at stride 8 they are read by
@@ -31,6 +31,8 @@ class JPU(nn.Module):
         dilations: one branch each.
         norm: name of the norm.
     """
+
+    head_keys = {"channels": "JPU_CHANNELS", "dilations": "JPU_DILATIONS", "norm": "NORM"}
 
     @configurable
     def __init__(
@@ -56,22 +58,6 @@ class JPU(nn.Module):
             )
             for dilation in dilations
         )
-
-    @classmethod
-    def from_config(cls, cfg: CfgNode, shapes: Sequence[ShapeSpec]) -> dict[str, Any]:
-        """Reads ``JPU_CHANNELS``, ``JPU_DILATIONS`` and ``NORM`` of ``MODEL.SEM_SEG_HEAD``.
-
-        Raises:
-            ConfigError: if there is one feature only, or a number is below 1.
-        """
-        check_levels(cls.__name__, shapes)
-        head = cfg.MODEL.SEM_SEG_HEAD
-        return {
-            "in_channels": [shape.channels for shape in shapes],
-            "channels": head.JPU_CHANNELS,
-            "dilations": head.JPU_DILATIONS,
-            "norm": head.NORM,
-        }
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         """Maps features ``(N, C_i, h_i, w_i)`` to ``(N, branches * channels, h_0, w_0)``."""

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import fvcore.nn.weight_init as weight_init
-from detectron2.config import CfgNode, configurable
-from detectron2.layers import ShapeSpec
+from detectron2.config import configurable
 from torch import Tensor, nn
 
-from regseg_d2.modeling.heads.fusions.multi_level import check_levels, resize_and_concat
+from regseg_d2.modeling.heads.fusions.multi_level import resize_and_concat
 from regseg_d2.modeling.heads.registries import FUSION
+from regseg_d2.modeling.heads.stages import Fusion
 from regseg_d2.modeling.layers import conv_norm_relu
 
 
 @FUSION.register()
-class MLPFusion(nn.Module):
+class MLPFusion(Fusion):
     """One width for all features, upsampled and concatenated (Xie et al., SegFormer, NeurIPS 2021, Eq. 4).
 
     The layer that mixes them (mmsegmentation's ``fusion_conv``) is the projection of the head, with
@@ -37,6 +36,8 @@ class MLPFusion(nn.Module):
     #: The output is the encoder's stages side by side; nothing mixes them yet.
     keeps_levels_apart = True
 
+    head_keys = {"channels": "CONTEXT_CHANNELS", "norm": "NORM", "level_norm": "MLP_NORM"}
+
     @configurable
     def __init__(self, *, in_channels: Sequence[int], channels: int, norm: str, level_norm: bool) -> None:
         super().__init__()
@@ -47,22 +48,6 @@ class MLPFusion(nn.Module):
             self.embeds = nn.ModuleList(nn.Conv2d(width, channels, 1) for width in in_channels)
             for embed in self.embeds:
                 weight_init.c2_msra_fill(embed)
-
-    @classmethod
-    def from_config(cls, cfg: CfgNode, shapes: Sequence[ShapeSpec]) -> dict[str, Any]:
-        """Reads ``CONTEXT_CHANNELS``, ``MLP_NORM`` and ``NORM`` of ``MODEL.SEM_SEG_HEAD``.
-
-        Raises:
-            ConfigError: if there is one feature only.
-        """
-        check_levels(cls.__name__, shapes)
-        head = cfg.MODEL.SEM_SEG_HEAD
-        return {
-            "in_channels": [shape.channels for shape in shapes],
-            "channels": head.CONTEXT_CHANNELS,
-            "norm": head.NORM,
-            "level_norm": head.MLP_NORM,
-        }
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         """Maps features ``(N, C_i, h_i, w_i)`` to ``(N, levels * channels, h_0, w_0)``."""

@@ -12,13 +12,13 @@ from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from torch import Tensor, nn
 
-from regseg_d2.modeling.heads.fusions.multi_level import check_levels
 from regseg_d2.modeling.heads.registries import FUSION
+from regseg_d2.modeling.heads.stages import Fusion
 from regseg_d2.modeling.layers import check_head_key, conv_norm_relu, resize_to
 
 
 @FUSION.register()
-class SemanticFPN(nn.Module):
+class SemanticFPN(Fusion):
     """Feature pyramid with a semantic branch (Kirillov et al., "Panoptic FPN", CVPR 2019).
 
     The pyramid (Lin et al., CVPR 2017): a 1x1 convolution of every feature receives what is above it,
@@ -38,6 +38,8 @@ class SemanticFPN(nn.Module):
         channels: channels of the blocks, and of the output.
         norm: name of the blocks' norm.
     """
+
+    head_keys = {"pyramid_channels": "FPN_CHANNELS", "channels": "CONTEXT_CHANNELS", "norm": "NORM"}
 
     @configurable
     def __init__(
@@ -70,20 +72,8 @@ class SemanticFPN(nn.Module):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, shapes: Sequence[ShapeSpec]) -> dict[str, Any]:
-        """Reads ``FPN_CHANNELS``, ``CONTEXT_CHANNELS`` and ``NORM`` of ``MODEL.SEM_SEG_HEAD``.
-
-        Raises:
-            ConfigError: if there is one feature only, or a number is below 1.
-        """
-        check_levels(cls.__name__, shapes)
-        head = cfg.MODEL.SEM_SEG_HEAD
-        return {
-            "in_channels": [shape.channels for shape in shapes],
-            "strides": [shape.stride for shape in shapes],
-            "pyramid_channels": head.FPN_CHANNELS,
-            "channels": head.CONTEXT_CHANNELS,
-            "norm": head.NORM,
-        }
+        """Reads ``head_keys``, and takes the strides of the features."""
+        return {**super().from_config(cfg, shapes), "strides": [shape.stride for shape in shapes]}
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         """Maps features ``(N, C_i, h_i, w_i)`` to ``(N, channels, h_0, w_0)``."""

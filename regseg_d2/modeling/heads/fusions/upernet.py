@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
-from detectron2.config import CfgNode, configurable
-from detectron2.layers import ShapeSpec
+from detectron2.config import configurable
 from torch import Tensor, nn
 
 from regseg_d2.modeling.heads.contexts.psp import PPM
-from regseg_d2.modeling.heads.fusions.multi_level import check_levels, resize_and_concat
+from regseg_d2.modeling.heads.fusions.multi_level import resize_and_concat
 from regseg_d2.modeling.heads.registries import FUSION
+from regseg_d2.modeling.heads.stages import Fusion
 from regseg_d2.modeling.layers import conv_norm_relu, resize_to
 
 
 @FUSION.register()
-class UPerFPN(nn.Module):
+class UPerFPN(Fusion):
     """Feature pyramid with pyramid pooling on top (Xiao et al., UPerNet, ECCV 2018, section 3.1, figure 4).
 
     The deepest feature goes through a :class:`PPM`; every other one through a 1x1 block, after which it
@@ -31,6 +30,8 @@ class UPerFPN(nn.Module):
         pool_sizes: side of each grid of the pooling.
         norm: name of the norm.
     """
+
+    head_keys = {"channels": "CONTEXT_CHANNELS", "pool_sizes": "PPM_POOL_SIZES", "norm": "NORM"}
 
     @configurable
     def __init__(
@@ -47,22 +48,6 @@ class UPerFPN(nn.Module):
         )
         self.laterals = nn.ModuleList(conv_norm_relu(width, channels, 1, norm) for width in in_channels[:-1])
         self.smooths = nn.ModuleList(conv_norm_relu(channels, channels, 3, norm) for _ in in_channels[:-1])
-
-    @classmethod
-    def from_config(cls, cfg: CfgNode, shapes: Sequence[ShapeSpec]) -> dict[str, Any]:
-        """Reads ``CONTEXT_CHANNELS``, ``PPM_POOL_SIZES`` and ``NORM`` of ``MODEL.SEM_SEG_HEAD``.
-
-        Raises:
-            ConfigError: if there is one feature only, or a pool size is below 1.
-        """
-        check_levels(cls.__name__, shapes)
-        head = cfg.MODEL.SEM_SEG_HEAD
-        return {
-            "in_channels": [shape.channels for shape in shapes],
-            "channels": head.CONTEXT_CHANNELS,
-            "pool_sizes": head.PPM_POOL_SIZES,
-            "norm": head.NORM,
-        }
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         """Maps features ``(N, C_i, h_i, w_i)`` to ``(N, levels * channels, h_0, w_0)``."""
