@@ -12,12 +12,10 @@ from tabulate import tabulate
 from torch import Tensor, nn
 
 from regseg_d2.apps.costs.measuring import interleaved_medians, peak_memory
-from regseg_d2.config import get_regseg_cfg
-from regseg_d2.regularizers import REGULARIZER, Regularizer, RegularizerInput
+from regseg_d2.regularizers import REGULARIZER, Regularizer
 from regseg_d2.state.distribution_memory import DistributionMemory
 from regseg_d2.state.memory_bank import MemoryBank
 
-FEATURE_TAP, LOGITS_TAP = "sem_seg_head.predictor:in", "sem_seg_head.predictor:out"
 CHANNELS = 256
 CLASSES_PER_IMAGE = 12
 WRONG_SHARE = 0.2
@@ -42,26 +40,26 @@ LOSS_CASES = (LossCase(19, (64, 128)), LossCase(150, (64, 64)))
 
 @dataclass(frozen=True)
 class Method:
-    """A regularizer with some of its keys.
+    """A regularizer with some of its options.
 
     Attributes:
         name: name in the registry.
-        keys: keys of its section that are not the default.
+        options: arguments that are not the default.
     """
 
     name: str
-    keys: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 METHODS = {
     "CAR": Method("CAR"),
-    "RegionContrast, bank 2975": Method("RegionContrast", {"BANK_SIZE": 2975}),
+    "RegionContrast, bank 2975": Method("RegionContrast", {"bank_size": 2975}),
     "PNE": Method("PNE"),
     "RCH": Method("RCH"),
     "MDRL": Method("MDRL"),
     "ContrastSeg": Method("ContrastSeg"),
     "ContrastSeg, memory 5000": Method(
-        "ContrastSeg", {"MEMORY": True, "MEMORY_SIZE": 5000, "MAX_VIEWS": 1, "TEMPERATURE": 0.07}
+        "ContrastSeg", {"memory": True, "memory_size": 5000, "max_views": 1, "temperature": 0.07}
     ),
 }
 
@@ -107,17 +105,7 @@ def make_tensors(case: LossCase, device: str) -> Tensors:
 
 def make_regularizer(method: Method, num_classes: int, device: str) -> Regularizer:
     """Builds a regularizer on bare embeddings: without its own projection, with its memory full."""
-    network = nn.ModuleDict(
-        {"sem_seg_head": nn.ModuleDict({"predictor": nn.Conv2d(CHANNELS, num_classes, kernel_size=1)})}
-    )
-    cfg = get_regseg_cfg()
-    cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = num_classes
-    cfg.MODEL.SEM_SEG_HEAD.NORM = "BN"
-    section = cfg.MODEL.REGULARIZERS[method.name]
-    section.FEATURES = FEATURE_TAP
-    for key, value in method.keys.items():
-        section[key] = value
-    regularizer = REGULARIZER.get(method.name)(cfg, network)
+    regularizer = REGULARIZER.get(method.name)(num_classes, CHANNELS, **method.options)
     if hasattr(regularizer, "projection"):
         regularizer.projection = nn.Identity()
     regularizer.to(device)
@@ -149,9 +137,8 @@ def make_loss_action(label: str, case: LossCase, device: str) -> Callable[[], No
     regularizer = make_regularizer(METHODS[label], case.num_classes, device)
 
     def action() -> None:
-        # New inputs each time: labels and predictions at feature size are part of the cost.
-        taps = {FEATURE_TAP: tensors.feature, LOGITS_TAP: tensors.logits}
-        _backward(sum(regularizer(RegularizerInput(taps, tensors.targets, 255)).values()), tensors)
+        losses = regularizer(tensors.feature, tensors.targets, logits=tensors.logits)
+        _backward(sum(losses.values()), tensors)
 
     return action
 

@@ -5,6 +5,7 @@ from detectron2.config import CfgNode
 
 import regseg_d2.segmentor  # noqa: F401  registers networks
 from regseg_d2.config import get_regseg_cfg
+from regseg_d2.segmentor.diagnostics import EventStorageObserver
 
 NUM_CLASSES = 5
 IGNORE = 255
@@ -55,6 +56,12 @@ def small_cfg(head: str = "FCN", regularizers=(), **overrides) -> CfgNode:
         top = key.split(".")[0]
         cfg.merge_from_list([key if top in cfg else f"MODEL.{key}", value])
     return cfg
+
+
+def observed(regularizer, period: int = 1):
+    """The regularizer, which puts its diagnostics into Detectron2's EventStorage from now on."""
+    regularizer.observer = EventStorageObserver(period)
+    return regularizer
 
 
 def small_batch(batch_size: int = 2, size=(64, 64), labels: str = "blocks", seed: int = 0) -> list[dict]:

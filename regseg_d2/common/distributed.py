@@ -8,20 +8,55 @@ goes through :func:`global_mean`.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.nn.functional import all_gather, all_reduce
 
 
+class Processes:
+    """The processes of a group; neither a copy nor a file can hold the group itself.
+
+    Args:
+        group: a group that this process is in; None is all processes, and so is what was read from a file.
+    """
+
+    def __init__(self, group: dist.ProcessGroup | None = None) -> None:
+        self.group = group
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Processes:
+        return self
+
+    def __reduce__(self) -> tuple[type[Processes], tuple[()]]:
+        return Processes, ()
+
+
+_group: ContextVar[dist.ProcessGroup | None] = ContextVar("group", default=None)
+
+
+@contextmanager
+def sums_over(processes: Processes) -> Iterator[None]:
+    """Inside the ``with`` block all functions of this module mean these processes."""
+    token = _group.set(processes.group)
+    try:
+        yield
+    finally:
+        _group.reset(token)
+
+
 def world_size() -> int:
     """Number of processes; 1 where no process group was begun."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    return dist.get_world_size(_group.get()) if dist.is_available() and dist.is_initialized() else 1
 
 
 def rank() -> int:
     """Number of this process among all."""
-    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+    return dist.get_rank(_group.get()) if dist.is_available() and dist.is_initialized() else 0
 
 
 def all_reduce_sum(tensor: Tensor) -> Tensor:
@@ -38,7 +73,7 @@ def all_reduce_sum(tensor: Tensor) -> Tensor:
     """
     if world_size() == 1:
         return tensor
-    return all_reduce(tensor)
+    return all_reduce(tensor, group=_group.get())
 
 
 def all_reduce_sum_constant(tensor: Tensor) -> Tensor:
@@ -46,7 +81,7 @@ def all_reduce_sum_constant(tensor: Tensor) -> Tensor:
     if world_size() == 1:
         return tensor.detach()
     total = tensor.detach().clone()
-    dist.all_reduce(total)
+    dist.all_reduce(total, group=_group.get())
     return total
 
 
@@ -85,7 +120,7 @@ def gather_rows(rows: Tensor) -> Tensor:
         return rows.detach()
     rows = rows.detach().contiguous()
     parts = [torch.empty_like(rows) for _ in range(world_size())]
-    dist.all_gather(parts, rows)
+    dist.all_gather(parts, rows, group=_group.get())
     return torch.cat(parts)
 
 
@@ -102,4 +137,4 @@ def gather_rows_with_gradient(rows: Tensor) -> Tensor:
     """
     if world_size() == 1:
         return rows
-    return torch.cat(all_gather(rows))
+    return torch.cat(all_gather(rows, group=_group.get()))

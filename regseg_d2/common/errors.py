@@ -19,6 +19,24 @@ class ConfigError(UserError):
     """A configuration file, key or value that cannot be used."""
 
 
+class OptionError(ConfigError):
+    """An argument of a constructor that cannot be used.
+
+    Args:
+        owner: what is constructed.
+        argument: name of the argument.
+        problem: its value and what is expected, as the rest of a sentence that begins with the argument.
+    """
+
+    def __init__(self, owner: str, argument: str, problem: str) -> None:
+        super().__init__(owner, argument, problem)
+        self.argument = argument
+        self.problem = problem
+
+    def __str__(self) -> str:
+        return "{}: {} {}".format(*self.args)
+
+
 class DatasetError(UserError):
     """A data set, image or label file that cannot be used."""
 

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from detectron2.config import configurable
-from detectron2.layers import get_norm
 from torch import Tensor, nn
-from yacs.config import CfgNode
 
 from regseg_d2.common.distributed import gather_rows, gather_rows_with_gradient, global_mean, rank
 from regseg_d2.ops import contrast_seg as ops
@@ -19,9 +15,8 @@ from regseg_d2.ops.contrast_seg_memory import contrast_with_memories
 from regseg_d2.ops.grouped_products import pixel_rows
 from regseg_d2.ops.sampling import compact
 from regseg_d2.ops.stored_contrast import MIN_TEMPERATURE, Memory
-from regseg_d2.regularizers.base import REGULARIZER, Regularizer, common_arguments
+from regseg_d2.regularizers.base import REGULARIZER, Regularizer
 from regseg_d2.regularizers.inputs import RegularizerInput
-from regseg_d2.regularizers.places import find_place
 from regseg_d2.regularizers.projection import NormFactory, TrainingProjection
 from regseg_d2.state.memory_bank import MemoryBank
 from regseg_d2.state.random_stream import RandomStream
@@ -34,50 +29,18 @@ ANCHOR_STREAM, COIN_STREAM, MINING_STREAM, STORE_STREAM = range(4)
 """Streams of random numbers."""
 
 
-class AnchorOptions(NamedTuple):
-    """How anchors are drawn; see ``ops.contrast_seg.draw_anchors``.
+class _Step(NamedTuple):
+    """What one forward computed, without gradient.
 
     Attributes:
-        max_anchors: anchors of the batch of all processes.
-        max_views: anchors of a class of an image.
-        min_pixels: pixels that a class needs in an image.
-        kind: ``"segmentation_aware"``: half of them are misclassified; ``"random"``.
+        embeddings: ``(N, D, h, w)``.
+        anchors: the anchors that were contrasted.
+        contrast: what came out.
     """
 
-    max_anchors: int = 1024
-    max_views: int = 100
-    min_pixels: int = 1
-    kind: str = "segmentation_aware"
-
-
-class MemoryOptions(NamedTuple):
-    """What is stored of other images.
-
-    Attributes:
-        size: samples of each class in each of the two queues.
-        dtype: ``"float32"`` or ``"float16"``.
-        pixels_per_class: pixels of each class of an image that go into the pixel queue.
-    """
-
-    size: int = 5000
-    dtype: str = "float32"
-    pixels_per_class: int = 10
-
-
-class SamplingOptions(NamedTuple):
-    """What an anchor is contrasted with.
-
-    Attributes:
-        kind: ``"all"`` or ``"semi_hard"``.
-        hard_fraction: share of the positives, and of the negatives, that semi-hard ones are drawn from.
-        num_positives: semi-hard positives.
-        num_negatives: semi-hard negatives.
-    """
-
-    kind: str = "all"
-    hard_fraction: float = 0.1
-    num_positives: int = 1024
-    num_negatives: int = 2048
+    embeddings: Tensor
+    anchors: ops.Anchors
+    contrast: ops.Contrast
 
 
 @REGULARIZER.register()
@@ -89,112 +52,150 @@ class ContrastSeg(Regularizer):
     stored of earlier images, to which no gradient flows. An anchor without a positive takes no part: on
     the first step, when the memory is empty, the loss is zero.
 
+    Defaults are those published without a memory; those with one are in
+    ``configs/_base_/regularizers/contrast_seg_memory.yaml``. The place is the classifier's input. The weight
+    is lambda of the paper: 0.1 without a memory, 1 with one (published code); sane: 0.05 to 1. The published
+    settings for Cityscapes have no loss in the first 5000 iterations.
+
     Args:
-        channels: channels of the feature.
         num_classes: number of classes K.
-        embedding_channels: channels of its projection.
+        channels: channels of the feature.
+        embedding_channels: channels of the embeddings, the output of the training-only projection. Sane: 64
+            to 512.
         norm: makes the projection's norm.
+        temperature: tau: 0.1 without a memory, 0.07 with one (published code). 0.025 or more. Sane: 0.05 to
+            0.5.
+        base_temperature: tau_base: the loss is scaled by ``tau / tau_base`` (published code). Equal to
+            ``temperature``: no scaling.
+        max_anchors: anchors of the whole batch, over all processes, at most (published code: of each
+            process); they are shared out evenly among the classes of each image. Sane: 256 to 4096.
+        max_views: anchors of a class of an image at most; 100 without a memory, 1 with one (published code).
+        min_pixels: a class with fewer pixels than this in an image, at feature size, gives no anchors there.
+            The published code takes ``max_views + 1``, so that small objects never are anchors.
+        anchors: ``"segmentation_aware"``: half of a class's anchors are misclassified pixels. ``"random"``:
+            drawn from all.
+        memory: contrast with stored samples of other images, instead of with the other anchors of the batch.
+        memory_size: T: samples kept of each class in each of two queues, one of region means, one of pixels.
+            Memory: 2 x classes x size x embedding channels x 4 bytes on each process: 195 MB for 19 classes,
+                1.5 GB
+            for 150. Sane: 500 to 10000.
+        memory_dtype: type that samples are kept in: ``"float32"``, or ``"float16"``, which halves the memory.
+        pixels_per_class: V: pixels of each class of an image that go into the pixel queue. Sane: 1 to 50.
+        sampling: positives and negatives of an anchor: ``"all"``, or some of the hardest ones
+            (``"semi_hard"``; not in the published code).
+        hard_fraction: semi_hard: share of an anchor's positives (least similar) and negatives (most similar)
+            that are drawn from; 0.1 in the paper. In (0, 1].
+        num_positives: semi_hard: how many positives are drawn of these, without repeats; all, if there are no
+            more.
+        num_negatives: the same for negatives.
         seed: seed of the draws.
-        temperature: tau.
-        base_temperature: the loss is scaled by ``tau / tau_base`` (published code).
-        anchors: how anchors are drawn.
-        memory: what is stored; None is without a memory.
-        sampling: what an anchor is contrasted with.
         **common: arguments of :class:`Regularizer`.
 
     Raises:
-        ConfigError: if an option is out of its range.
+        OptionError: if an argument is out of its range.
     """
 
+    terms = {"contrast": 0.1}
+    needs_channels = True
+    config_keys = {"embedding_channels": "CHANNELS"}
     bank_keys = ("MEMORY_SIZE", "MEMORY_DTYPE")
-    terms = ("contrast",)
 
-    @configurable
     def __init__(
         self,
-        *,
-        channels: int,
         num_classes: int,
+        channels: int | None = None,
+        *,
         embedding_channels: int = 256,
         norm: NormFactory = nn.BatchNorm2d,
-        seed: int = 0,
         temperature: float = 0.1,
         base_temperature: float = 0.07,
-        anchors: AnchorOptions = AnchorOptions(),  # noqa: B008  immutable
-        memory: MemoryOptions | None = None,
-        sampling: SamplingOptions = SamplingOptions(),  # noqa: B008  immutable
-        name: str = "contrast_seg",
+        max_anchors: int = 1024,
+        max_views: int = 100,
+        min_pixels: int = 1,
+        anchors: str = "segmentation_aware",
+        memory: bool = False,
+        memory_size: int = 5000,
+        memory_dtype: str = "float32",
+        pixels_per_class: int = 10,
+        sampling: str = "all",
+        hard_fraction: float = 0.1,
+        num_positives: int = 1024,
+        num_negatives: int = 2048,
+        seed: int = 0,
         **common: Any,
     ) -> None:
-        super().__init__(name=name, **common)
-        self._check_options(embedding_channels, temperature, base_temperature, anchors, memory, sampling)
-        self.num_classes = num_classes
+        super().__init__(num_classes, channels, **common)
+        for argument, number in {
+            "embedding_channels": embedding_channels,
+            "base_temperature": base_temperature,
+            "max_anchors": max_anchors,
+            "max_views": max_views,
+            "min_pixels": min_pixels,
+            "num_positives": num_positives,
+            "num_negatives": num_negatives,
+        }.items():
+            self.check_positive(argument, number)
+        if memory:
+            self.check_positive("memory_size", memory_size)
+            self.check_positive("pixels_per_class", pixels_per_class)
+            self.check_choice("memory_dtype", memory_dtype, tuple(MEMORY_DTYPES))
+        self.check_option(
+            "temperature", temperature, temperature >= MIN_TEMPERATURE, f"{MIN_TEMPERATURE} or more"
+        )
+        self.check_choice("anchors", anchors, ANCHORS)
+        self.check_choice("sampling", sampling, SAMPLINGS)
+        self.check_option(
+            "hard_fraction", hard_fraction, 0 < hard_fraction <= 1, "a number above 0, at most 1"
+        )
+        self.embedding_channels = embedding_channels
+        self.norm = norm
         self.temperature = temperature
         self.scale = temperature / base_temperature
+        self.max_anchors = max_anchors
+        self.max_views = max_views
+        self.min_pixels = min_pixels
         self.anchors = anchors
-        self.memory = memory
+        self.pixels_per_class = pixels_per_class
         self.sampling = sampling
-        self.projection = TrainingProjection(channels, embedding_channels, norm)
+        self.hard_fraction = hard_fraction
+        self.num_positives = num_positives
+        self.num_negatives = num_negatives
+        self.reads_logits = anchors == "segmentation_aware"
+        self.register_module("projection", None)
         self.random = RandomStream(seed)
         self.region_queue: MemoryBank | None = None
         self.pixel_queue: MemoryBank | None = None
-        if memory is not None:
-            size = (num_classes, memory.size, embedding_channels, MEMORY_DTYPES[memory.dtype])
+        if memory:
+            size = (num_classes, memory_size, embedding_channels, MEMORY_DTYPES[memory_dtype])
             self.region_queue, self.pixel_queue = MemoryBank(*size), MemoryBank(*size)
-        # Embeddings of the last forward, for the memory.
-        self._embeddings: Tensor | None = None
-        self._last: tuple[ops.Anchors, ops.Contrast] | None = None
+        if channels is not None:
+            self.make_parts(channels)
 
-    @classmethod
-    def from_config(cls, cfg: CfgNode, network: nn.Module) -> dict[str, Any]:
-        """Reads ``MODEL.REGULARIZERS.ContrastSeg``."""
-        section = cfg.MODEL.REGULARIZERS.ContrastSeg
-        place = find_place(cfg, network, "ContrastSeg")
-        memory = MemoryOptions(section.MEMORY_SIZE, section.MEMORY_DTYPE, section.PIXELS_PER_CLASS)
-        return {
-            **common_arguments(cfg, "ContrastSeg"),
-            "feature_tap": place.feature_tap,
-            "logits_tap": place.logits_tap,
-            "channels": place.channels,
-            "num_classes": cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
-            "weights": {"contrast": section.WEIGHT},
-            "embedding_channels": section.CHANNELS,
-            "norm": partial(get_norm, cfg.MODEL.SEM_SEG_HEAD.NORM),
-            "seed": cfg.SEED,
-            "temperature": section.TEMPERATURE,
-            "base_temperature": section.BASE_TEMPERATURE,
-            "anchors": AnchorOptions(
-                section.MAX_ANCHORS, section.MAX_VIEWS, section.MIN_PIXELS, section.ANCHORS
-            ),
-            "memory": memory if section.MEMORY else None,
-            "sampling": SamplingOptions(
-                section.SAMPLING, section.HARD_FRACTION, section.NUM_POSITIVES, section.NUM_NEGATIVES
-            ),
-        }
+    def make_parts(self, channels: int) -> None:
+        """Makes the projection."""
+        self.projection = TrainingProjection(channels, self.embedding_channels, self.norm)
 
-    def losses(self, inputs: RegularizerInput) -> dict[str, Tensor]:
+    def losses(self, inputs: RegularizerInput) -> tuple[dict[str, Tensor], _Step]:
         """Computes the loss of this process's anchors, divided by the number of anchors of all."""
         embeddings = self.projection(inputs.feature(self.feature_tap))
         anchors = self._draw(inputs)
-        if self.memory is None:
+        if self.region_queue is None:
             anchors, contrast = self._contrast_batch(embeddings, anchors)
         else:
             anchors, contrast = self._contrast_memory(embeddings, anchors.compacted())
-            self._embeddings = embeddings.detach()
         counted = (anchors.valid & (contrast.num_positives > 0)).to(contrast.losses.dtype)
-        self._last = (anchors, contrast._replace(losses=contrast.losses.detach()))
         loss = global_mean((contrast.losses * counted).sum(), counted.sum())
-        return {"contrast": self.scale * loss}
+        step = _Step(embeddings.detach(), anchors, contrast._replace(losses=contrast.losses.detach()))
+        return {"contrast": self.scale * loss}, step
 
-    def update_state(self, inputs: RegularizerInput) -> None:
+    def update_state(self, inputs: RegularizerInput, step: _Step) -> None:
         """Stores region means and pixels of all processes, and goes to the next random numbers."""
-        if self._embeddings is not None:
-            self._store_regions(inputs, self._embeddings)
-            self._store_pixels(inputs, self._embeddings)
-        self._embeddings = None
+        if self.region_queue is not None:
+            self._store_regions(inputs, step.embeddings)
+            self._store_pixels(inputs, step.embeddings)
         self.random.advance()
 
-    def diagnostics(self, inputs: RegularizerInput) -> dict[str, Tensor]:
+    def diagnostics(self, inputs: RegularizerInput, step: _Step) -> dict[str, Tensor]:
         """Numbers of this process's last step.
 
         ``anchors`` that had a positive, ``hard``, the share of them that was misclassified, and
@@ -202,8 +203,7 @@ class ContrastSeg(Regularizer):
         mean cosine of an anchor with its positives and negatives; with a memory ``region_fill`` and
         ``pixel_fill``, the shares of the slots of the two queues that hold a sample.
         """
-        assert self._last is not None
-        anchors, contrast = self._last
+        anchors, contrast = step.anchors, step.contrast
         counted = anchors.valid & (contrast.num_positives > 0)
         number = counted.sum()
         share = counted / number.clamp(min=1)
@@ -225,7 +225,7 @@ class ContrastSeg(Regularizer):
         labels = self._labels(inputs)
         num_images, num_pixels = labels.shape
         wrong = torch.zeros_like(labels, dtype=torch.bool)
-        if self.anchors.kind == "segmentation_aware":
+        if self.reads_logits:
             size = inputs.taps[self.feature_tap].shape[-2:]
             wrong = inputs.predictions(self.logits_tap, size).classes.flatten(1) != labels
         return ops.draw_anchors(
@@ -233,9 +233,9 @@ class ContrastSeg(Regularizer):
             wrong,
             self.random.bits(ANCHOR_STREAM, num_images, num_pixels),
             self.random.bits(COIN_STREAM, num_images, self.num_classes),
-            self.anchors.max_views,
-            self.anchors.max_anchors,
-            self.anchors.min_pixels,
+            self.max_views,
+            self.max_anchors,
+            self.min_pixels,
         )
 
     def _contrast_batch(self, embeddings: Tensor, anchors: ops.Anchors) -> tuple[ops.Anchors, ops.Contrast]:
@@ -271,17 +271,16 @@ class ContrastSeg(Regularizer):
         return anchors, contrast
 
     def _mining(self, embeddings: Tensor, anchors: ops.Anchors) -> ops.Mining | None:
-        if self.sampling.kind == "all":
+        if self.sampling == "all":
             return None
         num_images, num_pixels = len(embeddings), embeddings[0, 0].numel()
         seeds = self.random.bits(MINING_STREAM, num_images, num_pixels).flatten()[anchors.pixels]
-        sampling = self.sampling
-        return ops.Mining(sampling.hard_fraction, sampling.num_positives, sampling.num_negatives, seeds)
+        return ops.Mining(self.hard_fraction, self.num_positives, self.num_negatives, seeds)
 
     def _store_regions(self, inputs: RegularizerInput, embeddings: Tensor) -> None:
         """Stores the mean of the unit embeddings of each class of each image, brought to length 1."""
         assert self.region_queue is not None
-        one_hot = inputs.one_hot_at(embeddings.shape[-2:], self.num_classes, embeddings.dtype)
+        one_hot = inputs.one_hot_at(embeddings.shape[-2:], embeddings.dtype)
         # Four times as fast as vector_norm, which does not like this memory order.
         lengths = embeddings.square().sum(dim=1).sqrt().flatten(1).clamp(min=1e-12)
         sums, _ = class_sums(embeddings.flatten(2), one_hot / lengths.unsqueeze(1))
@@ -291,43 +290,12 @@ class ContrastSeg(Regularizer):
 
     def _store_pixels(self, inputs: RegularizerInput, embeddings: Tensor) -> None:
         """Stores some pixels of each class of each image, drawn without repeats."""
-        assert self.pixel_queue is not None and self.memory is not None
+        assert self.pixel_queue is not None
         labels = self._labels(inputs)
         bits = self.random.bits(STORE_STREAM, *labels.shape)
-        pixels, classes, valid = ops.draw_pixels(labels, bits, self.num_classes, self.memory.pixels_per_class)
+        pixels, classes, valid = ops.draw_pixels(labels, bits, self.num_classes, self.pixels_per_class)
         rows = F.normalize(pixel_rows(embeddings, pixels), dim=1)
         self.pixel_queue.push(rows, classes, valid)
 
     def _labels(self, inputs: RegularizerInput) -> Tensor:
         return inputs.labels_at(inputs.taps[self.feature_tap].shape[-2:]).flatten(1)
-
-    def _check_options(
-        self,
-        embedding_channels: int,
-        temperature: float,
-        base_temperature: float,
-        anchors: AnchorOptions,
-        memory: MemoryOptions | None,
-        sampling: SamplingOptions,
-    ) -> None:
-        positive = {
-            "CHANNELS": embedding_channels,
-            "BASE_TEMPERATURE": base_temperature,
-            "MAX_ANCHORS": anchors.max_anchors,
-            "MAX_VIEWS": anchors.max_views,
-            "MIN_PIXELS": anchors.min_pixels,
-            "NUM_POSITIVES": sampling.num_positives,
-            "NUM_NEGATIVES": sampling.num_negatives,
-        }
-        if memory is not None:
-            positive |= {"MEMORY_SIZE": memory.size, "PIXELS_PER_CLASS": memory.pixels_per_class}
-            self.check_choice("MEMORY_DTYPE", memory.dtype, tuple(MEMORY_DTYPES))
-        for key, value in positive.items():
-            self.check_positive(key, value)
-        self.check_option(
-            "TEMPERATURE", temperature, temperature >= MIN_TEMPERATURE, f"{MIN_TEMPERATURE} or more"
-        )
-        self.check_choice("ANCHORS", anchors.kind, ANCHORS)
-        self.check_choice("SAMPLING", sampling.kind, SAMPLINGS)
-        fraction = sampling.hard_fraction
-        self.check_option("HARD_FRACTION", fraction, 0 < fraction <= 1, "a number above 0, at most 1")

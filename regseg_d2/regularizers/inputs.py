@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, TypeVar
@@ -11,11 +11,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from regseg_d2.common.errors import UserError
 from regseg_d2.ops.class_statistics import ClassStatistics, class_statistics
 from regseg_d2.ops.labels import downsample_labels, majority_labels, one_hot_labels
 from regseg_d2.ops.precision import full_precision
 
 T = TypeVar("T")
+
+
+#: Names of the taps where nothing else is said.
+FEATURES, LOGITS = "features", "logits"
 
 
 @dataclass(frozen=True)
@@ -27,20 +32,19 @@ class LabelSampling:
             do; ``"majority"``, the class of most of its pixels.
         purity: with ``"majority"``, a cell is void where its class holds less than this share of its
             pixels, void ones included.
-        num_classes: with ``"majority"``, the number of classes.
     """
 
     rule: str = "center"
     purity: float = 0.0
-    num_classes: int = 0
 
-    def __call__(self, labels: Tensor, size: tuple[int, int], ignore_value: int) -> Tensor:
-        """Brings labels ``(N, H, W)`` to ``(N, h, w)``; void is -1, even if it is numbered like a class."""
+    def __call__(self, labels: Tensor, size: tuple[int, int], num_classes: int, ignore_index: int) -> Tensor:
+        """Brings labels ``(N, H, W)`` to ``(N, h, w)``; what is no class, or numbered like void, is -1."""
         if self.rule == "majority":
-            labels = labels.masked_fill(labels == ignore_value, -1)
-            return majority_labels(labels, size, self.num_classes, self.purity)
+            labels = labels.masked_fill(labels == ignore_index, -1)
+            return majority_labels(labels, size, num_classes, self.purity)
         labels = downsample_labels(labels, size, self.rule)
-        return labels.masked_fill(labels == ignore_value, -1)
+        is_class = (labels >= 0) & (labels < num_classes) & (labels != ignore_index)
+        return labels.masked_fill(~is_class, -1)
 
 
 @dataclass(frozen=True)
@@ -52,56 +56,75 @@ class RegularizerInput:
 
     Attributes:
         taps: recorded tensors by tap name, ``(N, C, h, w)``, attached to the graph.
-        targets: labels ``(N, H, W)`` as the head got them, padded with ``ignore_value``.
-        ignore_value: label of void pixels.
-        image_ids: one id an image, from the data set.
+        labels: class ids ``(N, H, W)``; those outside ``[0, K)`` are void.
+        num_classes: number of classes K.
+        ignore_index: label of void pixels, even if it is numbered like a class.
         label_sampling: how labels come down to the size of a feature.
+
+    Raises:
+        UserError: if the labels are no class ids of the images that the taps show.
     """
 
     taps: Mapping[str, Tensor]
-    targets: Tensor
-    ignore_value: int
-    image_ids: tuple[str, ...] = ()
+    labels: Tensor
+    num_classes: int
+    ignore_index: int = 255
     label_sampling: LabelSampling = LabelSampling()
     _cache: dict[Hashable, Any] = field(default_factory=dict, repr=False)
 
-    def labels_at(self, size: tuple[int, int]) -> Tensor:
-        """Labels ``(N, h, w)`` by ``label_sampling``; void is -1, even if it is numbered like a class."""
+    def __post_init__(self) -> None:
+        labels = self.labels
+        if labels.ndim != 3 or labels.is_floating_point() or labels.is_complex():
+            raise UserError(
+                f"labels are {labels.dtype} of the shape {tuple(labels.shape)}; expected class ids (N, H, W) "
+                "of an integer type"
+            )
+        for name, tensor in self.taps.items():
+            if tensor.ndim != 4 or len(tensor) != len(labels):
+                raise UserError(
+                    f"{name} is of the shape {tuple(tensor.shape)}; expected ({len(labels)}, C, h, w): there "
+                    f"are labels of {len(labels)} images"
+                )
+
+    def labels_at(self, size: Sequence[int]) -> Tensor:
+        """Labels ``(N, h, w)`` by ``label_sampling``; void is -1, all others are in ``[0, K)``."""
 
         def compute() -> Tensor:
-            return self.label_sampling(self.targets, (int(size[0]), int(size[1])), self.ignore_value)
+            height, width = int(size[0]), int(size[1])
+            labels = self.labels if self.labels.dtype == torch.long else self.labels.long()
+            return self.label_sampling(labels, (height, width), self.num_classes, self.ignore_index)
 
         return self._once(("labels", *size), compute)
 
-    def one_hot_at(self, size: tuple[int, int], num_classes: int, dtype: torch.dtype) -> Tensor:
+    def one_hot_at(self, size: Sequence[int], dtype: torch.dtype) -> Tensor:
         """One-hot labels ``(N, K, h * w)``; a void pixel has no one."""
 
         def compute() -> Tensor:
-            return one_hot_labels(self.labels_at(size).flatten(1), num_classes, dtype)
+            return one_hot_labels(self.labels_at(size).flatten(1), self.num_classes, dtype)
 
-        return self._once(("one_hot", *size, num_classes, dtype), compute)
+        return self._once(("one_hot", *size, dtype), compute)
 
     def feature(self, tap: str) -> Tensor:
         """The tensor of a tap in the precision of losses: float32, or float64 where it has that."""
         tensor = self.taps[tap]
         return self._once(("feature", tap), lambda: full_precision(tensor))
 
-    def class_statistics(self, tap: str, num_classes: int) -> ClassStatistics:
+    def class_statistics(self, tap: str) -> ClassStatistics:
         """Sums and counts of a tap's feature for each class, and what else centers are made of."""
 
         def compute() -> ClassStatistics:
             feature = self.feature(tap)
-            one_hot = self.one_hot_at(feature.shape[-2:], num_classes, feature.dtype)
+            one_hot = self.one_hot_at(feature.shape[-2:], feature.dtype)
             return class_statistics(feature.flatten(2), one_hot)
 
-        return self._once(("class_statistics", tap, num_classes), compute)
+        return self._once(("class_statistics", tap), compute)
 
-    def class_sums(self, tap: str, num_classes: int) -> tuple[Tensor, Tensor]:
+    def class_sums(self, tap: str) -> tuple[Tensor, Tensor]:
         """Sums ``(N, K, C)`` of a tap's feature over the pixels of each class, and counts ``(N, K)``."""
-        statistics = self.class_statistics(tap, num_classes)
+        statistics = self.class_statistics(tap)
         return statistics.sums, statistics.counts
 
-    def predictions(self, logits_tap: str, size: tuple[int, int]) -> Predictions:
+    def predictions(self, logits_tap: str, size: Sequence[int]) -> Predictions:
         """What the network predicts at feature size, without gradient.
 
         Logits of another size than the feature are brought to it bilinearly.

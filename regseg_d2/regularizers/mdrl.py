@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import torch
-from detectron2.config import configurable
-from torch import Tensor, nn
-from yacs.config import CfgNode
+from torch import Tensor
 
 from regseg_d2.common.distributed import all_reduce_sum_constant, global_mean
 from regseg_d2.ops import mdrl as ops
 from regseg_d2.ops.sinkhorn import MIN_SMOOTHNESS, sinkhorn_assignment
-from regseg_d2.regularizers.base import REGULARIZER, Regularizer, common_arguments
+from regseg_d2.regularizers.base import REGULARIZER, Regularizer
 from regseg_d2.regularizers.inputs import RegularizerInput
-from regseg_d2.regularizers.places import find_place
 from regseg_d2.state.distribution_memory import DistributionMemory
 
-BASE_FEATURE_TAP = "sem_seg_head.augment.base_predictor:in"
 
-
-class _Step(NamedTuple):
-    """What the last forward computed, without gradient.
+@dataclass
+class _Step:
+    """What one forward computed, without gradient.
 
     Attributes:
         scale: ``(B, P)``, one over the length of each pixel's feature.
@@ -31,6 +28,7 @@ class _Step(NamedTuple):
         active: ``(K,)`` bool, classes that have distributions.
         best: ``(B, K, P)``, see ``ops.Similarities``.
         own: ``(B, N, P)``.
+        pixels: ``(K, N)``, this process's pixels that went to each distribution; None before that is decided.
     """
 
     scale: Tensor
@@ -39,6 +37,7 @@ class _Step(NamedTuple):
     active: Tensor
     best: Tensor
     own: Tensor
+    pixels: Tensor | None = None
 
 
 @REGULARIZER.register()
@@ -49,86 +48,78 @@ class MDRL(Regularizer):
     - ``global`` (Eq. 15): all distributions of the pixel's class against those of all other classes.
 
     Distributions are constants in both. A class takes part from the first step on that shows a pixel of it,
-    see :class:`DistributionMemory`. With the stage ``AUGMENT: MDRL`` in the head the memory is that stage's,
-    stays in the network at inference, and is moved from here; else the memory is the regularizer's own and
-    nothing is left of it at inference.
+    see :class:`DistributionMemory`. With the stage ``AUGMENT: MDRL`` in the head the memory is that stage's
+    (:meth:`take_memory`), stays in the network at inference, and is moved from here; else the memory is the
+    regularizer's own and nothing is left of it at inference.
+
+    Defaults are the paper's, unless something else is said; there is no published code. Its place is R, the
+    feature that the head's stage compares with its memory, or without a stage the classifier's input. The
+    weights are alpha and beta of Eq. 18; Table 4 has 0.01 and 0.02 for ``local``, 0.01 to 0.45 for
+    ``global``. Sane: 0 to 1.
 
     Args:
         num_classes: number of classes K.
         channels: channels Z of the feature.
-        num_distributions: distributions per class N.
-        momentum: mu of Eq. 8.
-        sinkhorn_iterations: iterations of the clustering, Eq. 7.
-        sinkhorn_smoothness: lambda of Eq. 6.
-        temperature: tau of Eq. 15.
-        head_memory: memory of the head's stage, or None. It is not made a part of this module.
+        num_distributions: distributions per class N: 1, 3 ... 15 in Table 2. Sane: 1 to 15; memory and time
+            grow with K * N.
+        momentum: mu of Eq. 8, share of the old distribution in the new one. Sane: 0.9 to 0.9999.
+        sinkhorn_iters: iterations of the clustering (Eq. 7). The paper says "few"; 3 as in the work it
+            follows (Zhou et al., CVPR 2022). Sane: 1 to 10.
+        sinkhorn_lambda: lambda of Eq. 6: smaller assigns more sharply. The paper gives no value; 0.05 as in
+            Zhou et al. Sane: 0.01 to 0.5; at least 0.005.
+        temperature: tau of Eq. 15. Sane: 0.05 to 1; at least 0.02.
         **common: arguments of :class:`Regularizer`.
 
     Raises:
-        ConfigError: if an option is out of its range.
+        OptionError: if an argument is out of its range.
     """
 
-    terms = ("local", "global")
+    terms = {"local": 0.01, "global": 0.05}
+    needs_channels = True
+    paper_place = "MDRL stage"
 
-    @configurable
     def __init__(
         self,
-        *,
         num_classes: int,
-        channels: int,
+        channels: int | None = None,
+        *,
         num_distributions: int = 9,
         momentum: float = 0.999,
-        sinkhorn_iterations: int = 3,
-        sinkhorn_smoothness: float = 0.05,
+        sinkhorn_iters: int = 3,
+        sinkhorn_lambda: float = 0.05,
         temperature: float = 0.5,
-        head_memory: DistributionMemory | None = None,
-        name: str = "mdrl",
         **common: Any,
     ) -> None:
-        super().__init__(name=name, **common)
-        self.check_option("NUM_DISTRIBUTIONS", num_distributions, num_distributions >= 1, "1 or more")
-        self.check_option("MOMENTUM", momentum, 0.0 <= momentum <= 1.0, "a number in [0, 1]")
-        self.check_option("SINKHORN_ITERS", sinkhorn_iterations, sinkhorn_iterations >= 1, "1 or more")
-        smooth_enough = sinkhorn_smoothness >= MIN_SMOOTHNESS
-        self.check_option("SINKHORN_LAMBDA", sinkhorn_smoothness, smooth_enough, f"at least {MIN_SMOOTHNESS}")
+        super().__init__(num_classes, channels, **common)
+        self.check_option("num_distributions", num_distributions, num_distributions >= 1, "1 or more")
+        self.check_option("momentum", momentum, 0.0 <= momentum <= 1.0, "a number in [0, 1]")
+        self.check_option("sinkhorn_iters", sinkhorn_iters, sinkhorn_iters >= 1, "1 or more")
+        smooth_enough = sinkhorn_lambda >= MIN_SMOOTHNESS
+        self.check_option("sinkhorn_lambda", sinkhorn_lambda, smooth_enough, f"at least {MIN_SMOOTHNESS}")
         warm_enough = temperature >= ops.MIN_TEMPERATURE
-        self.check_option("TEMPERATURE", temperature, warm_enough, f"at least {ops.MIN_TEMPERATURE}")
-        self.sinkhorn_iterations = sinkhorn_iterations
-        self.sinkhorn_smoothness = sinkhorn_smoothness
+        self.check_option("temperature", temperature, warm_enough, f"at least {ops.MIN_TEMPERATURE}")
+        self.num_distributions = num_distributions
+        self.momentum = momentum
+        self.sinkhorn_iters = sinkhorn_iters
+        self.sinkhorn_lambda = sinkhorn_lambda
         self.temperature = temperature
         # In a tuple, or it would become a sub-module, and be twice in the state dict of the network.
-        self._head_memory = (head_memory,)
-        self.own_memory = (
-            DistributionMemory(num_classes, num_distributions, channels, momentum)
-            if head_memory is None
-            else None
-        )
-        self._step: _Step | None = None
-        self._pixels_per_distribution: Tensor | None = None
+        self._head_memory: tuple[DistributionMemory | None] = (None,)
+        self.own_memory: DistributionMemory | None = None
+        if channels is not None:
+            self.make_parts(channels)
 
-    @classmethod
-    def from_config(cls, cfg: CfgNode, network: nn.Module) -> dict[str, Any]:
-        """Reads ``MODEL.REGULARIZERS.MDRL``."""
-        mdrl = cfg.MODEL.REGULARIZERS.MDRL
-        augment = getattr(getattr(network, "sem_seg_head", None), "augment", None)
-        memory = getattr(augment, "memory", None)
-        at_stage = isinstance(memory, DistributionMemory) and mdrl.CLASSIFIER == mdrl.FEATURES == "auto"
-        place = find_place(
-            cfg, network, "MDRL", paper_tap=BASE_FEATURE_TAP if at_stage else "", reads_logits=False
-        )
-        return {
-            **common_arguments(cfg, "MDRL"),
-            "feature_tap": place.feature_tap,
-            "channels": place.channels,
-            "num_classes": cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
-            "weights": {"local": mdrl.WEIGHT * mdrl.LOCAL_WEIGHT, "global": mdrl.WEIGHT * mdrl.GLOBAL_WEIGHT},
-            "num_distributions": mdrl.NUM_DISTRIBUTIONS,
-            "momentum": mdrl.MOMENTUM,
-            "sinkhorn_iterations": mdrl.SINKHORN_ITERS,
-            "sinkhorn_smoothness": mdrl.SINKHORN_LAMBDA,
-            "temperature": mdrl.TEMPERATURE,
-            "head_memory": memory if at_stage else None,
-        }
+    def make_parts(self, channels: int) -> None:
+        """Makes the memory, where there is none in the head."""
+        if self._head_memory[0] is None:
+            self.own_memory = DistributionMemory(
+                self.num_classes, self.num_distributions, channels, self.momentum
+            )
+
+    def take_memory(self, memory: DistributionMemory) -> None:
+        """Takes the memory of the head's stage in place of an own one; it is no part of this module."""
+        self._head_memory = (memory,)
+        self.own_memory = None
 
     @property
     def memory(self) -> DistributionMemory:
@@ -137,7 +128,7 @@ class MDRL(Regularizer):
         assert memory is not None
         return memory
 
-    def losses(self, inputs: RegularizerInput) -> dict[str, Tensor]:
+    def losses(self, inputs: RegularizerInput) -> tuple[dict[str, Tensor], _Step]:
         """Computes both losses; means over the pixels whose class has distributions."""
         step, compared = self._compare(inputs)
         counted = (step.labels >= 0).to(compared.own.dtype)
@@ -148,16 +139,13 @@ class MDRL(Regularizer):
         if "global" in self.weights:
             per_pixel = ops.global_losses(compared.own, compared.log_total, self.temperature)
             losses["global"] = global_mean((per_pixel * counted).sum(), counted.sum())
-        self._step = step
-        return losses
+        return losses, step
 
-    def update_state(self, inputs: RegularizerInput) -> None:
+    def update_state(self, inputs: RegularizerInput, step: _Step) -> None:
         """Clusters the pixels of each class (Eq. 7) and moves its distributions (Eq. 8)."""
-        assert self._step is not None
-        step = self._step
         num_classes, num_distributions, channels = step.distributions.shape
         one_hot = self._one_hot(inputs)
-        shares = sinkhorn_assignment(step.own, one_hot, self.sinkhorn_smoothness, self.sinkhorn_iterations)
+        shares = sinkhorn_assignment(step.own, one_hot, self.sinkhorn_lambda, self.sinkhorn_iters)
         num_slots = num_classes * num_distributions
         slots = torch.where(
             step.labels >= 0, step.labels * num_distributions + ops.first_largest(shares), num_slots
@@ -168,9 +156,9 @@ class MDRL(Regularizer):
         self.memory.update(step.distributions, sums)
         pixels = torch.zeros(num_slots + 1, dtype=torch.long, device=slots.device)
         pixels = pixels.scatter_add_(0, slots.flatten(), torch.ones_like(slots.flatten()))
-        self._pixels_per_distribution = pixels[:num_slots].view(num_classes, num_distributions)
+        step.pixels = pixels[:num_slots].view(num_classes, num_distributions)
 
-    def diagnostics(self, inputs: RegularizerInput) -> dict[str, Tensor]:
+    def diagnostics(self, inputs: RegularizerInput, step: _Step) -> dict[str, Tensor]:
         """How full and how used the memory is, and how near pixels are to it.
 
         ``classes_with_memory`` counts the classes that have distributions. ``own_similarity`` and
@@ -180,8 +168,7 @@ class MDRL(Regularizer):
         ``log N``: 1 is an even use. ``spread`` is the mean cosine between the distributions of one class: at
         1 they are all the same.
         """
-        assert self._step is not None and self._pixels_per_distribution is not None
-        step = self._step
+        assert step.pixels is not None
         counted = (step.labels >= 0).to(step.own.dtype)
         num_counted = counted.sum().clamp(min=1)
         own_class = self._one_hot(inputs) > 0
@@ -191,19 +178,17 @@ class MDRL(Regularizer):
             "classes_with_memory": self.memory.seen.sum(),
             "own_similarity": (step.own.amax(dim=1) * counted).sum() / num_counted,
             "other_similarity": (other * counted).sum() / num_counted,
-            "usage_entropy": _usage_entropy(self._pixels_per_distribution.double()),
+            "usage_entropy": _usage_entropy(step.pixels.double()),
             "spread": _mean_cosine_within_classes(self.memory.distributions, self.memory.seen),
         }
 
     def _compare(self, inputs: RegularizerInput) -> tuple[_Step, ops.Similarities]:
         feature = inputs.feature(self.feature_tap)
         features = feature.flatten(2)
-        sums, _ = inputs.class_sums(self.feature_tap, self.memory.num_classes)
+        sums, _ = inputs.class_sums(self.feature_tap)
         distributions, active = self.memory.started(all_reduce_sum_constant(sums.sum(dim=0)))
         labels = inputs.labels_at(feature.shape[-2:]).flatten(1)
-        # A label beyond the classes is as good as void.
-        is_class = (labels >= 0) & (labels < len(active))
-        labels = torch.where(is_class & active[labels.clamp(0, len(active) - 1)], labels, -1)
+        labels = torch.where((labels >= 0) & active[labels.clamp(min=0)], labels, -1)
         scale = ops.inverse_norms(features)
         compared = ops.similarities(features, scale, distributions, active, labels, self.temperature)
         best, own = compared.best.detach(), compared.own.detach()
@@ -211,7 +196,7 @@ class MDRL(Regularizer):
 
     def _one_hot(self, inputs: RegularizerInput) -> Tensor:
         feature = inputs.feature(self.feature_tap)
-        return inputs.one_hot_at(feature.shape[-2:], self.memory.num_classes, feature.dtype)
+        return inputs.one_hot_at(feature.shape[-2:], feature.dtype)
 
 
 def _usage_entropy(pixels: Tensor) -> Tensor:

@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
-from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from detectron2.config import configurable
-from detectron2.layers import get_norm
 from torch import Tensor, nn
-from yacs.config import CfgNode
 
 from regseg_d2.common.distributed import global_mean
 from regseg_d2.ops import pne as ops
-from regseg_d2.regularizers.base import REGULARIZER, Regularizer, common_arguments
+from regseg_d2.regularizers.base import REGULARIZER, Regularizer
 from regseg_d2.regularizers.inputs import RegularizerInput
-from regseg_d2.regularizers.places import find_place
 from regseg_d2.regularizers.projection import NormFactory, TrainingProjection
 from regseg_d2.state.random_stream import RandomStream
 
 ANCHORS, SAMPLES, REPEATS, UNION_REPEATS = range(4)
 """Streams of random numbers."""
+
+
+class _Step(NamedTuple):
+    """What one forward drew; see ``ops.pne``, ``Draw`` and ``contrast_anchors``."""
+
+    counted: Tensor
+    first_of_set: Tensor
+    positive_similarity: Tensor
+    negative_similarity: Tensor
 
 
 @REGULARIZER.register()
@@ -29,92 +33,106 @@ class PNE(Regularizer):
 
     ``contrast`` is Eq. 9: the mean over the anchors of all images and processes (each anchor counts the same,
     whatever its pair and image) of the loss of Eq. 8. |S| of Eq. 9 is their number, after at most
-    ``MAX_ANCHORS`` of each set were drawn. An anchor without a negative adds 0 and counts in |S|
-    (``NO_NEGATIVES`` has other ways); for one without a positive Eq. 9 has no value, and it does not count.
+    ``max_anchors`` of each set were drawn. An anchor without a negative adds 0 and counts in |S|
+    (``no_negatives`` has other ways); for one without a positive Eq. 9 has no value, and it does not count.
+    The weight is alpha of Eq. 4; Table 8 tries 0.4 to 2.3.
+
+    Defaults are the paper's, unless something else is said; its place is the classifier's input.
 
     Args:
+        num_classes: number of classes K.
         channels: channels of the feature.
-        embedding_channels: channels of its projection.
+        temperature: tau of Eq. 8. Table 8 tries 0.1 to 10; at 0.1 the paper's network did not learn. Sane:
+            0.3 to 2.
+        embedding_channels: channels of the projection (1x1 convolution, norm, ReLU, 1x1 convolution) whose
+            unit vectors are contrasted. Training only. Sane: 64 to 512.
         norm: makes the projection's norm.
-        how: how anchors and samples are put together.
+        num_samples: |P| = |N|: positives of an anchor, and negatives; with replacement where there are fewer.
+            The paper gives no number, the published code takes 100. Sane: 20 to 500.
+        max_anchors: |S|: anchors of one set (a pair of true and predicted class) at most; more are drawn from
+            at random. The paper: fewer than 200. The published code leaves a pair with more out. Sane: 20 to
+            1000.
+        scope: what anchors and samples are drawn from: ``"image"`` (paper), or ``"batch"`` (of all
+            processes).
+        contrast: ``"pne"``: Eq. 8. ``"asymmetric"``: Eq. 1, without ``positive_weights`` (Tables 5 and 6).
+        positive_weights: w of Eq. 8: the ``"softmax"`` probability of the positive, its ``"logit"`` (one
+            below 0 counts as 0), or ``"none"`` (Table 7).
+        individual_anchor_sets: misclassified pixels of one class are a set of anchors for each class that
+            they are predicted as (section 3.3.1); False: one set, whatever they are predicted as (Table 6,
+            column IAS).
+        corresponding_negatives: negatives of a set are right pixels of the classes that the set's pixels are
+            predicted as (section 3.3.2); False: of all classes but the anchors' own (Table 6, column CN).
+        no_negatives: a set without a negative (no right pixel of the predicted class). ``"skip"``: its
+            anchors have loss 0 and count in the mean, as Eq. 9 has it. ``"exclude"``: they do not count
+            either. ``"anchors"``: they are their own negatives (published code), which pushes pixels of one
+            class apart.
+        detach_samples: positives and negatives are constants (published code; the paper does not say).
         seed: seed of the draws.
-        temperature: tau of Eq. 8.
-        positive_weights: weight w of a positive in Eq. 8: its ``"softmax"`` probability, its ``"logit"``
-            (where that is positive), or ``"none"`` (Table 7). Eq. 1 has no weights.
-        contrast: ``"pne"`` (Eq. 8) or ``"asymmetric"`` (Eq. 1).
-        detach_samples: positives and negatives are constants (published code).
         **common: arguments of :class:`Regularizer`.
 
     Raises:
-        ConfigError: if an option is out of its range.
+        OptionError: if an argument is out of its range.
     """
 
-    terms = ("contrast",)
+    terms = {"contrast": 1.3}
+    reads_logits = True
+    needs_channels = True
+    config_keys = {"embedding_channels": "CHANNELS"}
 
-    @configurable
     def __init__(
         self,
+        num_classes: int,
+        channels: int | None = None,
         *,
-        channels: int,
-        how: ops.Construction,
+        temperature: float = 1.0,
         embedding_channels: int = 256,
         norm: NormFactory = nn.BatchNorm2d,
-        seed: int = 0,
-        temperature: float = 1.0,
-        positive_weights: str = "softmax",
+        num_samples: int = 100,
+        max_anchors: int = 200,
+        scope: str = "image",
         contrast: str = "pne",
+        positive_weights: str = "softmax",
+        individual_anchor_sets: bool = True,
+        corresponding_negatives: bool = True,
+        no_negatives: str = "skip",
         detach_samples: bool = True,
-        name: str = "pne",
+        seed: int = 0,
         **common: Any,
     ) -> None:
-        super().__init__(name=name, **common)
-        self.check_choice("SCOPE", how.scope, ops.SCOPES)
-        self.check_choice("NO_NEGATIVES", how.no_negatives, ops.NO_NEGATIVES)
-        self.check_choice("POSITIVE_WEIGHTS", positive_weights, ops.POSITIVE_WEIGHTS)
-        self.check_choice("CONTRAST", contrast, ops.CONTRASTS)
-        self.check_positive("CHANNELS", embedding_channels)
-        self.check_positive("NUM_SAMPLES", how.num_samples)
-        self.check_positive("MAX_ANCHORS", how.max_anchors)
-        self.check_positive("TEMPERATURE", temperature)
-        self.how = how
+        super().__init__(num_classes, channels, **common)
+        self.check_choice("scope", scope, ops.SCOPES)
+        self.check_choice("no_negatives", no_negatives, ops.NO_NEGATIVES)
+        self.check_choice("positive_weights", positive_weights, ops.POSITIVE_WEIGHTS)
+        self.check_choice("contrast", contrast, ops.CONTRASTS)
+        self.check_positive("embedding_channels", embedding_channels)
+        self.check_positive("num_samples", num_samples)
+        self.check_positive("max_anchors", max_anchors)
+        self.check_positive("temperature", temperature)
+        self.how = ops.Construction(
+            num_classes,
+            num_samples,
+            max_anchors,
+            scope,
+            individual_anchor_sets,
+            corresponding_negatives,
+            no_negatives,
+        )
         self.temperature = temperature
+        self.embedding_channels = embedding_channels
+        self.norm = norm
         self.positive_weights = positive_weights
         self.contrast = contrast
         self.detach_samples = detach_samples
-        self.projection = TrainingProjection(channels, embedding_channels, norm)
+        self.register_module("projection", None)
         self.random = RandomStream(seed)
-        self._last: dict[str, Tensor] = {}
+        if channels is not None:
+            self.make_parts(channels)
 
-    @classmethod
-    def from_config(cls, cfg: CfgNode, network: nn.Module) -> dict[str, Any]:
-        """Reads ``MODEL.REGULARIZERS.PNE``."""
-        pne = cfg.MODEL.REGULARIZERS.PNE
-        place = find_place(cfg, network, "PNE")
-        return {
-            **common_arguments(cfg, "PNE"),
-            "feature_tap": place.feature_tap,
-            "logits_tap": place.logits_tap,
-            "channels": place.channels,
-            "weights": {"contrast": pne.WEIGHT},
-            "embedding_channels": pne.CHANNELS,
-            "norm": partial(get_norm, cfg.MODEL.SEM_SEG_HEAD.NORM),
-            "how": ops.Construction(
-                num_classes=cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
-                num_samples=pne.NUM_SAMPLES,
-                max_anchors=pne.MAX_ANCHORS,
-                scope=pne.SCOPE,
-                individual_anchor_sets=pne.INDIVIDUAL_ANCHOR_SETS,
-                corresponding_negatives=pne.CORRESPONDING_NEGATIVES,
-                no_negatives=pne.NO_NEGATIVES,
-            ),
-            "seed": cfg.SEED,
-            "temperature": pne.TEMPERATURE,
-            "positive_weights": pne.POSITIVE_WEIGHTS,
-            "contrast": pne.CONTRAST,
-            "detach_samples": pne.DETACH_SAMPLES,
-        }
+    def make_parts(self, channels: int) -> None:
+        """Makes the projection."""
+        self.projection = TrainingProjection(channels, self.embedding_channels, self.norm)
 
-    def losses(self, inputs: RegularizerInput) -> dict[str, Tensor]:
+    def losses(self, inputs: RegularizerInput) -> tuple[dict[str, Tensor], _Step]:
         """Computes the loss; see the class and ``ops/pne.py``."""
         embeddings = self.projection(inputs.feature(self.feature_tap))
         draw = self._draw(inputs)
@@ -127,19 +145,16 @@ class PNE(Regularizer):
             self.contrast == "asymmetric",
             self.detach_samples,
         )
-        self._last = {
-            "counted": draw.counted,
-            "first_of_set": draw.first_of_set,
-            "positive_similarity": contrast.positive_similarity,
-            "negative_similarity": contrast.negative_similarity,
-        }
-        return {"contrast": global_mean(contrast.losses.sum(), draw.num_counted)}
+        step = _Step(
+            draw.counted, draw.first_of_set, contrast.positive_similarity, contrast.negative_similarity
+        )
+        return {"contrast": global_mean(contrast.losses.sum(), draw.num_counted)}, step
 
-    def update_state(self, inputs: RegularizerInput) -> None:
+    def update_state(self, inputs: RegularizerInput, step: _Step) -> None:
         """Goes to the next step's random numbers."""
         self.random.advance()
 
-    def diagnostics(self, inputs: RegularizerInput) -> dict[str, Tensor]:
+    def diagnostics(self, inputs: RegularizerInput, step: _Step) -> dict[str, Tensor]:
         """Numbers of this process's last step.
 
         ``anchors`` that were contrasted, and ``sets`` of them (pairs, by default);
@@ -147,16 +162,15 @@ class PNE(Regularizer):
         positives and negatives; ``misclassified``, the share of the valid pixels that are predicted
         wrong.
         """
-        last = self._last
-        num_anchors = last["counted"].sum()
-        share = last["counted"] / num_anchors.clamp(min=1)
+        num_anchors = step.counted.sum()
+        share = step.counted / num_anchors.clamp(min=1)
         labels, predictions = self._classes(inputs)
-        valid = (labels >= 0) & (labels < self.how.num_classes)
+        valid = labels >= 0
         return {
             "anchors": num_anchors,
-            "sets": last["first_of_set"].sum(),
-            "positive_similarity": (last["positive_similarity"] * share).sum(),
-            "negative_similarity": (last["negative_similarity"] * share).sum(),
+            "sets": step.first_of_set.sum(),
+            "positive_similarity": (step.positive_similarity * share).sum(),
+            "negative_similarity": (step.negative_similarity * share).sum(),
             "misclassified": (valid & (labels != predictions)).sum() / valid.sum().clamp(min=1),
         }
 
@@ -173,7 +187,7 @@ class PNE(Regularizer):
         return ops.draw_pixels(labels, predictions, self.how, bits)
 
     def _repeats(self, stream: int, num_images: int) -> Tensor:
-        length = self.how.num_classes * self.how.num_samples
+        length = self.num_classes * self.how.num_samples
         if self.how.scope == "batch":
             bits = self.random.shared_bits(stream, length)
         else:

@@ -74,6 +74,7 @@ class TrainingProjection(_TracelessProjection):
         nn.init.kaiming_normal_(self.hidden.weight, mode="fan_out", nonlinearity="relu")
         self.out = nn.Conv2d(in_channels, out_channels, kernel_size=1)
         nn.init.kaiming_normal_(self.out.weight, mode="fan_out", nonlinearity="relu")
+        assert self.out.bias is not None
         nn.init.zeros_(self.out.bias)
 
     def embed(self, x: Tensor) -> Tensor:

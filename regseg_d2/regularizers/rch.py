@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from detectron2.config import configurable
-from detectron2.layers import get_norm
 from torch import Tensor, nn
-from yacs.config import CfgNode
 
 from regseg_d2.common.distributed import all_reduce_sum, all_reduce_sum_constant, global_mean
 from regseg_d2.ops import rch as ops
 from regseg_d2.ops.class_statistics import class_sums, divide_by_counts
 from regseg_d2.ops.sampling import compact
-from regseg_d2.regularizers.base import REGULARIZER, Regularizer, common_arguments
+from regseg_d2.regularizers.base import REGULARIZER, Regularizer
 from regseg_d2.regularizers.inputs import RegularizerInput
-from regseg_d2.regularizers.places import encoder_output_tap, find_place
 from regseg_d2.regularizers.projection import LinearProjection, NormFactory
 from regseg_d2.state.ema_centers import EmaCenters
 
@@ -57,9 +52,11 @@ class _Errors(NamedTuple):
 
 
 class _Step(NamedTuple):
-    """What the last forward computed, without gradient; for diagnostics.
+    """What one forward computed, without gradient.
 
     Attributes:
+        batch_means: means ``(K, D)`` of this batch's pixels, and which classes have one; None for learned
+            prototypes.
         labels: ``(N, P)``, -1 for void.
         sets: TP, FN and FP pixels.
         class_cosines: ``(N, K, P)`` cosines to the prototypes.
@@ -68,6 +65,7 @@ class _Step(NamedTuple):
         psi: FP penalty, likewise.
     """
 
+    batch_means: tuple[Tensor, Tensor] | None
     labels: Tensor
     sets: ops.PixelSets
     class_cosines: Tensor
@@ -90,35 +88,52 @@ class RCH(Regularizer):
     Gradients flow through this batch's share of the prototypes, and through both sides of the cosines in
     phi and psi; the probability in Eq. 8 is a constant.
 
+    Defaults are the paper's, unless something else is said. Its place is the encoder's output: all stages
+    where the head has them side by side, else the last one; the published code takes the classifier's input.
+    The weight is lambda of Eq. 9; 0.1 to 0.4 do alike in Figure 4. The paper has no RCH while SegFormer warms
+    up.
+
     Args:
-        in_channels: channels of the feature.
-        channels: channels D of the embedding.
         num_classes: number of classes K.
+        channels: channels of the feature.
+        embedding_channels: D, channels of the embedding E, made by a 1x1 convolution and norm that exist in
+            training only. The paper gives no number, the published code keeps the head's (512 for OCRNet).
+            Sane: 64 to 512.
         norm: makes the norm of the embedding.
-        ema_decay: rho of Eq. 4.
-        temperature: tau of Eq. 8.
-        prototypes: ``"tp"``, ``"gt"`` (of all pixels of a class) or ``"learned"`` (Table 1).
-        fp_penalty: use psi (Eq. 6); without, it is 0 in Eq. 8.
-        fn_compensation: use phi (Eq. 7); without, it is 0 in Eq. 8.
-        errors: whose FN and FP pixels phi and psi are means over: ``"image"`` or ``"batch"``.
-        calibration_scale: factor of phi and psi; 1 in the paper, 0.25 in the published code.
-        detach_prototypes: prototypes are constants (published code).
+        ema_decay: rho of Eq. 4: share of the old prototype in the new one. 0.8 and 0.9 are best in Figure 4.
+        temperature: tau of Eq. 8; 0.25 to 0.5 in Figure 4. Sane: 0.1 to 1.
+        prototypes: what a prototype is (Table 1). ``"tp"``: the moving average of the correctly classified
+            pixels. ``"gt"``: that of all pixels of the class. ``"learned"``: a parameter.
+        fp_penalty: use psi (Eq. 6), which pushes a pixel away from those that were taken for its class (Table
+            1, column FP); without, it is 0 in Eq. 8.
+        fn_compensation: use phi (Eq. 7), which pulls a pixel to the missed ones of its class (Table 1, column
+            FN); without, it is 0 in Eq. 8.
+        errors: the FN and FP pixels of its class that psi and phi compare a pixel with are those of its own
+            ``"image"`` (the paper's "pixels of the input image") or of the ``"batch"`` of all processes. The
+            published code pools the images of a GPU.
+        calibration_scale: factor of both terms in Eq. 8. The published code's numbers amount to 0.25. Sane: 0
+            to 1.
+        detach_prototypes: no gradient through the prototypes (published code); False: through this batch's
+            share of Eq. 4.
         **common: arguments of :class:`Regularizer`.
 
     Raises:
-        ConfigError: if an option is out of its range.
+        OptionError: if an argument is out of its range.
     """
 
-    terms = ("metric",)
+    terms = {"metric": 0.1}
+    reads_logits = True
+    needs_channels = True
+    paper_place = "encoder output"
+    config_keys = {"embedding_channels": "CHANNELS"}
 
-    @configurable
     def __init__(
         self,
-        *,
-        in_channels: int,
-        channels: int,
         num_classes: int,
-        norm: NormFactory,
+        channels: int | None = None,
+        *,
+        embedding_channels: int = 256,
+        norm: NormFactory = nn.BatchNorm2d,
         ema_decay: float = 0.9,
         temperature: float = 0.5,
         prototypes: str = "tp",
@@ -127,22 +142,20 @@ class RCH(Regularizer):
         errors: str = "image",
         calibration_scale: float = 1.0,
         detach_prototypes: bool = False,
-        name: str = "rch",
         **common: Any,
     ) -> None:
-        super().__init__(name=name, **common)
+        super().__init__(num_classes, channels, **common)
         learned = prototypes == "learned"
-        self.check_option("CHANNELS", channels, channels >= 1, "1 or more")
-        self.check_option("EMA_DECAY", ema_decay, 0.0 <= ema_decay < 1.0, "a number in [0, 1)")
-        self.check_positive("TEMPERATURE", temperature)
-        self.check_choice("PROTOTYPES", prototypes, PROTOTYPES)
-        self.check_choice("ERRORS", errors, ops.ERRORS)
-        self.check_option("CALIBRATION_SCALE", calibration_scale, calibration_scale >= 0.0, "0 or more")
+        self.check_option("embedding_channels", embedding_channels, embedding_channels >= 1, "1 or more")
+        self.check_option("ema_decay", ema_decay, 0.0 <= ema_decay < 1.0, "a number in [0, 1)")
+        self.check_positive("temperature", temperature)
+        self.check_choice("prototypes", prototypes, PROTOTYPES)
+        self.check_choice("errors", errors, ops.ERRORS)
+        self.check_option("calibration_scale", calibration_scale, calibration_scale >= 0.0, "0 or more")
         moving = not (learned and detach_prototypes)
-        self.check_option(
-            "DETACH_PROTOTYPES", detach_prototypes, moving, "False where PROTOTYPES is 'learned'"
-        )
-        self.num_classes = num_classes
+        self.check_option("detach_prototypes", detach_prototypes, moving, "False with learned prototypes")
+        self.embedding_channels = embedding_channels
+        self.norm = norm
         self.temperature = temperature
         self.prototypes = prototypes
         self.fp_penalty = fp_penalty
@@ -150,48 +163,28 @@ class RCH(Regularizer):
         self.errors = errors
         self.calibration_scale = calibration_scale
         self.detach_prototypes = detach_prototypes
-        self.projection = LinearProjection(in_channels, channels, norm)
-        self.ema = None if learned else EmaCenters(num_classes, channels, ema_decay)
+        self.register_module("projection", None)
+        self.ema = None if learned else EmaCenters(num_classes, embedding_channels, ema_decay)
         self.learned: nn.Parameter | None = None
-        if learned:
+        if channels is not None:
+            self.make_parts(channels)
+
+    def make_parts(self, channels: int) -> None:
+        """Makes the projection, and prototypes that are learned."""
+        self.projection = LinearProjection(channels, self.embedding_channels, self.norm)
+        if self.prototypes == "learned":
             # About unit length, at which a step of the optimizer turns a prototype as it should.
-            self.learned = nn.Parameter(torch.randn(num_classes, channels) / channels**0.5)
-        self._batch_means: tuple[Tensor, Tensor] | None = None
-        self._step: _Step | None = None
+            start = torch.randn(self.num_classes, self.embedding_channels) / self.embedding_channels**0.5
+            self.learned = nn.Parameter(start)
 
-    @classmethod
-    def from_config(cls, cfg: CfgNode, network: nn.Module) -> dict[str, Any]:
-        """Reads ``MODEL.REGULARIZERS.RCH``."""
-        rch = cfg.MODEL.REGULARIZERS.RCH
-        at_encoder = rch.CLASSIFIER == rch.FEATURES == "auto"
-        place = find_place(cfg, network, "RCH", paper_tap=encoder_output_tap(network) if at_encoder else "")
-        return {
-            **common_arguments(cfg, "RCH"),
-            "feature_tap": place.feature_tap,
-            "logits_tap": place.logits_tap,
-            "in_channels": place.channels,
-            "channels": rch.CHANNELS,
-            "num_classes": cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
-            "norm": partial(get_norm, cfg.MODEL.SEM_SEG_HEAD.NORM),
-            "weights": {"metric": rch.WEIGHT},
-            "ema_decay": rch.EMA_DECAY,
-            "temperature": rch.TEMPERATURE,
-            "prototypes": rch.PROTOTYPES,
-            "fp_penalty": rch.FP_PENALTY,
-            "fn_compensation": rch.FN_COMPENSATION,
-            "errors": rch.ERRORS,
-            "calibration_scale": rch.CALIBRATION_SCALE,
-            "detach_prototypes": rch.DETACH_PROTOTYPES,
-        }
-
-    def losses(self, inputs: RegularizerInput) -> dict[str, Tensor]:
+    def losses(self, inputs: RegularizerInput) -> tuple[dict[str, Tensor], _Step]:
         """Computes the metric loss; see the class and ``ops/rch.py``."""
         batch = self._batch(inputs)
         counts = all_reduce_sum_constant(batch.counts.sum(dim=1))
         # FN and FP pixels matter to pixels of their class alone: only classes in the labels need sums.
         rows, _ = compact(counts[0] + counts[1] > 0)
         errors, inverse_norms = self._errors(batch, counts, rows)
-        prototypes, known = self._class_prototypes(batch, counts, rows)
+        prototypes, known, batch_means = self._class_prototypes(batch, counts, rows)
         directions = F.normalize(prototypes, dim=1).expand(len(batch.x), -1, -1)
         cosines = ops.cosines(batch.x, inverse_norms, torch.cat([directions, errors.means], dim=1))
         class_cosines, error_cosines = cosines.split([self.num_classes, 2 * len(rows)], dim=1)
@@ -206,18 +199,17 @@ class RCH(Regularizer):
             self.temperature,
             self.calibration_scale,
         )
-        self._step = _Step(
-            batch.labels, batch.sets, class_cosines.detach(), known, phi.detach(), psi.detach()
+        step = _Step(
+            batch_means, batch.labels, batch.sets, class_cosines.detach(), known, phi.detach(), psi.detach()
         )
-        return {"metric": global_mean(losses.sum(), (batch.labels >= 0).sum())}
+        return {"metric": global_mean(losses.sum(), (batch.labels >= 0).sum())}, step
 
-    def update_state(self, inputs: RegularizerInput) -> None:
+    def update_state(self, inputs: RegularizerInput, step: _Step) -> None:
         """Moves the prototypes (Eq. 4)."""
-        if self.ema is not None and self._batch_means is not None:
-            self.ema.update(*self._batch_means)
-        self._batch_means = None
+        if self.ema is not None and step.batch_means is not None:
+            self.ema.update(*step.batch_means)
 
-    def diagnostics(self, inputs: RegularizerInput) -> dict[str, Tensor]:
+    def diagnostics(self, inputs: RegularizerInput, step: _Step) -> dict[str, Tensor]:
         """How many pixels are wrong, and how near pixels are to prototypes; of this process's pixels.
 
         ``true_positives`` and ``misclassified`` are shares of the valid pixels (each misclassified pixel
@@ -226,8 +218,7 @@ class RCH(Regularizer):
         to the prototype of the pixel's class and to those of the others. ``fn_compensation`` and
         ``fp_penalty`` are the means of phi and psi over valid pixels.
         """
-        assert self._step is not None
-        labels, sets, class_cosines, known, phi, psi = self._step
+        _, labels, sets, class_cosines, known, phi, psi = step
         valid = labels >= 0
         num_valid = valid.sum().clamp(min=1)
         safe_labels = labels.clamp(min=0)
@@ -250,8 +241,6 @@ class RCH(Regularizer):
         embeddings = self.projection(inputs.feature(self.feature_tap))
         size = embeddings.shape[-2:]
         labels = inputs.labels_at(size)
-        # A label beyond the classes is as good as void.
-        labels = torch.where(labels < self.num_classes, labels, -1)
         predictions = inputs.predictions(self.logits_tap, size)
         labels, predicted = labels.flatten(1), predictions.classes.flatten(1)
         probability = predictions.probability_of(labels.view(-1, *size)).flatten(1)
@@ -286,19 +275,21 @@ class RCH(Regularizer):
             means = divide_by_counts(totals, counts[:, 0])[:, rows].flatten(0, 1).expand(len(x), -1, -1)
         return _Errors(means, counts > 0), inverse_norms
 
-    def _class_prototypes(self, batch: _Batch, counts: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Prototypes ``(K, D)`` of Eq. 4, and which classes have one; see :meth:`_errors`."""
+    def _class_prototypes(
+        self, batch: _Batch, counts: Tensor, rows: Tensor
+    ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor] | None]:
+        """Prototypes ``(K, D)`` of Eq. 4, who has one, and ``_Step.batch_means``; see :meth:`_errors`."""
         if self.ema is None:
             assert self.learned is not None
-            return self.learned.to(batch.x.dtype), torch.ones_like(counts[0], dtype=torch.bool)
+            return self.learned.to(batch.x.dtype), torch.ones_like(counts[0], dtype=torch.bool), None
         is_tp = self.prototypes == "tp"
         members = batch.sets.true_positive if is_tp else batch.labels
         numbers = counts[0] if is_tp else counts[0] + counts[1]
         source = batch.x.detach() if self.detach_prototypes else batch.x
         sums, _ = class_sums(source, ops.membership(members, rows, source.dtype))
         means = divide_by_counts(self._sum_over_processes(sums.sum(dim=0), rows), numbers)
-        self._batch_means = (means.detach(), numbers > 0)
-        return self.ema.blend(means, numbers > 0), (numbers > 0) | self.ema.seen
+        present = numbers > 0
+        return self.ema.blend(means, present), present | self.ema.seen, (means.detach(), present)
 
     def _sum_over_processes(self, sums: Tensor, rows: Tensor) -> Tensor:
         """Sums ``(..., R, D)`` of some classes over all processes: ``(..., K, D)``, zero for the others."""

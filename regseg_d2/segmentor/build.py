@@ -32,7 +32,7 @@ def build_model(cfg: CfgNode) -> nn.Module:
                 "to be imported first."
             )
     if not issubclass(META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE), RegularizationMixin):
-        cfg = resolve_auto_norm(cfg)  # the mixin does it itself
+        cfg = resolve_auto_norm(cfg)  # the mixin does it itself, and makes the norm exact
     model = build_with_detectron2(cfg)
     names = list(cfg.MODEL.REGULARIZERS.NAMES)
     if names and not hasattr(model, "regularizers"):

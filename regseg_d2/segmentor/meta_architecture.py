@@ -14,25 +14,72 @@ from torch import Tensor, nn
 from regseg_d2.modeling.feature_logits import feature_logits, gives_feature_logits
 from regseg_d2.modeling.norms import resolve_auto_norm
 from regseg_d2.modeling.process_batch_norm import make_exact
-from regseg_d2.regularizers.base import Regularizer
-from regseg_d2.regularizers.inputs import LabelSampling, RegularizerInput
+from regseg_d2.regularizers import LabelSampling, Regularizer, RegularizerInput, RegularizerList
 from regseg_d2.regularizers.taps import TapRecorder
+from regseg_d2.segmentor.diagnostics import EventStorageObserver
 from regseg_d2.segmentor.regularizers import build_label_sampling, build_pretrain_forwards, build_regularizers
 
 
 class RegularizationMixin:
-    """Adds regularizers to a Detectron2 meta-architecture that has a ``sem_seg_head``.
+    """Adds regularizers to a Detectron2 meta-architecture that has a ``backbone`` and a ``sem_seg_head``.
 
-    Put it before the meta-architecture in the bases, and call :meth:`add_regularizers` at the end of
-    ``__init__``. The class it is mixed into stays as it is: a training forward runs unchanged while
-    hooks record the taps, then each regularizer adds its losses. In evaluation nothing is added.
+    Put it before the meta-architecture in the bases; that one's constructor and ``from_config`` are
+    Detectron2's (``@configurable``). It stays as it is: a training forward runs unchanged while hooks record
+    the taps, then each regularizer adds its losses. In evaluation nothing is added. Parameters and buffers of
+    the regularizers are under ``regularizers.``; without them the state dict is that of the
+    meta-architecture, and so is the output in evaluation, bit for bit. Where the constructor is another one,
+    call :meth:`add_regularizers` at its end.
+
+    Args:
+        regularizers: regularizers by name.
+        label_sampling: how labels come down to the size of a feature.
+        pretrain_forwards: training forwards before the network's own losses set in.
+        diagnostics_period: iterations between two records of the regularizers' diagnostics.
+        exact_sync_norm: make the layers of ``naiveSyncBN`` exact over processes.
+        channels_last: keep weights, and with them the features, in channels-last memory format.
+        **network: arguments of the meta-architecture.
     """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        regularizers: Mapping[str, Regularizer],
+        label_sampling: LabelSampling | None = None,
+        pretrain_forwards: int = 0,
+        diagnostics_period: int = 20,
+        channels_last: bool = False,
+        exact_sync_norm: bool = False,
+        **network: Any,
+    ) -> None:
+        super().__init__(**network)
+        if channels_last:
+            self.to(memory_format=torch.channels_last)
+        self.add_regularizers(regularizers, label_sampling, pretrain_forwards, diagnostics_period)
+        if exact_sync_norm:
+            make_exact(self)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        """Builds the parts of the meta-architecture, and the regularizers; ``NORM: auto`` is resolved."""
+        is_auto, cfg = cfg.MODEL.NORM == "auto", resolve_auto_norm(cfg)
+        parts = super().from_config(cfg)
+        return {
+            **parts,
+            "regularizers": build_regularizers(cfg, _Network(parts)),
+            "label_sampling": build_label_sampling(cfg),
+            "pretrain_forwards": build_pretrain_forwards(cfg),
+            "diagnostics_period": cfg.MODEL.REGULARIZERS.DIAGNOSTICS_PERIOD,
+            "channels_last": cfg.MODEL.CHANNELS_LAST,
+            "exact_sync_norm": is_auto and cfg.MODEL.NORM == "naiveSyncBN",
+        }
 
     def add_regularizers(
         self,
         regularizers: Mapping[str, Regularizer],
         label_sampling: LabelSampling | None = None,
         pretrain_forwards: int = 0,
+        diagnostics_period: int = 20,
     ) -> None:
         """Takes the regularizers in and checks their taps.
 
@@ -41,13 +88,15 @@ class RegularizationMixin:
             label_sampling: how labels come down to the size of a feature; None takes the pixels at the
                 centers of its cells.
             pretrain_forwards: training forwards in which the network's own losses have weight 0.
+            diagnostics_period: iterations between two records of diagnostics in Detectron2's EventStorage.
 
         Raises:
             ConfigError: if a tap does not exist.
         """
-        self.regularizers = nn.ModuleDict(regularizers)
-        taps = [tap for regularizer in regularizers.values() for tap in regularizer.taps]
-        self._tap_recorder = TapRecorder(self, taps)
+        self.regularizers = RegularizerList(regularizers)
+        for regularizer in self.regularizers.values():
+            regularizer.observer = EventStorageObserver(diagnostics_period)
+        self._tap_recorder = TapRecorder(self, self.regularizers.taps)
         self._label_sampling = label_sampling or LabelSampling()
         self._pretrain_forwards = pretrain_forwards
 
@@ -70,20 +119,19 @@ class RegularizationMixin:
                 losses = super().forward(batched_inputs)
         finally:
             handle.remove()
+        first = next(iter(self.regularizers.values()))
         inputs = RegularizerInput(
             taps=taps,
-            targets=targets[0],
-            ignore_value=self.sem_seg_head.ignore_value,
-            image_ids=tuple(str(x.get("image_id", x.get("file_name", ""))) for x in batched_inputs),
+            labels=targets[0],
+            num_classes=first.num_classes,
+            ignore_index=self.sem_seg_head.ignore_value,
             label_sampling=self._label_sampling,
         )
         if self._pretrain_forwards:
             # The regularizers count forwards, in buffers. The losses stay attached: no parameter is unused.
-            counter = next(iter(self.regularizers.values())).num_forwards
-            begun = (counter >= self._pretrain_forwards).float()
+            begun = (first.num_forwards >= self._pretrain_forwards).float()
             losses = {name: loss * begun for name, loss in losses.items()}
-        for regularizer in self.regularizers.values():
-            losses.update(regularizer(inputs))
+        losses.update(self.regularizers(inputs))
         return losses
 
     @property
@@ -111,53 +159,19 @@ class RegularizationMixin:
         return feature_logits(self.sem_seg_head, self.backbone(normalized))
 
 
+class _Network(nn.ModuleDict):
+    """Stands for a segmentor that does not exist yet: tap paths start here."""
+
+    def __init__(self, parts: Mapping[str, Any]) -> None:
+        super().__init__({key: parts[key] for key in ("backbone", "sem_seg_head")})
+
+    def forward(self, images: Tensor) -> Any:
+        return self["sem_seg_head"](self["backbone"](images))
+
+
 @META_ARCH_REGISTRY.register()
 class RegularizedSegmentor(RegularizationMixin, SemanticSegmentor):
     """Detectron2's ``SemanticSegmentor`` with regularizers.
 
-    Any backbone and any head of Detectron2's registries can be used, unedited. Parameters and buffers
-    of the regularizers are under ``regularizers.``; without them the state dict is that of a
-    ``SemanticSegmentor``, and so is the output in evaluation, bit for bit.
-
-    Args:
-        regularizers: regularizers by name.
-        label_sampling: how labels come down to the size of a feature.
-        pretrain_forwards: training forwards before the network's own losses set in.
-        exact_sync_norm: make the layers of ``naiveSyncBN`` exact over processes.
-        channels_last: keep weights, and with them the features, in channels-last memory format.
-        **segmentor: arguments of ``SemanticSegmentor``.
+    Any backbone and any head of Detectron2's registries can be used, unedited.
     """
-
-    @configurable
-    def __init__(
-        self,
-        *,
-        regularizers: Mapping[str, Regularizer],
-        label_sampling: LabelSampling | None = None,
-        pretrain_forwards: int = 0,
-        channels_last: bool = False,
-        exact_sync_norm: bool = False,
-        **segmentor: Any,
-    ) -> None:
-        super().__init__(**segmentor)
-        if channels_last:
-            self.to(memory_format=torch.channels_last)
-        self.add_regularizers(regularizers, label_sampling, pretrain_forwards)
-        if exact_sync_norm:
-            make_exact(self)
-
-    @classmethod
-    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        """Builds backbone, head and regularizers from ``cfg.MODEL``."""
-        is_auto, cfg = cfg.MODEL.NORM == "auto", resolve_auto_norm(cfg)
-        parts = super().from_config(cfg)
-        # Tap paths start from the segmentor, which does not exist yet: a stand-in with its two parts.
-        network = nn.ModuleDict({key: parts[key] for key in ("backbone", "sem_seg_head")})
-        return {
-            **parts,
-            "regularizers": build_regularizers(cfg, network),
-            "label_sampling": build_label_sampling(cfg),
-            "pretrain_forwards": build_pretrain_forwards(cfg),
-            "channels_last": cfg.MODEL.CHANNELS_LAST,
-            "exact_sync_norm": is_auto and cfg.MODEL.NORM == "naiveSyncBN",
-        }

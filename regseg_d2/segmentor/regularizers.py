@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import re
+from functools import partial
 
 from detectron2.config import CfgNode
+from detectron2.layers import get_norm
 from torch import nn
 
-from regseg_d2.common.errors import ConfigError
+from regseg_d2.common.errors import ConfigError, OptionError
 from regseg_d2.common.suggestions import did_you_mean
+from regseg_d2.config.regularizers import key_of, method_options, method_weights
 from regseg_d2.ops.labels import LABEL_RULES
-from regseg_d2.regularizers.base import REGULARIZER, Regularizer
-from regseg_d2.regularizers.inputs import LabelSampling
-from regseg_d2.regularizers.places import AUXILIARY_CLASSIFIER
+from regseg_d2.regularizers import REGULARIZER, LabelSampling, Regularizer
+from regseg_d2.segmentor.places import AUXILIARY_CLASSIFIER, find_place
 
 logger = logging.getLogger(__name__)
 
@@ -128,13 +131,42 @@ def _warn_about_unused_places(cfg: CfgNode, names: list[str]) -> None:
 def _build(cfg: CfgNode, name: str, network: nn.Module) -> Regularizer:
     method, place = split_name(name)
     if not place:
-        return REGULARIZER.get(method)(cfg, network)
+        return _build_method(cfg, method, network)
     try:
-        regularizer = REGULARIZER.get(method)(with_place_keys(cfg, name), network)
+        regularizer = _build_method(with_place_keys(cfg, name), method, network)
     except ConfigError as error:
         # It names the method's section, which the keys of the place were put into.
         raise ConfigError(f"{name}: {error}") from error
     regularizer.name = f"{regularizer.name}@{place}"
+    return regularizer
+
+
+def _build_method(cfg: CfgNode, name: str, network: nn.Module) -> Regularizer:
+    method, section, head = REGULARIZER.get(name), cfg.MODEL.REGULARIZERS[name], cfg.MODEL.SEM_SEG_HEAD
+    arguments = {argument: section[key_of(method, argument)] for argument in method_options(method)}
+    from_elsewhere = {"norm": partial(get_norm, head.NORM), "seed": cfg.SEED}
+    taken = inspect.signature(method.__init__).parameters
+    try:
+        regularizer = method(
+            head.NUM_CLASSES,
+            weights=method_weights(method, section),
+            ignore_index=head.IGNORE_VALUE,
+            # Forwards are counted, and a step may have several.
+            warmup_iters=section.WARMUP_ITERS * cfg.SOLVER.ACCUM_STEPS,
+            warmup_method=section.WARMUP_METHOD,
+            until_iter=section.UNTIL_ITER * cfg.SOLVER.ACCUM_STEPS,
+            warn_zero_steps=cfg.MODEL.REGULARIZERS.WARN_ZERO_STEPS,
+            **arguments,
+            **{argument: value for argument, value in from_elsewhere.items() if argument in taken},
+        )
+    except OptionError as error:
+        key = "WEIGHT" if error.argument == "weights" else key_of(method, error.argument)
+        raise ConfigError(f"MODEL.REGULARIZERS.{name}.{key} {error.problem}") from error
+    place = find_place(cfg, network, name, method.paper_place, reads_logits=regularizer.reads_logits)
+    if place.memory is not None:
+        regularizer.take_memory(place.memory)
+    regularizer.feature_tap, regularizer.logits_tap = place.feature_tap, place.logits_tap
+    regularizer.set_channels(place.channels)
     return regularizer
 
 
@@ -149,7 +181,7 @@ def build_label_sampling(cfg: CfgNode) -> LabelSampling:
         raise ConfigError(f"MODEL.REGULARIZERS.LABELS is {node.LABELS!r}; expected one of {LABEL_RULES}")
     if not 0.0 <= node.LABEL_PURITY <= 1.0:
         raise ConfigError(f"MODEL.REGULARIZERS.LABEL_PURITY is {node.LABEL_PURITY}; expected 0 to 1")
-    return LabelSampling(node.LABELS, node.LABEL_PURITY, cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES)
+    return LabelSampling(node.LABELS, node.LABEL_PURITY)
 
 
 def build_pretrain_forwards(cfg: CfgNode) -> int:

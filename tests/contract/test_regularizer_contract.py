@@ -46,7 +46,7 @@ def predict_always(model, class_id):
 
 
 def test_the_battery_covers_what_is_registered():
-    assert REGULARIZERS == ["CAR", "ContrastSeg", "MDRL", "PNE", "RCH", "RegionContrast"]
+    assert {"CAR", "ContrastSeg", "MDRL", "PNE", "RCH", "RegionContrast"} <= set(REGULARIZERS)
     assert len(PAIRS) == len(REGULARIZERS) * 6
 
 
@@ -204,7 +204,7 @@ def test_labels_come_down_by_the_rule_of_the_config(regularizer, rule):
     options = {} if rule == "center" else {"label_sampling": sampling}
     by_cell = labels_at_cells(targets, size, rule, IGNORE, NUM_CLASSES, Fraction(1, 2))
     results = [
-        copy.deepcopy(module)(RegularizerInput(taps, labels, ignore_value, ("a", "b"), **given))
+        copy.deepcopy(module)(RegularizerInput(taps, labels, NUM_CLASSES, ignore_value, **given))
         for labels, ignore_value, given in ((targets, IGNORE, options), (by_cell, -1, {}))
     ]
     for key in module.loss_keys:

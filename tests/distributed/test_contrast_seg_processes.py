@@ -5,29 +5,29 @@ from detectron2.utils import comm
 from torch import nn
 
 from regseg_d2.regularizers import ContrastSeg
-from regseg_d2.regularizers.contrast_seg import AnchorOptions, MemoryOptions, SamplingOptions
 from tests.distributed.launching import run_processes
 from tests.distributed.uneven_steps import CHANNELS, NUM_CLASSES, NUM_STEPS, assert_two_equal_one, run_steps
 
-FEW = AnchorOptions(max_anchors=30, max_views=4)
-ONE = AnchorOptions(max_views=1)
-HARD = SamplingOptions("semi_hard", 0.5, 3, 5)
+FEW = {"max_anchors": 30, "max_views": 4}
+ONE = {"max_views": 1}
+HARD = {"sampling": "semi_hard", "hard_fraction": 0.5, "num_positives": 3, "num_negatives": 5}
+MEMORY = {"memory": True, "memory_size": 9, "pixels_per_class": 3}
 CASES = {
-    "batch": {"anchors": AnchorOptions()},
-    "batch_few": {"anchors": FEW},
-    "batch_fewer_than_groups": {"anchors": AnchorOptions(max_anchors=3)},
-    "batch_random": {"anchors": FEW._replace(kind="random")},
-    "batch_semi_hard": {"anchors": FEW, "sampling": HARD},
-    "memory": {"anchors": ONE, "memory": MemoryOptions(9, "float32", 3)},
-    "memory_few": {"anchors": FEW, "memory": MemoryOptions(9, "float16", 3)},
-    "memory_semi_hard": {"anchors": FEW, "memory": MemoryOptions(9, "float32", 3), "sampling": HARD},
+    "batch": {},
+    "batch_few": FEW,
+    "batch_fewer_than_groups": {"max_anchors": 3},
+    "batch_random": {**FEW, "anchors": "random"},
+    "batch_semi_hard": FEW | HARD,
+    "memory": ONE | MEMORY,
+    "memory_few": {**FEW, **MEMORY, "memory_dtype": "float16"},
+    "memory_semi_hard": FEW | MEMORY | HARD,
 }
 
 
 def steps(case, ranks):
     module = ContrastSeg(
-        channels=CHANNELS,
-        num_classes=NUM_CLASSES,
+        NUM_CLASSES,
+        CHANNELS,
         embedding_channels=CHANNELS,
         feature_tap="in",
         logits_tap="out",

@@ -24,10 +24,9 @@ CASES = {
 def steps(case, ranks):
     torch.manual_seed(1)
     module = RCH(
-        in_channels=CHANNELS,
-        channels=CHANNELS,
-        num_classes=NUM_CLASSES,
-        norm=nn.BatchNorm2d,
+        NUM_CLASSES,
+        CHANNELS,
+        embedding_channels=CHANNELS,
         feature_tap="in",
         logits_tap="out",
         weights={"metric": 1.0},

@@ -23,8 +23,8 @@ CASES = {
 def steps(case, ranks):
     torch.manual_seed(ranks[0])
     module = RegionContrast(
-        channels=CHANNELS,
-        num_classes=NUM_CLASSES,
+        NUM_CLASSES,
+        CHANNELS,
         feature_tap="in",
         logits_tap="out",
         weights={"contrast": 1.0},

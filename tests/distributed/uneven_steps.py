@@ -45,7 +45,7 @@ def run_steps(regularizer, ranks):
             torch.cat(parts) for parts in zip(*(make_tensors(rank, step) for rank in ranks), strict=True)
         )
         feature.requires_grad_(True)
-        inputs = RegularizerInput({"in": feature, "out": logits}, labels, IGNORE)
+        inputs = RegularizerInput({"in": feature, "out": logits}, labels, NUM_CLASSES)
         (loss,) = regularizer(inputs).values()
         losses.append(loss.item())
         gradients.append(torch.autograd.grad(loss, [feature, *regularizer.parameters()]))

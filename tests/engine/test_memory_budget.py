@@ -13,10 +13,10 @@ from tests.engine.toys import ToyTrainer, toy_cfg
 
 
 class Banked(Regularizer):
-    terms = ("nothing",)
+    terms = {"nothing": 1.0}
 
     def __init__(self, *banks):
-        super().__init__(name="banked", feature_tap="head:in", weights={"nothing": 1.0})
+        super().__init__(2)
         self.banks = nn.ModuleList(banks)
 
     def losses(self, inputs):
@@ -40,7 +40,7 @@ def test_bytes_are_those_of_all_banks():
     assert Banked(MemoryBank(2, 3, 4)).memory_bytes == 2 * 3 * 4 * 4
     halves = MemoryBank(5, 6, 7, torch.float16)
     assert Banked(MemoryBank(2, 3, 4), halves).memory_bytes == 2 * 3 * 4 * 4 + 5 * 6 * 7 * 2
-    car = CAR(channels=3, num_classes=2, feature_tap="head:in", weights={"intra_c2p": 1.0})
+    car = CAR(2)
     assert car.memory_bytes == 0
 
 

@@ -3,12 +3,10 @@
 import torch
 from torch import nn
 
-from regseg_d2.ops.pne import Construction
 from regseg_d2.regularizers import PNE, RegularizerInput
 
 NUM_CLASSES, CHANNELS, SIZE = 4, 6, (6, 7)
 VOID = 255
-CONSTRUCTION = set(Construction.__dataclass_fields__)
 
 
 def make_maps(right, wrong, seed):
@@ -55,20 +53,11 @@ def make_batch(images, seed=0, same_within_class=False):
 
 def make_pne(seed=0, **options):
     """A PNE that takes the feature itself for the embeddings."""
-    how = Construction(NUM_CLASSES, **{key: options.pop(key) for key in CONSTRUCTION & set(options)})
-    regularizer = PNE(
-        channels=CHANNELS,
-        embedding_channels=4,
-        how=how,
-        seed=seed,
-        feature_tap="x",
-        logits_tap="logits",
-        weights=options.pop("weights", {"contrast": 1.0}),
-        **options,
-    )
+    options = {"weights": {"contrast": 1.0}, "embedding_channels": 4} | options
+    regularizer = PNE(NUM_CLASSES, CHANNELS, seed=seed, feature_tap="x", **options)
     regularizer.projection = nn.Identity()
     return regularizer.double()
 
 
 def inputs_of(embeddings, logits, labels):
-    return RegularizerInput({"x": embeddings, "logits": logits}, labels, VOID)
+    return RegularizerInput({"x": embeddings, "logits": logits}, labels, NUM_CLASSES)

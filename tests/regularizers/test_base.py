@@ -8,6 +8,7 @@ from detectron2.utils.events import EventStorage
 from torch import nn
 
 from regseg_d2.regularizers import Regularizer, RegularizerInput
+from tests.helpers import observed
 
 TAP = "head:in"
 
@@ -15,15 +16,11 @@ TAP = "head:in"
 class Scripted(Regularizer):
     """Two losses whose values are given forward by forward."""
 
-    terms = ("pull", "push")
+    terms = {"pull": 1.0, "push": 2.0}
 
-    def __init__(self, values=(), weights=None, **common):
-        super().__init__(
-            name=common.pop("name", "scripted"),
-            feature_tap=TAP,
-            weights=weights or {"pull": 1.0, "push": 2.0},
-            **common,
-        )
+    def __init__(self, values=(), diagnostics_period=20, **common):
+        super().__init__(3, feature_tap=TAP, **common)
+        observed(self, diagnostics_period)
         self.values = list(values)
         self.updates = 0
         self.seen = []
@@ -32,19 +29,22 @@ class Scripted(Regularizer):
         values = self.values.pop(0) if self.values else (1.0, 1.0)
         feature = inputs.feature(TAP)
         self.seen.append((torch.is_autocast_enabled("cpu"), feature.dtype))
-        return {term: feature.mean() * 0 + value for term, value in zip(self.terms, values, strict=True)}
+        terms = {term: feature.mean() * 0 + value for term, value in zip(self.terms, values, strict=True)}
+        return terms, len(self.seen)
 
-    def update_state(self, inputs):
+    def update_state(self, inputs, step):
+        assert step == len(self.seen)
         assert not torch.is_grad_enabled()
         self.updates += 1
 
-    def diagnostics(self, inputs):
+    def diagnostics(self, inputs, step):
+        assert step == len(self.seen)
         return {"updates": torch.tensor(self.updates)}
 
 
 def make_inputs(dtype=torch.float32):
     feature = torch.ones(1, 2, 3, 3, dtype=dtype, requires_grad=True)
-    return RegularizerInput({TAP: feature}, torch.zeros(1, 3, 3, dtype=torch.long), 255)
+    return RegularizerInput({TAP: feature}, torch.zeros(1, 3, 3, dtype=torch.long), 3)
 
 
 def run(regularizer, count, storage):

@@ -11,15 +11,15 @@ from regseg_d2.ops.car import deviations, inter_c2p_loss, intra_c2p_loss
 from regseg_d2.ops.class_statistics import class_statistics, divide_by_counts
 from regseg_d2.ops.labels import one_hot_labels
 from regseg_d2.regularizers import CAR, RegularizerInput
+from tests.helpers import observed
 from tests.references.car import car_losses
 
 K, C, IGNORE = 4, 6, 255
 TAP = "head:in"
-ALL = {"intra_c2p": 1.0, "inter_c2c": 1.0, "inter_c2p": 1.0}
 
 
 def make_car(**options):
-    return CAR(channels=C, num_classes=K, feature_tap=TAP, weights=options.pop("weights", ALL), **options)
+    return CAR(K, C, feature_tap=TAP, **options)
 
 
 def make_inputs(seed=0, labels=None, scale=2.0):
@@ -31,7 +31,7 @@ def make_inputs(seed=0, labels=None, scale=2.0):
         labels = torch.randint(0, 2, (2, 3, 4), generator=generator)
         labels[1, 0] = 2
         labels[0, 1, :2] = IGNORE
-    return feature, labels, RegularizerInput({TAP: feature}, labels, IGNORE)
+    return feature, labels, RegularizerInput({TAP: feature}, labels, K)
 
 
 def assert_like_reference(car, feature, labels, inputs, **options):
@@ -101,7 +101,7 @@ def test_gradcheck(centers):
     car = make_car(centers=centers, detach_centers=False, eps_c2c=0.0, eps_c2p=0.0)
 
     def total(x):
-        return sum(car(RegularizerInput({TAP: x}, labels, IGNORE)).values())
+        return sum(car(RegularizerInput({TAP: x}, labels, K)).values())
 
     assert torch.autograd.gradcheck(total, (feature,), eps=1e-6, atol=1e-7)
 
@@ -132,7 +132,7 @@ def test_pooling_averages_the_feature_and_takes_the_label_at_its_center():
     generator = torch.Generator().manual_seed(3)
     feature = torch.randn(1, C, 4, 6, dtype=torch.float64, generator=generator, requires_grad=True)
     labels = torch.randint(0, K, (1, 4, 6), generator=generator)
-    result = make_car(pool=2)(RegularizerInput({TAP: feature}, labels, IGNORE))
+    result = make_car(pool=2)(RegularizerInput({TAP: feature}, labels, K))
     pooled = torch.stack(
         [
             feature[:, :, 2 * i : 2 * i + 2, 2 * j : 2 * j + 2].mean((2, 3))
@@ -162,14 +162,14 @@ def test_losses_end():
     car = make_car(warmup_iters=1, until_iter=3)
     shares = [(car(inputs)["loss_car_intra_c2p"] / full).item() for _ in range(5)]
     assert shares == pytest.approx([0, 1, 1, 0, 0])
-    with pytest.raises(ConfigError, match="UNTIL_ITER is 3 and WARMUP_ITERS 3"):
+    with pytest.raises(ConfigError, match="CAR: until_iter is 3; expected .* more than the warm-up of 3"):
         make_car(warmup_iters=3, until_iter=3)
 
 
 def test_void_that_is_a_class_number_is_still_void():
     feature, labels, _ = make_inputs()
     as_class = torch.where(labels == IGNORE, torch.full_like(labels, 3), labels)
-    result = make_car()(RegularizerInput({TAP: feature}, as_class, ignore_value=3))
+    result = make_car()(RegularizerInput({TAP: feature}, as_class, K, ignore_index=3))
     expected = car_losses(feature, labels, K, IGNORE)
     torch.testing.assert_close(result["loss_car_intra_c2p"], expected["intra_c2p"])
 
@@ -247,8 +247,8 @@ def test_huge_features_stay_finite():
 def test_diagnostics_by_hand():
     feature = torch.tensor([[[[1.0, 3.0, 0.0]], [[0.0, 0.0, 2.0]]]], requires_grad=True)  # (1, 2, 1, 3)
     labels = torch.tensor([[[0, 0, 1]]])
-    car = CAR(channels=2, num_classes=3, feature_tap=TAP, weights=ALL, diagnostics_period=2)
-    inputs = RegularizerInput({TAP: feature}, labels, IGNORE)
+    car = observed(CAR(3, 2, feature_tap=TAP), 2)
+    inputs = RegularizerInput({TAP: feature}, labels, 3)
     with EventStorage() as storage:
         car(inputs)
         assert "car/intra_distance" not in storage.latest()
@@ -265,11 +265,11 @@ def test_diagnostics_by_hand():
 @pytest.mark.parametrize(
     ("options", "named"),
     [
-        ({"centers": "epoch"}, "CENTERS"),
-        ({"absent_classes": "drop"}, "ABSENT_CLASSES"),
-        ({"reduction": "sum"}, "REDUCTION"),
-        ({"pool": 0}, "POOL"),
-        ({"warmup_method": "cosine"}, "WARMUP_METHOD"),
+        ({"centers": "epoch"}, "CAR: centers is"),
+        ({"absent_classes": "drop"}, "CAR: absent_classes is"),
+        ({"reduction": "sum"}, "CAR: reduction is"),
+        ({"pool": 0}, "CAR: pool is"),
+        ({"warmup_method": "cosine"}, "CAR: warmup_method is"),
         ({"weights": {"intra_c2p": -1.0}}, "weights"),
     ],
 )

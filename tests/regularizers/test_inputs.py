@@ -22,7 +22,7 @@ def make_inputs(ignore_value=IGNORE, logits_size=(3, 5), dtype=torch.float64):
     targets = torch.randint(0, K, (2, 7, 11), generator=generator)
     targets[0, :3, :4] = ignore_value
     taps = {FEATURE: feature.requires_grad_(), LOGITS: logits.to(dtype).requires_grad_()}
-    return RegularizerInput(taps, targets, ignore_value)
+    return RegularizerInput(taps, targets, K, ignore_value)
 
 
 def count_calls(monkeypatch, name):
@@ -44,28 +44,28 @@ def test_labels_are_those_of_one_pixel_and_void_is_minus_one(ignore_value, rule)
     if rule:
         given = replace(given, label_sampling=LabelSampling(rule))
     labels = given.labels_at((3, 5))
-    assert torch.equal(labels, labels_at_cells(given.targets, (3, 5), rule or "center", ignore_value))
+    assert torch.equal(labels, labels_at_cells(given.labels, (3, 5), rule or "center", ignore_value))
     assert (labels == -1).any()
     assert (labels != ignore_value).all()
     at_full_size = given.labels_at((7, 11))
-    assert torch.equal(at_full_size == -1, given.targets == ignore_value)
+    assert torch.equal(at_full_size == -1, given.labels == ignore_value)
     # The head's own labels stay as they are.
-    assert (given.targets == ignore_value).any()
+    assert (given.labels == ignore_value).any()
 
 
 @pytest.mark.parametrize("ignore_value", [IGNORE, 2, -5])
 @pytest.mark.parametrize("purity", ["0", "0.6"])
 def test_labels_by_majority(ignore_value, purity):
     given = make_inputs(ignore_value)
-    sampling = LabelSampling("majority", float(purity), K)
+    sampling = LabelSampling("majority", float(purity))
     labels = replace(given, label_sampling=sampling).labels_at((3, 5))
-    expected = labels_at_cells(given.targets, (3, 5), "majority", ignore_value, K, Fraction(purity))
+    expected = labels_at_cells(given.labels, (3, 5), "majority", ignore_value, K, Fraction(purity))
     assert torch.equal(labels, expected)
 
 
 def test_one_hot_labels_have_no_one_where_void():
     given = make_inputs(ignore_value=2)
-    one_hot = given.one_hot_at((3, 5), K, torch.float64)
+    one_hot = given.one_hot_at((3, 5), torch.float64)
     expected = torch.zeros(2, K, 15, dtype=torch.float64)
     for n, image in enumerate(given.labels_at((3, 5)).flatten(1).tolist()):
         for p, label in enumerate(image):
@@ -78,7 +78,7 @@ def test_one_hot_labels_have_no_one_where_void():
 
 def test_class_sums_follow_a_loop_and_gradients_flow():
     given = make_inputs()
-    sums, counts = given.class_sums(FEATURE, K)
+    sums, counts = given.class_sums(FEATURE)
     feature, labels = given.taps[FEATURE], given.labels_at((3, 5))
     for n in range(2):
         for k in range(K):
@@ -114,7 +114,7 @@ def test_predictions_are_those_of_the_softmax(size):
 
 def test_huge_logits_give_finite_probabilities():
     taps = {LOGITS: torch.tensor([1e4, -1e4, 0.0]).view(1, 3, 1, 1)}
-    predictions = RegularizerInput(taps, torch.zeros(1, 1, 1).long(), IGNORE).predictions(LOGITS, (1, 1))
+    predictions = RegularizerInput(taps, torch.zeros(1, 1, 1).long(), 3).predictions(LOGITS, (1, 1))
     assert predictions.confidence.item() == 1.0
     assert predictions.probability_of(torch.ones(1, 1, 1).long()).item() == 0.0
 
@@ -137,8 +137,8 @@ def test_everything_is_computed_once(monkeypatch):
     maxima, softmaxes = [], []
     given = make_inputs()
     for _ in range(2):
-        first = given.class_sums(FEATURE, K)
-        assert given.class_sums(FEATURE, K)[0] is first[0]
+        first = given.class_sums(FEATURE)
+        assert given.class_sums(FEATURE)[0] is first[0]
         predictions = given.predictions(LOGITS, (3, 5))
         # A torch.Size and integers of another kind ask for the same.
         assert given.predictions(LOGITS, torch.Size((3, 5))) is predictions
@@ -155,16 +155,16 @@ def test_everything_is_computed_once(monkeypatch):
     }
     # Another size, tap or type is something else.
     assert given.labels_at((2, 2)).shape == (2, 2, 2)
-    assert given.one_hot_at((3, 5), K, torch.float32).dtype == torch.float32
+    assert given.one_hot_at((3, 5), torch.float32).dtype == torch.float32
     assert given.predictions(FEATURE, (3, 5)) is not predictions
 
 
 def test_what_is_asked_for_without_gradient_first_has_its_gradient_later():
     given = make_inputs(dtype=torch.bfloat16)
     with torch.no_grad():
-        given.class_sums(FEATURE, K)
+        given.class_sums(FEATURE)
         assert not given.predictions(LOGITS, (3, 5)).logits.requires_grad
-    sums, _ = given.class_sums(FEATURE, K)
+    sums, _ = given.class_sums(FEATURE)
     (gradient,) = torch.autograd.grad(sums.sum(), given.taps[FEATURE])
     assert gradient.abs().sum() > 0
 
@@ -173,7 +173,7 @@ def test_without_gradient_nothing_gets_one():
     with torch.no_grad():
         given = make_inputs()
         taps = {name: tensor.detach() * 2 for name, tensor in given.taps.items()}
-        sums, _ = RegularizerInput(taps, given.targets, IGNORE).class_sums(FEATURE, K)
+        sums, _ = RegularizerInput(taps, given.labels, K).class_sums(FEATURE)
     assert not sums.requires_grad
 
 

@@ -36,7 +36,7 @@ def centers(count):
 
 
 def misclassified(targets, logits, size, sampling):
-    given = RegularizerInput({LOGITS: logits}, targets, IGNORE, label_sampling=sampling)
+    given = RegularizerInput({LOGITS: logits}, targets, K, label_sampling=sampling)
     labels, predicted = given.labels_at(size), given.predictions(LOGITS, size).classes
     return ((labels != predicted) & (labels >= 0)).double().mean().item()
 
@@ -56,7 +56,7 @@ def test_a_network_that_is_right_at_every_cells_center(number):
     assert share["center"] == 0
     assert 0.04 < share["corner"] < 0.12
     # Where all pixels of a cell are of one class, the one at its center is.
-    assert misclassified(targets, logits, size, LabelSampling("majority", 1.0, K)) == 0
+    assert misclassified(targets, logits, size, LabelSampling("majority", 1.0)) == 0
 
 
 @pytest.mark.parametrize("number", [5, 10, 15])
@@ -79,7 +79,7 @@ def test_predictions_are_made_for_cell_centers(stride, feature_stride):
     rows, columns = centers(SIDE // stride)[:, None], centers(SIDE // stride)[None]
     logits = torch.stack([rows + 0 * columns, columns + 0 * rows])[None]
     cells = SIDE // feature_stride
-    given = RegularizerInput({LOGITS: logits}, torch.zeros(1, SIDE, SIDE, dtype=torch.long), IGNORE)
+    given = RegularizerInput({LOGITS: logits}, torch.zeros(1, SIDE, SIDE, dtype=torch.long), K)
     read = given.predictions(LOGITS, (cells, cells)).logits[0]
     # Nothing is known beyond the outermost logits.
     expected = centers(cells).clamp(stride / 2, SIDE - stride / 2)
@@ -87,7 +87,7 @@ def test_predictions_are_made_for_cell_centers(stride, feature_stride):
     torch.testing.assert_close(read[1], expected[None].expand(cells, cells))
     # The label is of the pixel that holds this point.
     pixels = torch.arange(SIDE)[None, :, None].expand(1, SIDE, SIDE)
-    given = RegularizerInput({}, pixels, IGNORE + SIDE)
+    given = RegularizerInput({}, pixels, SIDE, ignore_index=-1)
     assert given.labels_at((cells, cells))[0, :, 0].tolist() == centers(cells).floor().long().tolist()
 
 

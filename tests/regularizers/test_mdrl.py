@@ -9,6 +9,7 @@ from detectron2.utils.events import EventStorage
 from regseg_d2.common.errors import ConfigError
 from regseg_d2.ops.mdrl import seed_directions
 from regseg_d2.regularizers import MDRL, RegularizerInput
+from tests.helpers import observed
 from tests.references import mdrl as reference
 
 K, Z, IGNORE = 4, 6, 255
@@ -18,9 +19,7 @@ BOTH = {"local": 1.0, "global": 1.0}
 
 def make_mdrl(num_distributions=3, **options):
     options.setdefault("weights", BOTH)
-    return MDRL(
-        num_classes=K, channels=Z, num_distributions=num_distributions, feature_tap=TAP, **options
-    ).double()
+    return MDRL(K, Z, num_distributions=num_distributions, feature_tap=TAP, **options).double()
 
 
 def make_inputs(seed=0, labels=None, size=(3, 4)):
@@ -35,7 +34,7 @@ def make_inputs(seed=0, labels=None, size=(3, 4)):
         labels[0, 1, :2] = IGNORE
         if seed > 1:
             labels[0, 2, 1:] = 3
-    return feature, labels, RegularizerInput({TAP: feature}, labels, IGNORE)
+    return feature, labels, RegularizerInput({TAP: feature}, labels, K)
 
 
 def to_lists(feature, labels):
@@ -49,8 +48,8 @@ OPTIONS = [
     {"num_distributions": 9},
     {"temperature": 0.1},
     {"momentum": 0.5},
-    {"sinkhorn_smoothness": 0.3},
-    {"sinkhorn_iterations": 1},
+    {"sinkhorn_lambda": 0.3},
+    {"sinkhorn_iters": 1},
 ]
 
 
@@ -77,9 +76,7 @@ def test_losses_gradients_and_memory_over_several_steps(options):
             ]
             torch.testing.assert_close(*gradients, rtol=1e-8, atol=1e-12)
             assert gradients[1].abs().sum() > 0
-        assigned = reference.assignments(
-            memory, pixels, ids, mdrl.sinkhorn_smoothness, mdrl.sinkhorn_iterations
-        )
+        assigned = reference.assignments(memory, pixels, ids, mdrl.sinkhorn_lambda, mdrl.sinkhorn_iters)
         memory = reference.updated_memory(memory, counts, pixels, ids, assigned, mdrl.memory.momentum)
         assert mdrl.memory.counts.tolist() == counts
         for k in range(K):
@@ -90,7 +87,7 @@ def test_losses_gradients_and_memory_over_several_steps(options):
 
 def test_pixels_are_shared_among_all_distributions():
     feature, labels, inputs = make_inputs(labels=torch.zeros(2, 12, 12, dtype=torch.long), size=(12, 12))
-    mdrl = make_mdrl(9, diagnostics_period=1)
+    mdrl = observed(make_mdrl(9))
     with EventStorage() as storage:
         mdrl(inputs)
         assert storage.latest()["mdrl/usage_entropy"][0] > 0.9
@@ -105,7 +102,7 @@ def test_gradcheck_with_a_memory():
 
     # A pixel's own feature also moves the start of a new class, which is a constant: no new class here.
     def total(x):
-        return sum(mdrl(RegularizerInput({TAP: x}, labels, IGNORE)).values())
+        return sum(mdrl(RegularizerInput({TAP: x}, labels, K)).values())
 
     assert torch.autograd.gradcheck(total, (feature,), eps=1e-6, atol=1e-7)
 
@@ -117,7 +114,7 @@ def test_the_batch_may_come_in_any_order_and_any_split_of_images():
         mdrl = make_mdrl(9)
         for step in range(3):
             feature, labels, _ = make_inputs(seed=step)
-            mdrl(RegularizerInput({TAP: feature[order]}, labels[order], IGNORE))
+            mdrl(RegularizerInput({TAP: feature[order]}, labels[order], K))
         memories.append(mdrl.memory.distributions)
     torch.testing.assert_close(*memories)
 
@@ -139,13 +136,13 @@ def test_weights_scale_and_switch_terms():
 
 def test_class_zero_and_a_void_label_that_is_a_class_number():
     feature, labels, _ = make_inputs()
-    expected = make_mdrl()(RegularizerInput({TAP: feature}, labels, IGNORE))
+    expected = make_mdrl()(RegularizerInput({TAP: feature}, labels, K))
     as_class = torch.where(labels == IGNORE, 3, labels)
-    result = make_mdrl()(RegularizerInput({TAP: feature}, as_class, ignore_value=3))
+    result = make_mdrl()(RegularizerInput({TAP: feature}, as_class, K, ignore_index=3))
     for key, value in expected.items():
         torch.testing.assert_close(result[key], value)
     only_zero = make_mdrl()
-    only_zero(RegularizerInput({TAP: feature}, torch.zeros_like(labels), IGNORE))
+    only_zero(RegularizerInput({TAP: feature}, torch.zeros_like(labels), K))
     assert only_zero.memory.seen.tolist() == [True, False, False, False]
 
 
@@ -161,7 +158,7 @@ def test_degenerate_batches_are_finite_and_attached(labels, filled):
     feature, _, inputs = make_inputs(labels=target)
     if labels == "dead":
         feature = torch.zeros_like(feature, requires_grad=True)
-        inputs = RegularizerInput({TAP: feature}, target, IGNORE)
+        inputs = RegularizerInput({TAP: feature}, target, K)
     before = copy.deepcopy(mdrl.memory.state_dict())
     result = mdrl(inputs)
     total = sum(result.values())
@@ -178,8 +175,8 @@ def test_degenerate_batches_are_finite_and_attached(labels, filled):
 def test_features_of_any_length_have_the_same_losses():
     feature, labels, _ = make_inputs()
     for factor in (1e-3, 1e6):
-        result = make_mdrl()(RegularizerInput({TAP: feature * factor}, labels, IGNORE))
-        expected = make_mdrl()(RegularizerInput({TAP: feature}, labels, IGNORE))
+        result = make_mdrl()(RegularizerInput({TAP: feature * factor}, labels, K))
+        expected = make_mdrl()(RegularizerInput({TAP: feature}, labels, K))
         torch.testing.assert_close(result["loss_mdrl_global"], expected["loss_mdrl_global"])
 
 
@@ -200,16 +197,14 @@ def test_state_is_frozen_in_eval_and_without_gradient():
 def test_diagnostics_by_hand():
     feature = torch.tensor([[[[2.0, 0.0, 0.0]], [[0.0, 3.0, 1.0]]]], dtype=torch.float64)  # (1, 2, 1, 3)
     labels = torch.tensor([[[0, 0, 1]]])
-    mdrl = MDRL(
-        num_classes=3, channels=2, num_distributions=2, feature_tap=TAP, weights=BOTH, diagnostics_period=2
-    ).double()
+    mdrl = observed(MDRL(3, 2, num_distributions=2, feature_tap=TAP, weights=BOTH).double(), 2)
     memory = mdrl.memory
     memory.distributions[0] = torch.tensor([[1.0, 0.0], [0.6, 0.8]])
     memory.distributions[1] = torch.tensor([[0.0, 1.0], [-1.0, 0.0]])
     memory.counts[:2] = 1
     with EventStorage() as storage:
         storage.iter = 1
-        mdrl(RegularizerInput({TAP: feature.requires_grad_(True)}, labels, IGNORE))
+        mdrl(RegularizerInput({TAP: feature.requires_grad_(True)}, labels, 3))
         latest = {key: value for key, (value, _) in storage.latest().items()}
     assert latest["mdrl/classes_with_memory"] == 2
     # Own: 1, 0.8 and 1. Nearest of the other class: 0, 1 and 0.8.
@@ -224,7 +219,8 @@ def test_diagnostics_by_hand():
 
 def test_with_the_heads_memory_there_is_no_second_one():
     head_memory = make_mdrl().memory
-    mdrl = make_mdrl(head_memory=head_memory)
+    mdrl = make_mdrl()
+    mdrl.take_memory(head_memory)
     assert mdrl.memory is head_memory
     assert not any("memory" in key for key in mdrl.state_dict())
     mdrl(make_inputs()[2])
@@ -234,11 +230,11 @@ def test_with_the_heads_memory_there_is_no_second_one():
 @pytest.mark.parametrize(
     ("options", "named"),
     [
-        ({"num_distributions": 0}, "NUM_DISTRIBUTIONS"),
-        ({"momentum": 1.5}, "MOMENTUM"),
-        ({"sinkhorn_iterations": 0}, "SINKHORN_ITERS"),
-        ({"sinkhorn_smoothness": 0.001}, "SINKHORN_LAMBDA"),
-        ({"temperature": 0.0}, "TEMPERATURE"),
+        ({"num_distributions": 0}, "MDRL: num_distributions is"),
+        ({"momentum": 1.5}, "MDRL: momentum is"),
+        ({"sinkhorn_iters": 0}, "MDRL: sinkhorn_iters is"),
+        ({"sinkhorn_lambda": 0.001}, "MDRL: sinkhorn_lambda is"),
+        ({"temperature": 0.0}, "MDRL: temperature is"),
         ({"weights": {"local": -1.0}}, "weights"),
     ],
 )

@@ -10,7 +10,7 @@ from detectron2.utils.events import EventStorage
 from regseg_d2.common.errors import ConfigError
 from regseg_d2.config import get_regseg_cfg
 from regseg_d2.ops import grouped_products, pne
-from tests.helpers import small_batch, small_cfg
+from tests.helpers import observed, small_batch, small_cfg
 from tests.ops.pne_scenes import CHANNELS, NUM_CLASSES, SIZE, VOID, inputs_of, make_batch, make_pne
 from tests.references.pne import pne_loss
 
@@ -28,8 +28,10 @@ TWO_CLASSES = [((4, 4, 0, 0), WHOLE[0][1]), ((4, 4, 0, 0), {(0, 3): 4, (0, 1): 2
 
 
 def assert_like_reference(batch, pne_options, reference_options):
-    regularizer = make_pne(**pne_options)
-    loss = regularizer(inputs_of(*batch))["loss_pne_contrast"]
+    regularizer = observed(make_pne(**pne_options))
+    with EventStorage() as storage:
+        loss = regularizer(inputs_of(*batch))["loss_pne_contrast"]
+        latest = {key: value for key, (value, _) in storage.latest().items()}
     expected, num_anchors, num_sets = pne_loss(*batch, **reference_options)
     assert num_anchors > 5
     torch.testing.assert_close(loss, expected, rtol=1e-9, atol=1e-12)
@@ -37,8 +39,7 @@ def assert_like_reference(batch, pne_options, reference_options):
     (expected_gradient,) = torch.autograd.grad(expected, batch[0])
     torch.testing.assert_close(gradient, expected_gradient, rtol=1e-8, atol=1e-12)
     assert expected_gradient.abs().sum() > 0
-    diagnostics = regularizer.diagnostics(inputs_of(*batch))
-    assert (diagnostics["anchors"].item(), diagnostics["sets"].item()) == (num_anchors, num_sets)
+    assert (latest["pne/anchors"], latest["pne/sets"]) == (num_anchors, num_sets)
 
 
 CHOICES = list(
@@ -283,7 +284,7 @@ def test_diagnostics_by_hand():
     second = torch.tensor([0.0, 0.0, 1.0, 1.0, 4.0, 4.0, 0.0])
     embeddings[0, 0, 0], embeddings[0, 1, 0] = first.double(), second.double()
     embeddings.requires_grad_(True)
-    regularizer = make_pne(num_samples=2, temperature=0.5, no_negatives="anchors", diagnostics_period=1)
+    regularizer = observed(make_pne(num_samples=2, temperature=0.5, no_negatives="anchors"))
     with EventStorage() as storage:
         regularizer(inputs_of(embeddings, logits, labels))
         latest = {key: value for key, (value, _) in storage.latest().items()}

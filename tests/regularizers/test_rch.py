@@ -11,7 +11,8 @@ from torch import nn
 from regseg_d2.common.errors import ConfigError
 from regseg_d2.regularizers import RCH, RegularizerInput
 from regseg_d2.regularizers.projection import LinearProjection
-from tests.helpers import small_cfg
+from regseg_d2.segmentor.regularizers import build_regularizers
+from tests.helpers import observed, small_cfg
 from tests.references.rch import rch_loss
 
 K, D, IGNORE = 5, 4, 255
@@ -20,16 +21,8 @@ TAP, LOGITS = "encoder:out", "head:out"
 
 def make_rch(**options):
     """RCH whose embedding is the feature itself, in float64."""
-    rch = RCH(
-        in_channels=D,
-        channels=D,
-        num_classes=options.pop("num_classes", K),
-        norm=nn.BatchNorm2d,
-        feature_tap=TAP,
-        logits_tap=LOGITS,
-        weights={"metric": options.pop("weight", 1.0)},
-        **options,
-    ).double()
+    options = {"weights": {"metric": options.pop("weight", 1.0)}, "embedding_channels": D} | options
+    rch = RCH(options.pop("num_classes", K), D, feature_tap=TAP, logits_tap=LOGITS, **options).double()
     rch.projection = nn.Identity()
     return rch
 
@@ -51,7 +44,7 @@ def make_inputs(seed=0, labels=None):
     logits.scatter_add_(1, predicted.unsqueeze(1), torch.full((2, 1, 3, 4), 2.0, dtype=torch.float64))
     logits[:, 3] -= 20
     feature.requires_grad_(True)
-    return feature, logits, labels, RegularizerInput({TAP: feature, LOGITS: logits}, labels, IGNORE)
+    return feature, logits, labels, RegularizerInput({TAP: feature, LOGITS: logits}, labels, K)
 
 
 def assert_like_reference(rch, feature, logits, labels, inputs, **options):
@@ -93,7 +86,7 @@ def test_losses_and_gradients_follow_the_equations(prototypes, detach, fp_penalt
 
 def test_the_paper_is_the_default():
     assert_like_reference(make_rch(), *make_inputs(seed=3))
-    assert RCH.from_config(small_cfg(), build_model(small_cfg()))["errors"] == "image"
+    assert RCH(K).errors == "image"
 
 
 def make_pair(errors):
@@ -105,15 +98,14 @@ def make_pair(errors):
     if errors:
         predicted[1, 0] = torch.tensor([0, 1, 0, 1])
     logits = torch.zeros(2, K, 1, 4, dtype=torch.float64).scatter_(1, predicted.unsqueeze(1), 2.0)
-    return feature, logits, labels, RegularizerInput({TAP: feature, LOGITS: logits}, labels, IGNORE)
+    return feature, logits, labels, RegularizerInput({TAP: feature, LOGITS: logits}, labels, K)
 
 
 def test_errors_of_one_image_calibrate_the_pixels_of_that_image_alone():
     steps = {}
     for errors in ("image", "batch"):
         rch = make_rch(errors=errors, prototypes="learned")
-        rch(make_pair(errors=True)[3])
-        steps[errors] = rch._step
+        steps[errors] = rch.losses(make_pair(errors=True)[3])[1]
     assert (steps["image"].phi[0] == 0).all()
     assert (steps["image"].psi[0] == 0).all()
     assert (steps["batch"].phi[0] > 0).all()
@@ -175,7 +167,7 @@ def test_gradcheck(prototypes, errors):
     rch = make_rch(prototypes=prototypes, errors=errors).eval()
 
     def total(x):
-        return rch(RegularizerInput({TAP: x, LOGITS: logits}, labels, IGNORE))["loss_rch_metric"]
+        return rch(RegularizerInput({TAP: x, LOGITS: logits}, labels, K))["loss_rch_metric"]
 
     assert torch.autograd.gradcheck(total, (feature,), eps=1e-6, atol=1e-7)
 
@@ -183,7 +175,7 @@ def test_gradcheck(prototypes, errors):
 def test_no_gradient_to_the_logits():
     feature, logits, labels, _ = make_inputs()
     logits.requires_grad_(True)
-    result = make_rch()(RegularizerInput({TAP: feature, LOGITS: logits}, labels, IGNORE))
+    result = make_rch()(RegularizerInput({TAP: feature, LOGITS: logits}, labels, K))
     result["loss_rch_metric"].backward()
     assert logits.grad is None
 
@@ -208,7 +200,7 @@ def test_logits_and_labels_of_another_size():
     # Blocks of 2x2: the bilinear mean of a block is the block, the label any of its pixels.
     big = small.repeat_interleave(2, 2).repeat_interleave(2, 3)
     targets = labels.repeat_interleave(4, 1).repeat_interleave(4, 2)
-    result = make_rch()(RegularizerInput({TAP: feature, LOGITS: big}, targets, IGNORE))
+    result = make_rch()(RegularizerInput({TAP: feature, LOGITS: big}, targets, K))
     torch.testing.assert_close(result["loss_rch_metric"], expected)
 
 
@@ -228,7 +220,7 @@ def test_warm_up_without_loss_moves_the_prototypes():
 def test_labels_beyond_the_classes_are_void():
     feature, logits, labels, inputs = make_inputs()
     beyond = torch.where(labels == IGNORE, K + 3, labels)
-    result = make_rch()(RegularizerInput({TAP: feature, LOGITS: logits}, beyond, IGNORE))
+    result = make_rch()(RegularizerInput({TAP: feature, LOGITS: logits}, beyond, K))
     torch.testing.assert_close(result, make_rch()(inputs))
 
 
@@ -248,7 +240,7 @@ def test_degenerate_batches_are_finite_and_attached(labels, predictions, prototy
         logits.scatter_(1, target.unsqueeze(1), 5.0)
     else:
         logits[:, 1] = 5.0
-    result = rch(RegularizerInput({TAP: feature, LOGITS: logits}, target, IGNORE))["loss_rch_metric"]
+    result = rch(RegularizerInput({TAP: feature, LOGITS: logits}, target, K))["loss_rch_metric"]
     (gradient,) = torch.autograd.grad(result, feature)
     assert torch.isfinite(result)
     assert torch.isfinite(gradient).all()
@@ -264,7 +256,7 @@ def test_zero_and_huge_embeddings_stay_finite():
     for scale in (0.0, 1e-20, 1e12):
         feature, logits, labels, _ = make_inputs()
         scaled = (feature.detach() * scale).float().requires_grad_(True)
-        result = make_rch().float()(RegularizerInput({TAP: scaled, LOGITS: logits.float()}, labels, IGNORE))
+        result = make_rch().float()(RegularizerInput({TAP: scaled, LOGITS: logits.float()}, labels, K))
         (gradient,) = torch.autograd.grad(result["loss_rch_metric"], scaled)
         assert torch.isfinite(result["loss_rch_metric"])
         assert torch.isfinite(gradient).all()
@@ -276,19 +268,11 @@ def test_diagnostics_by_hand():
     for pixel, predicted in enumerate([0, 0, 1, 0]):
         logits[0, predicted, 0, pixel] = 1.0
     labels = torch.tensor([[[0, 0, 1, 1]]])
-    rch = RCH(
-        in_channels=2,
-        channels=2,
-        num_classes=3,
-        norm=nn.BatchNorm2d,
-        feature_tap=TAP,
-        logits_tap=LOGITS,
-        weights={"metric": 1.0},
-        diagnostics_period=1,
-    ).double()
+    rch = RCH(3, 2, embedding_channels=2, feature_tap=TAP, logits_tap=LOGITS, weights={"metric": 1.0})
+    observed(rch.double())
     rch.projection = nn.Identity()
     with EventStorage() as storage:
-        rch(RegularizerInput({TAP: feature.requires_grad_(True), LOGITS: logits}, labels, IGNORE))
+        rch(RegularizerInput({TAP: feature.requires_grad_(True), LOGITS: logits}, labels, 3))
         latest = {key: value for key, (value, _) in storage.latest().items()}
     half = 0.5**0.5
     # Prototypes (1, 0) and (0, 1); the last pixel is an FN of class 1 and an FP of class 0.
@@ -329,7 +313,7 @@ def test_the_projection_is_a_convolution_and_a_norm():
     ],
 )
 def test_keys_reach_the_regularizer(keys, tap):
-    cfg = small_cfg()
+    cfg = small_cfg(regularizers=["RCH"])
     section = cfg.MODEL.REGULARIZERS.RCH
     section.update(keys)
     section.update({"EMA_DECAY": 0.8, "TEMPERATURE": 0.25, "PROTOTYPES": "gt", "WEIGHT": 0.4})
@@ -339,7 +323,7 @@ def test_keys_reach_the_regularizer(keys, tap):
     cfg.MODEL.SEM_SEG_HEAD.NORM = "GN"
     section.CHANNELS = 32
     network = build_model(small_cfg())
-    rch = RCH(cfg, network)
+    rch = build_regularizers(cfg, network)["RCH"]
     assert rch.feature_tap == tap
     assert rch.logits_tap == "sem_seg_head.predictor:out"
     assert rch.weights == {"metric": 0.4}
@@ -355,13 +339,13 @@ def test_keys_reach_the_regularizer(keys, tap):
 @pytest.mark.parametrize(
     ("options", "named"),
     [
-        ({"prototypes": "mean"}, "PROTOTYPES is 'mean'"),
-        ({"temperature": 0.0}, "TEMPERATURE is 0.0"),
-        ({"errors": "world"}, "ERRORS is 'world'"),
-        ({"ema_decay": 1.0}, "EMA_DECAY is 1.0"),
-        ({"calibration_scale": -1.0}, "CALIBRATION_SCALE is -1.0"),
-        ({"prototypes": "learned", "detach_prototypes": True}, "DETACH_PROTOTYPES is True"),
-        ({"warmup_method": "cosine"}, "WARMUP_METHOD"),
+        ({"prototypes": "mean"}, "RCH: prototypes is 'mean'"),
+        ({"temperature": 0.0}, "RCH: temperature is 0.0"),
+        ({"errors": "world"}, "RCH: errors is 'world'"),
+        ({"ema_decay": 1.0}, "RCH: ema_decay is 1.0"),
+        ({"calibration_scale": -1.0}, "RCH: calibration_scale is -1.0"),
+        ({"prototypes": "learned", "detach_prototypes": True}, "RCH: detach_prototypes is True"),
+        ({"warmup_method": "cosine"}, "RCH: warmup_method"),
     ],
 )
 def test_bad_options_are_named(options, named):

@@ -10,7 +10,8 @@ from detectron2.utils.events import EventStorage
 from regseg_d2.common.errors import ConfigError
 from regseg_d2.config import get_regseg_cfg
 from regseg_d2.regularizers import RegionContrast, RegularizerInput
-from tests.helpers import small_cfg
+from regseg_d2.segmentor.regularizers import build_regularizers
+from tests.helpers import observed, small_cfg
 from tests.references.region_contrast import region_centers, region_contrast_loss, store
 
 K, C, IGNORE = 4, 6, 255
@@ -21,7 +22,7 @@ CENTERS = ("dynamic", "gt_mean", "predicted")
 
 def make_region_contrast(**options):
     options = {"weights": {"contrast": 1.0}, "bank_size": 3, **options}
-    module = RegionContrast(channels=C, num_classes=K, feature_tap=FEATURE, logits_tap=LOGITS, **options)
+    module = RegionContrast(K, C, feature_tap=FEATURE, logits_tap=LOGITS, **options)
     # A bank in float64 too, so that it can be compared to the last digits.
     return module.double() if options.get("bank_dtype", "float64") == "float64" else module
 
@@ -38,7 +39,7 @@ def make_inputs(seed=0, labels=None, batch_size=2):
         labels[0, 2, :3] = 3 if seed % 2 else 1
         labels[0, 1, :2] = IGNORE
     feature.requires_grad_(True)
-    return feature, logits, labels, RegularizerInput({FEATURE: feature, LOGITS: logits}, labels, IGNORE)
+    return feature, logits, labels, RegularizerInput({FEATURE: feature, LOGITS: logits}, labels, K)
 
 
 def assert_like_reference(loss, centers, stored, feature, temperature=0.2, rtol=1e-9, reduction="mean"):
@@ -123,7 +124,7 @@ def test_a_sum_over_classes_is_larger_by_their_number_and_weighs_rare_ones_alike
     feature[:, 0, 0], feature[:, 1, 0] = angles.cos(), angles.sin()
     labels = torch.tensor([[[0, 1, 2]], [[0, 1, IGNORE]], [[0, IGNORE, IGNORE]]])
     inputs = RegularizerInput(
-        {FEATURE: feature.requires_grad_(True), LOGITS: torch.zeros(3, K, 1, 3)}, labels, IGNORE
+        {FEATURE: feature.requires_grad_(True), LOGITS: torch.zeros(3, K, 1, 3)}, labels, K
     )
     # A gt_mean center is the pixel itself here.
     module = {
@@ -182,7 +183,7 @@ def test_gradcheck(reduction):
     module.eval()
 
     def loss(x):
-        return module(RegularizerInput({FEATURE: x, LOGITS: logits}, labels, IGNORE))[KEY]
+        return module(RegularizerInput({FEATURE: x, LOGITS: logits}, labels, K))[KEY]
 
     assert torch.autograd.gradcheck(loss, (feature,), eps=1e-6, atol=1e-7)
 
@@ -191,7 +192,7 @@ def test_no_gradient_flows_to_the_logits():
     feature, logits, labels, _ = make_inputs()
     logits.requires_grad_(True)
     module = make_region_contrast(bank_size=0)
-    loss = module(RegularizerInput({FEATURE: feature, LOGITS: logits}, labels, IGNORE))[KEY]
+    loss = module(RegularizerInput({FEATURE: feature, LOGITS: logits}, labels, K))[KEY]
     assert torch.autograd.grad(loss, logits, allow_unused=True) == (None,)
 
 
@@ -226,7 +227,7 @@ def test_a_class_that_the_network_is_sure_of_has_no_dynamic_center():
     logits[1, 2] = 1e4
     feature = torch.rand(2, C, 1, 3, dtype=torch.float64, requires_grad=True)
     module = make_region_contrast()
-    loss = module(RegularizerInput({FEATURE: feature, LOGITS: logits}, labels, IGNORE))[KEY]
+    loss = module(RegularizerInput({FEATURE: feature, LOGITS: logits}, labels, K))[KEY]
     assert module.bank.written.tolist() == [1, 2, 0, 0]
     assert torch.isfinite(torch.autograd.grad(loss, feature)[0]).all()
 
@@ -247,7 +248,7 @@ def test_degenerate_batches_are_finite_and_attached(center, bank_size, kind, bat
         shift = 0 if kind == "all_right" else 1
         logits.zero_().scatter_(1, (labels.unsqueeze(1) + shift) % K, 20.0)
     before = None if module.bank is None else module.bank.written.clone()
-    loss = module(RegularizerInput({FEATURE: feature, LOGITS: logits}, labels, IGNORE))[KEY]
+    loss = module(RegularizerInput({FEATURE: feature, LOGITS: logits}, labels, K))[KEY]
     (gradient,) = torch.autograd.grad(loss, feature)
     assert torch.isfinite(loss)
     assert torch.isfinite(gradient).all()
@@ -264,7 +265,7 @@ def test_labels_larger_than_features_and_logits_of_another_size():
     logits = torch.randn(2, K, 6, 8, dtype=torch.float64, generator=generator)
     labels = torch.randint(0, K, (2, 12, 16), generator=generator)
     module = make_region_contrast(bank_size=0)
-    loss = module(RegularizerInput({FEATURE: feature, LOGITS: logits}, labels, IGNORE))[KEY]
+    loss = module(RegularizerInput({FEATURE: feature, LOGITS: logits}, labels, K))[KEY]
     small = torch.nn.functional.interpolate(logits, size=(3, 4), mode="bilinear", align_corners=False)
     centers = region_centers(feature, labels[:, 2::4, 2::4], small, K, IGNORE, "dynamic")
     assert assert_like_reference(loss, centers, None, feature).item() > 0
@@ -299,17 +300,17 @@ def test_diagnostics_by_hand():
     feature = torch.tensor([[[[1.0, 1.0]], [[0.0, 0.0]]], [[[3.0, 0.0]], [[4.0, 2.0]]]], requires_grad=True)
     labels = torch.tensor([[[0, 0]], [[0, 1]]])
     module = RegionContrast(
-        channels=2,
-        num_classes=3,
+        3,
+        2,
         feature_tap=FEATURE,
         logits_tap=LOGITS,
         weights={"contrast": 1.0},
         center="gt_mean",
         bank_size=4,
-        diagnostics_period=1,
     )
+    observed(module)
     # Stored first: class 0 at (1, 0) and (0.6, 0.8), class 1 at (0, 1).
-    inputs = RegularizerInput({FEATURE: feature, LOGITS: torch.zeros(2, 3, 1, 2)}, labels, IGNORE)
+    inputs = RegularizerInput({FEATURE: feature, LOGITS: torch.zeros(2, 3, 1, 2)}, labels, 3)
     with EventStorage() as storage:
         module(inputs)
         first = {key: value for key, (value, _) in storage.latest().items()}
@@ -338,24 +339,24 @@ def test_defaults_are_the_papers():
 
 
 def test_the_reduction_reaches_the_regularizer():
-    cfg = small_cfg()
+    cfg = small_cfg(regularizers=["RegionContrast"])
     cfg.MODEL.REGULARIZERS.RegionContrast.REDUCTION = "class_sum"
-    assert RegionContrast(cfg, build_model(small_cfg())).reduction == "class_sum"
+    assert build_regularizers(cfg, build_model(small_cfg()))["RegionContrast"].reduction == "class_sum"
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"center": "median"}, r"RegionContrast\.CENTER is 'median'; expected one of .*'gt_mean'"),
-        ({"reduction": "sum"}, r"RegionContrast\.REDUCTION is 'sum'; expected one of .*'class_sum'"),
-        ({"bank_size": -1}, r"RegionContrast\.BANK_SIZE is -1; expected 0 \(no bank\) or more"),
+        ({"center": "median"}, r"RegionContrast: center is 'median'; expected one of .*'gt_mean'"),
+        ({"reduction": "sum"}, r"RegionContrast: reduction is 'sum'; expected one of .*'class_sum'"),
+        ({"bank_size": -1}, r"RegionContrast: bank_size is -1; expected 0 \(no bank\) or more"),
         (
             {"bank_dtype": "bfloat16"},
-            r"RegionContrast\.BANK_DTYPE is 'bfloat16'; expected one of .*'float16'",
+            r"RegionContrast: bank_dtype is 'bfloat16'; expected one of .*'float16'",
         ),
-        ({"temperature": 0.0}, r"RegionContrast\.TEMPERATURE is 0\.0; expected 0\.025 or more"),
+        ({"temperature": 0.0}, r"RegionContrast: temperature is 0\.0; expected 0\.025 or more"),
     ],
 )
 def test_bad_options_are_named(options, message):
-    with pytest.raises(ConfigError, match=r"MODEL\.REGULARIZERS\." + message):
+    with pytest.raises(ConfigError, match=message):
         make_region_contrast(**options)

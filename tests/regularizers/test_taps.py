@@ -126,9 +126,16 @@ def test_channels_of_an_entry():
 @pytest.mark.parametrize(
     ("tap", "message"),
     [
-        ("backbone:out[res6]", r"key: tap .*says of no output 'res6'.*'res5'.*\['res4', 'res5'\]"),
-        ("predictor:out[res5]", r"Conv2d says of no output 'res5'.*it has \[\]"),
-        ("backbone:in[res5]", "has no side; expected .*out\\[<name>\\]"),
+        (
+            "backbone:out[res6]",
+            r"key: tap .*Backbone, which says of no output 'res6'.*'res5'.*\['res4', 'res5'\]",
+        ),
+        (
+            "predictor:out[res5]",
+            "a Conv2d, which does not tell .*forward failed: .*expected a dict with 'res5'",
+        ),
+        ("backbone:in[res5]", "forward failed: .* first argument is a Tensor; expected a dict with 'res5'"),
+        ("backbone:inn", "has no side; expected .*out\\[<name>\\]"),
         ("backbone:out[]", "has no side"),
         ("backbone:out[res5", "has no side"),
         ("backbon:out[res5]", "no module 'backbon'; near names are \\['backbone'"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from detectron2.layers import ASPP
@@ -10,11 +11,13 @@ from torch import nn
 from yacs.config import CfgNode
 
 from regseg_d2.common.errors import ConfigError
-from regseg_d2.regularizers.taps import has_module, tap_channels
+from regseg_d2.regularizers.taps import dropout_before, has_module, tap_before, tap_channels
+from regseg_d2.state.distribution_memory import DistributionMemory
 
 MAIN_CLASSIFIER = "sem_seg_head.predictor"
 AUXILIARY_CLASSIFIER = "sem_seg_head.auxiliary.predictor"
-DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
+LINEAR_CONVOLUTION = "sem_seg_head.projection.linear"
+MDRL_STAGE = "sem_seg_head.augment"
 
 
 @dataclass(frozen=True)
@@ -25,15 +28,22 @@ class Place:
         feature_tap: tap of the regularized feature.
         channels: channels of that feature.
         logits_tap: tap of the logits of the same head.
+        memory: memory of the head's MDRL stage, at the place that this stage is; else None.
     """
 
     feature_tap: str
     channels: int
     logits_tap: str
+    memory: DistributionMemory | None = None
 
 
 def find_place(
-    cfg: CfgNode, network: nn.Module, method: str, paper_tap: str = "", *, reads_logits: bool = True
+    cfg: CfgNode,
+    network: nn.Module,
+    method: str,
+    paper_place: str = "penultimate",
+    *,
+    reads_logits: bool = True,
 ) -> Place:
     """Resolves ``CLASSIFIER`` and ``FEATURES`` of a method.
 
@@ -41,7 +51,9 @@ def find_place(
         cfg: a full config, as with the keys of the place in the method's section.
         network: the module that tap paths start from.
         method: name of the method's section in ``MODEL.REGULARIZERS``.
-        paper_tap: tap that ``FEATURES: auto`` stands for; by default :func:`penultimate_tap`.
+        paper_place: what ``FEATURES: auto`` stands for where ``CLASSIFIER`` is ``auto``, too: a name in
+            :data:`PAPER_PLACES`. Else, and where the network has no such place, it is
+            :func:`penultimate_tap`.
         reads_logits: the method reads the classifier's output, which has to be that of the classes then.
 
     Raises:
@@ -61,13 +73,16 @@ def find_place(
     if reads_logits and outputs != cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES:
         raise ConfigError(_no_classifier(network, f"{key}.CLASSIFIER", classifier, outputs, cfg))
     penultimate = penultimate_tap(network, classifier)
-    tap = section.FEATURES
-    if tap == "auto":
-        tap = paper_tap or penultimate
+    tap, memory = section.FEATURES, None
+    if section.CLASSIFIER == tap == "auto":
+        tap = PAPER_PLACES[paper_place](network) or penultimate
+        memory = _stage_memory(network) if tap == f"{MDRL_STAGE}.base_predictor:in" else None
+    elif tap == "auto":
+        tap = penultimate
     # A dropout does not tell its channels; they are the classifier's.
     is_before = tap in (penultimate, f"{dropout_before(network, classifier)}:in")
     measured = f"{classifier}:in" if is_before else tap
-    return Place(tap, tap_channels(network, measured, f"{key}.FEATURES"), logits_tap)
+    return Place(tap, tap_channels(network, measured, f"{key}.FEATURES"), logits_tap, memory)
 
 
 def _no_classifier(network: nn.Module, key: str, classifier: str, outputs: int, cfg: CfgNode) -> str:
@@ -96,10 +111,7 @@ def penultimate_tap(network: nn.Module, classifier: str) -> str:
     if aspp:
         # Detectron2's ASPP ends in a functional dropout, behind its last block.
         return f"{path}.{aspp}.project:out"
-    dropout = dropout_before(network, classifier)
-    if dropout and network.get_submodule(dropout).p > 0:
-        return f"{dropout}:in"
-    return f"{classifier}:in"
+    return tap_before(network, classifier)
 
 
 def _last_aspp(head: nn.Module) -> str:
@@ -109,30 +121,6 @@ def _last_aspp(head: nn.Module) -> str:
         path = "context.aspp"
     aspp = head.get_submodule(path) if path else None
     return path if isinstance(aspp, ASPP) and aspp.dropout > 0 else ""
-
-
-def dropout_before(network: nn.Module, classifier: str) -> str:
-    """Path of the dropout whose output a classifier reads, or ``""``.
-
-    That is the module before it in an ``nn.Sequential``, or ``dropout`` of a head that says
-    ``dropout_feeds_predictor`` of itself.
-
-    Args:
-        network: the module that tap paths start from.
-        classifier: module path of the classifier.
-    """
-    path, _, name = classifier.rpartition(".")
-    head = network.get_submodule(path)
-    candidate = ""
-    if isinstance(head, nn.Sequential):
-        names = list(head._modules)
-        earlier = names[: names.index(name)]
-        candidate = next((x for x in reversed(earlier) if not isinstance(head._modules[x], nn.Identity)), "")
-    elif getattr(head, "dropout_feeds_predictor", False) and name == "predictor":
-        candidate = "dropout"
-    if not candidate or not isinstance(head.get_submodule(candidate), DROPOUTS):
-        return ""
-    return f"{path}.{candidate}" if path else candidate
 
 
 def encoder_output_tap(network: nn.Module) -> str:
@@ -149,3 +137,28 @@ def encoder_output_tap(network: nn.Module) -> str:
     # Dilated stages share a stride: the later one is the wider one, or else the one of the larger name.
     deepest = max(shapes, key=lambda name: (shapes[name].stride, shapes[name].channels, name))
     return f"{path}:out[{deepest}]"
+
+
+def _linear_convolution_tap(network: nn.Module) -> str:
+    return f"{LINEAR_CONVOLUTION}:out" if has_module(network, LINEAR_CONVOLUTION) else ""
+
+
+def _mdrl_stage_tap(network: nn.Module) -> str:
+    return f"{MDRL_STAGE}.base_predictor:in" if _stage_memory(network) is not None else ""
+
+
+def _stage_memory(network: nn.Module) -> DistributionMemory | None:
+    if not has_module(network, f"{MDRL_STAGE}.memory"):
+        return None
+    memory = network.get_submodule(f"{MDRL_STAGE}.memory")
+    return memory if isinstance(memory, DistributionMemory) else None
+
+
+#: Where papers take the feature: functions of the network that give the tap, or "" where it has no such
+#: place.
+PAPER_PLACES: dict[str, Callable[[nn.Module], str]] = {
+    "penultimate": lambda network: "",
+    "linear convolution": _linear_convolution_tap,
+    "encoder output": encoder_output_tap,
+    "MDRL stage": _mdrl_stage_tap,
+}

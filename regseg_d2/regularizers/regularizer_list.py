@@ -1,0 +1,63 @@
+"""Several regularizers as one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import cast
+
+from torch import Tensor, nn
+
+from regseg_d2.common.errors import ConfigError
+from regseg_d2.regularizers.base import Regularizer, plain_input
+from regseg_d2.regularizers.inputs import RegularizerInput
+
+
+class RegularizerList(nn.ModuleDict):
+    """Several regularizers, called as one is; what they all need is computed once.
+
+    Args:
+        regularizers: the regularizers; as a mapping with the names that their state is kept under, else these
+            are the regularizers' own.
+
+    Raises:
+        ConfigError: two have the same name, or they are for different classes.
+    """
+
+    def __init__(self, regularizers: Iterable[Regularizer] | Mapping[str, Regularizer] = ()) -> None:
+        if not isinstance(regularizers, Mapping):
+            regularizers = list(regularizers)
+            names = [regularizer.name for regularizer in regularizers]
+            if len(set(names)) < len(names):
+                raise ConfigError(f"regularizers are called {names}; give one of two a name=… of its own")
+            regularizers = dict(zip(names, regularizers, strict=True))
+        super().__init__(regularizers)
+        classes = {(r.num_classes, r.ignore_index) for r in regularizers.values()}
+        if len(classes) > 1:
+            raise ConfigError(
+                f"regularizers have (num_classes, ignore_index) {sorted(classes)}; expected the same of all"
+            )
+
+    @property
+    def taps(self) -> tuple[str, ...]:
+        """Names of all taps that are read."""
+        return tuple(dict.fromkeys(tap for regularizer in self._all() for tap in regularizer.taps))
+
+    def _all(self) -> list[Regularizer]:
+        return cast("list[Regularizer]", list(self.values()))
+
+    def forward(
+        self,
+        features: Tensor | RegularizerInput,
+        labels: Tensor | None = None,
+        *,
+        logits: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """Computes the losses of all; see :meth:`Regularizer.forward`."""
+        if not len(self):
+            return {}
+        if not isinstance(features, RegularizerInput):
+            features = plain_input(self._all(), features, labels, logits)
+        losses: dict[str, Tensor] = {}
+        for regularizer in self._all():
+            losses.update(regularizer(features))
+        return losses
