@@ -239,6 +239,13 @@ def test_a_run_that_fails_is_a_job_that_fails(tmp_path):
     )
 
 
+def wait_for(condition, process):
+    deadline = time.monotonic() + 300
+    while not condition():
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.05)
+
+
 @pytest.mark.slow
 def test_runs_go_on_without_the_process_that_queued_them_and_are_trained_once(tmp_path):
     variables = fake_slurm.install(tmp_path / "slurm")
@@ -251,14 +258,27 @@ def test_runs_go_on_without_the_process_that_queued_them_and_are_trained_once(tm
         stdout=subprocess.DEVNULL,
         start_new_session=True,
     )
-    results = tmp_path / "there" / "tiny"
-    deadline = time.monotonic() + 300
-    while not list(results.rglob("seed*.json")):
-        assert time.monotonic() < deadline and process.poll() is None
-        time.sleep(0.1)
+    hold = tmp_path / "slurm" / "hold"
+    wait_for(lambda: list((tmp_path / "a").rglob("run.log")), process)
+    hold.touch()  # the second job waits
+    wait_for(lambda: list((tmp_path / "there" / "tiny").rglob("seed*.json")), process)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    text = call(there, tmp_path / "a", *words, **variables)
+    with subprocess.Popen(
+        command(there, tmp_path / "a", *words),
+        cwd=ROOT,
+        env=environment(**variables),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as process:
+        text = ""
+        while "jobs of an earlier call" not in text:
+            line = process.stdout.readline()
+            assert line, text
+            text += line
+        hold.unlink()
+        text += process.stdout.read()
     assert "1 of 2 runs are done" in text and "1 runs are in jobs of an earlier call" in text
     assert "[2/2] all/contrast_seg/seed0" in text
     assert len(list((tmp_path / "slurm" / "scripts").iterdir())) == 1
