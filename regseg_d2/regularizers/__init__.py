@@ -1,5 +1,6 @@
 """Regularizers: losses on features that exist in training only, one method a file."""
 
+from regseg_d2.regularizers.attach import Regularized, attach
 from regseg_d2.regularizers.base import REGULARIZER, Regularizer
 from regseg_d2.regularizers.car import CAR
 from regseg_d2.regularizers.contrast_seg import ContrastSeg
@@ -19,7 +20,9 @@ __all__ = [
     "RCH",
     "REGULARIZER",
     "RegionContrast",
+    "Regularized",
     "Regularizer",
     "RegularizerInput",
     "RegularizerList",
+    "attach",
 ]

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import abc
-import functools
 import logging
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 import torch
 import torch.distributed as dist
@@ -20,8 +19,6 @@ from regseg_d2.common.errors import OptionError, UserError
 from regseg_d2.ops.precision import loss_precision
 from regseg_d2.regularizers.inputs import FEATURES, LOGITS, RegularizerInput
 from regseg_d2.state.memory_bank import MemoryBank
-
-T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
@@ -69,6 +66,7 @@ class Regularizer(nn.Module, abc.ABC):
 
     Attributes:
         observer: gets the diagnostics; None is nobody.
+        processes: processes whose batches make up the whole batch.
 
     Raises:
         OptionError: if an argument is out of its range.
@@ -142,7 +140,7 @@ class Regularizer(nn.Module, abc.ABC):
         self.until_iter = until_iter
         self.warn_zero_steps = warn_zero_steps
         self.observer: Observer | None = None
-        self._processes = Processes(process_group)
+        self.processes = Processes(process_group)
         # Where the streak of zeros began that was last warned of, by term.
         self._warned: dict[str, float] = {}
         # A buffer, so that a resumed run stands at the same point of its warm-up.
@@ -242,8 +240,11 @@ class Regularizer(nn.Module, abc.ABC):
         Raises:
             UserError: if something is missing or has another shape.
         """
-        # State, draws and sums over processes are not for a compiled graph.
-        return _eager(Regularizer._forward)(self, features, labels, logits)
+        # State, draws and sums over processes are not for a compiled graph. (Without one there is no need for
+        # the compiler, which takes seconds to import.)
+        if torch.compiler.is_compiling():
+            return torch.compiler.disable(Regularizer._forward)(self, features, labels, logits)
+        return self._forward(features, labels, logits)
 
     def _forward(
         self, features: Tensor | RegularizerInput, labels: Tensor | None, logits: Tensor | None
@@ -255,7 +256,7 @@ class Regularizer(nn.Module, abc.ABC):
         )
         self._check_inputs(inputs)
         feature = inputs.taps[self.feature_tap]
-        with torch.autocast(feature.device.type, enabled=False), sums_over(self._processes):
+        with torch.autocast(feature.device.type, enabled=False), sums_over(self.processes):
             terms, step = self.losses(inputs)
             anchor = self._anchor(feature)
             scale = self._schedule()
@@ -390,9 +391,3 @@ def plain_input(
     if labels is None:
         raise UserError(f"{regularizer.name} was called without labels")
     return RegularizerInput(taps, labels, regularizer.num_classes, regularizer.ignore_index)
-
-
-@functools.cache
-def _eager(function: Callable[..., T]) -> Callable[..., T]:
-    """The function, which ``torch.compile`` leaves as it is; made late, as it takes seconds to import."""
-    return torch.compiler.disable(function)

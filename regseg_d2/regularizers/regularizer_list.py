@@ -40,9 +40,10 @@ class RegularizerList(nn.ModuleDict):
     @property
     def taps(self) -> tuple[str, ...]:
         """Names of all taps that are read."""
-        return tuple(dict.fromkeys(tap for regularizer in self._all() for tap in regularizer.taps))
+        return tuple(dict.fromkeys(tap for regularizer in self.all() for tap in regularizer.taps))
 
-    def _all(self) -> list[Regularizer]:
+    def all(self) -> list[Regularizer]:
+        """The regularizers, in order."""
         return cast("list[Regularizer]", list(self.values()))
 
     def forward(
@@ -56,8 +57,8 @@ class RegularizerList(nn.ModuleDict):
         if not len(self):
             return {}
         if not isinstance(features, RegularizerInput):
-            features = plain_input(self._all(), features, labels, logits)
+            features = plain_input(self.all(), features, labels, logits)
         losses: dict[str, Tensor] = {}
-        for regularizer in self._all():
+        for regularizer in self.all():
             losses.update(regularizer(features))
         return losses
