@@ -1,8 +1,7 @@
 """Configuration: every key of this package is born in :func:`add_regseg_config`.
 
-Keys of Detectron2 that are used as they are (``SOLVER.BASE_LR``, ``INPUT.CROP.SIZE``, ...) are not
-repeated here, only where the default differs. Reading and checking YAML files is in
-``files.py``.
+Keys of Detectron2 that are used as they are (``SOLVER.BASE_LR``, ...) are not repeated here; other defaults
+of them are in ``defaults.py``. Reading and checking YAML files is in ``files.py``.
 """
 
 from __future__ import annotations
@@ -11,6 +10,7 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.projects.deeplab import add_deeplab_config
 
 from regseg_d2.config.data import add_data_config
+from regseg_d2.config.defaults import set_defaults
 from regseg_d2.config.head import add_head_config
 from regseg_d2.config.model import add_mit_config, add_model_config
 from regseg_d2.config.regularizers import add_regularizer_config
@@ -18,15 +18,19 @@ from regseg_d2.config.training import add_input_config, add_solver_config, add_t
 
 
 def get_regseg_cfg() -> CfgNode:
-    """Returns a fresh copy of the defaults of Detectron2, its DeepLab project and this package."""
+    """Returns a fresh copy of this package's defaults, for Detectron2's keys as well as its own."""
     cfg = get_cfg()
     add_deeplab_config(cfg)
     add_regseg_config(cfg)
+    set_defaults(cfg)
     return cfg
 
 
 def add_regseg_config(cfg: CfgNode) -> None:
-    """Adds this package's keys to ``cfg``; ``add_deeplab_config`` must have run before.
+    """Adds this package's keys to ``cfg``, and changes none that is there.
+
+    Detectron2's own programs run with it. The keys of its DeepLab project, which some heads read, are added
+    by ``add_deeplab_config``; call that before.
 
     Args:
         cfg: a Detectron2 config, changed in place.

@@ -39,7 +39,7 @@ _LONGEST_LITERAL = 20_000
 _LONGEST_KEY = 200
 # Of whole numbers, which YAML files keep to, too.
 _MOST_BITS = 64
-# A method once more at another place; see regularizers/places.py.
+# A method once more at another place; see segmentor/regularizers.py.
 _PLACE_KEY = re.compile(r"MODEL\.REGULARIZERS\.(?P<method>\w+)@(?P<place>[\w-]+)\.(?P<name>\w+)$")
 _METHOD_KEY = r"MODEL.REGULARIZERS.\g<method>.\g<name>"
 

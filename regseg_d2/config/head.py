@@ -10,13 +10,7 @@ from regseg_d2.config.contexts import add_context_config
 def add_head_config(cfg: CfgNode) -> None:
     """Adds the keys of ``MODEL.SEM_SEG_HEAD``."""
     head = cfg.MODEL.SEM_SEG_HEAD
-    # ContextHead, or one of Detectron2's: SemSegFPNHead, DeepLabV3Head, DeepLabV3PlusHead.
-    head.NAME = "ContextHead"
-    head.NORM = "auto"
-    # Without FUSION the context module reads the feature of the largest stride; features of smaller stride
-    # are low-level skips in the manner of DeepLabV3+, PROJECT_CHANNELS wide, one number a skip.
-    head.IN_FEATURES = ["res5"]
-    # True makes the 3x3 block of each such skip separable, as mmsegmentation's DeepLabV3+ does.
+    # True makes the 3x3 block of each low-level skip separable, as mmsegmentation's DeepLabV3+ does.
     head.SKIP_SEPARABLE = False
     # Stage that makes one feature of all IN_FEATURES, at the smallest stride among them, for the context
     # module, by its name in FUSION. "" is none.
@@ -43,9 +37,6 @@ def add_head_config(cfg: CfgNode) -> None:
     head.LINEAR_CHANNELS = 0
     # Dropout probability on the classifier's input.
     head.DROPOUT = 0.1
-    # ContextHead: cross_entropy or ohem. (Detectron2's DeepLab heads know cross_entropy and
-    # hard_pixel_mining.)
-    head.LOSS_TYPE = "cross_entropy"
     # One weight a class, in class order; empty is no weighting.
     head.CLASS_WEIGHTS = []
     # Weights from the frequencies of the classes instead: enet, median_frequency, inverse or

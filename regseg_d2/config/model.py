@@ -7,13 +7,10 @@ from detectron2.config import CfgNode
 
 def add_model_config(cfg: CfgNode) -> None:
     """Adds the keys of meta-architecture and backbone."""
-    cfg.MODEL.META_ARCHITECTURE = "RegularizedSegmentor"
     # Normalisation wherever a NORM key says "auto". One of auto, BN, SyncBN, naiveSyncBN, FrozenBN,
     # GN. auto: BN on one process, SyncBN on several GPUs, an exact batch norm over several CPU processes
     # (naiveSyncBN is Detectron2's for these: wrong for uneven shapes, and NaN in bf16).
     cfg.MODEL.NORM = "auto"
-    cfg.MODEL.RESNETS.NORM = "auto"
-    cfg.MODEL.FPN.NORM = "auto"
     # Keep weights and features in channels-last memory format: faster with bf16, and on GPUs with AMP.
     cfg.MODEL.CHANNELS_LAST = False
     # Weights to start from, or to evaluate: "", a file, "auto" (ImageNet weights of the ResNet or MiT),
@@ -22,17 +19,8 @@ def add_model_config(cfg: CfgNode) -> None:
     # Load checkpoints that hold more than tensors and plain containers (their code runs!).
     cfg.MODEL.TRUST_PICKLE = False
 
-    # build_dilated_resnet_backbone (ResNet 50/101/152), build_mit_backbone or build_timm_backbone.
-    cfg.MODEL.BACKBONE.NAME = "build_dilated_resnet_backbone"
-    # Stages that are not trained, norms included: 1 is the stem, 2 the stem and res2, and so on.
-    cfg.MODEL.BACKBONE.FREEZE_AT = 0
     # Stride of the last ResNet stage: 8, 16 or 32. Sets RES4_DILATION and RES5_DILATION.
     cfg.MODEL.RESNETS.OUTPUT_STRIDE = 8
-    cfg.MODEL.RESNETS.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
-    # The v1c stem (three 3x3 convolutions) of the papers' ResNets.
-    cfg.MODEL.RESNETS.STEM_TYPE = "deeplab"
-    cfg.MODEL.RESNETS.STEM_OUT_CHANNELS = 128
-    cfg.MODEL.RESNETS.STRIDE_IN_1X1 = False
     # The first block of a dilated stage has half the dilation, that of what it reads (PSPNet's authors,
     # mmsegmentation's contract_dilation, timm). False is Detectron2's way: all blocks have the same.
     cfg.MODEL.RESNETS.CONTRACT_DILATION = False

@@ -7,21 +7,10 @@ from detectron2.config import CfgNode
 
 def add_input_config(cfg: CfgNode) -> None:
     """Adds the keys of ``INPUT``, ``DATALOADER`` and ``DATASETS``."""
-    cfg.INPUT.FORMAT = "RGB"
-    cfg.MODEL.PIXEL_MEAN = [123.675, 116.28, 103.53]
-    cfg.MODEL.PIXEL_STD = [58.395, 57.12, 57.375]
     # Random scale factor of the training images: [smallest, largest] ...
     cfg.INPUT.SCALE_RANGE = [0.5, 2.0]
     # ... in steps of this size; 0 is any factor between.
     cfg.INPUT.SCALE_STEP = 0.0
-    cfg.INPUT.CROP.ENABLED = True
-    cfg.INPUT.CROP.TYPE = "absolute"
-    # Height and width of the training crop in pixels; smaller images are padded (labels with the
-    # ignore value).
-    cfg.INPUT.CROP.SIZE = [512, 512]
-    # A crop in which one class covers more than this share of the valid pixels is drawn again, up to
-    # 10 times; 1.0 takes the first.
-    cfg.INPUT.CROP.SINGLE_CATEGORY_MAX_AREA = 0.75
     # horizontal or none.
     cfg.INPUT.RANDOM_FLIP = "horizontal"
     # Colour jitter: largest relative change of brightness, contrast and saturation, and largest shift
@@ -33,11 +22,7 @@ def add_input_config(cfg: CfgNode) -> None:
     cfg.INPUT.COLOR_JITTER.HUE = 0.0
     # Probability of each of the four changes, drawn one by one (SSD and mmsegmentation: 0.5).
     cfg.INPUT.COLOR_JITTER.PROBABILITY = 1.0
-    # Shorter side of the test images; 0 keeps their own size.
-    cfg.INPUT.MIN_SIZE_TEST = 0
-    cfg.INPUT.MAX_SIZE_TEST = 4096
 
-    cfg.DATALOADER.NUM_WORKERS = 2
     # Samples of every data set that are checked before the first step; 0 checks none.
     cfg.DATASETS.CHECK_SAMPLES = 8
 
@@ -61,8 +46,6 @@ def add_solver_config(cfg: CfgNode) -> None:
     # Parts of the names of parameters that do not decay, whatever the keys above say; * and ? as in
     # file names. Swin: relative_position_bias_table; ConvNeXt: gamma.
     cfg.SOLVER.NO_DECAY = []
-    cfg.SOLVER.LR_SCHEDULER_NAME = "WarmupPolyLR"
-    cfg.SOLVER.WARMUP_ITERS = 0
     # IMS_PER_BATCH images (over all processes) make one optimizer step, in this many forward passes.
     # Batch norm, class centers and banks see one pass.
     cfg.SOLVER.ACCUM_STEPS = 1

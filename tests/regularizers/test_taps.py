@@ -164,6 +164,114 @@ def test_entries_that_are_not_there_when_the_network_runs(tap, message):
     assert not any(m._forward_hooks for m in network.modules())
 
 
+class Caller(nn.Module):
+    """Calls its parts in every way a network does."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Conv2d(3, 4, 1)
+        self.stages = Stages()
+        self.head = Head()
+
+    def forward(self, x):
+        maps = self.stages(self.first(x))
+        return self.head(scale=2.0, features=maps[1], extra={"low": maps[0]})
+
+
+class Stages(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.step = nn.Sequential(nn.Conv2d(4, 4, 1), nn.ReLU())
+        self.grow = nn.Sequential(nn.Conv2d(4, 6, 1), nn.ReLU())
+
+    def forward(self, x):
+        for _ in range(3):
+            x = self.step(x)
+        return [x, self.grow(x)]
+
+
+class Head(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(6, 2)
+        self.norm = nn.LayerNorm(6)
+
+    def forward(self, *, scale, features, extra):
+        x = self.norm(scale * features.movedim(1, -1))
+        return {"logits": self.linear(x).movedim(-1, 1), "low": extra["low"]}
+
+
+def test_every_kind_of_tap_and_its_channels():
+    torch.manual_seed(0)
+    network, x = Caller(), torch.randn(2, 3, 5, 7)
+    runs = [network.first(x)]
+    for _ in range(3):
+        runs.append(network.stages.step(runs[-1]))
+    grown = network.stages.grow(runs[3])
+    normed = network.head.norm(2.0 * grown.movedim(1, -1)).movedim(-1, 1)
+    logits = network.head.linear(normed.movedim(1, -1)).movedim(-1, 1)
+    expected = {
+        "stages:in": runs[0],
+        "stages.step:in#0": runs[0],
+        "stages.step:out#0": runs[1],
+        "stages.step:out#1": runs[2],
+        "stages.step:out#-1": runs[3],
+        "stages:out[0]": runs[3],
+        "stages:out[-1]": grown,
+        "stages.grow:out": grown,
+        "head:in[features]": grown,
+        "head.norm:in[nhwc]": 2.0 * grown,
+        "head.norm:out[nhwc]": normed,
+        "head.linear:in[nhwc]": normed,
+        "head.linear:out[nhwc]#-1": logits,
+        "head:out[logits]": logits,
+        "head:out[low]": runs[3],
+    }
+    before = [tensor.clone() for tensor in network.state_dict().values()]
+    for tap, tensor in expected.items():
+        with TapRecorder(network, [tap]).record(network) as taps:
+            network(x)
+        assert torch.equal(taps[tap], tensor), tap
+        assert tap_channels(network, tap, "key") == tensor.shape[1], tap
+    assert network.training
+    assert all(map(torch.equal, before, network.state_dict().values()))
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in network.modules())
+
+
+@pytest.mark.parametrize(
+    ("tap", "message"),
+    [
+        ("stages.step:out", r"ran twice or more in one forward pass; 'stages.step:out#-1' is the last run"),
+        ("stages.step:out#3", "its module ran 3 times"),
+        ("stages:out[2]", "the result has 2 entries"),
+        ("stages:out", "handles a list; expected a tensor"),
+        ("head:in", "handles a float; expected a tensor"),
+        ("first:out[nhwc]", r"shape \(2, 4, 5, 7\); expected \(N, h, w, C\) with C = 4"),
+        ("head:out[scores]", r"has no 'scores'; it has \['logits', 'low'\]"),
+    ],
+)
+def test_taps_at_which_there_is_something_else(tap, message):
+    network = Caller()
+    with pytest.raises(UserError, match=message), TapRecorder(network, [tap]).record(network):
+        network(torch.randn(2, 3, 5, 7))
+
+
+def test_channels_of_a_sequence_where_the_network_takes_something_else():
+    class Tokens(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table = nn.Embedding(10, 4)
+            self.block = nn.Sequential(nn.Conv2d(4, 5, 1), nn.ReLU())
+
+        def forward(self, ids, scale):
+            return self.block(scale * self.table(ids).movedim(-1, 1))
+
+    with pytest.raises(ConfigError, match=r"key: tap 'block:out' is at a Sequential, .*forward failed"):
+        tap_channels(Tokens(), "block:out", "key")
+    example = (torch.zeros(1, 4, 4, dtype=torch.long), 2.0)
+    assert tap_channels(Tokens(), "block:out", "key", example) == 5
+
+
 class ChannelsLast(nn.Module):
     def __init__(self):
         super().__init__()

@@ -217,6 +217,32 @@ def test_another_place_is_told_by_a_tap_or_a_classifier():
     assert find_place(with_place_keys(cfg, "CAR@low"), parts_of(model), "CAR").channels == 64
 
 
+def test_a_module_that_does_not_tell_its_channels_is_asked_in_a_forward():
+    cfg = small_cfg("FCN", ["PNE"], REGULARIZERS__PNE__FEATURES="backbone.network.layer2:out")
+    model = build_model(cfg)
+    assert model.regularizers["PNE"].projection.hidden.in_channels == 128
+    assert torch.isfinite(model(small_batch())["loss_pne_contrast"])
+
+
+OPTIONS = {
+    "PNE": {"SCOPE": "world", "CHANNELS": 0, "UNTIL_ITER": 3},
+    "MDRL": {"SINKHORN_LAMBDA": 0.001, "LOCAL_WEIGHT": -1.0},
+    "RCH": {"CHANNELS": 0, "WARMUP_METHOD": "cosine"},
+}
+
+
+@pytest.mark.parametrize(
+    ("method", "key"), [(method, key) for method, keys in OPTIONS.items() for key in keys]
+)
+def test_errors_of_a_constructor_name_the_key(method, key):
+    cfg = small_cfg("FCN", [method])
+    cfg.MODEL.REGULARIZERS[method].WARMUP_ITERS = 3
+    cfg.MODEL.REGULARIZERS[method][key] = OPTIONS[method][key]
+    named = "WEIGHT" if "WEIGHT" in key else key
+    with pytest.raises(ConfigError, match=rf"^MODEL.REGULARIZERS.{method}.{named} is .*; expected "):
+        build_model(cfg)
+
+
 PLACE_ERRORS = {
     "unknown place": (
         "FCN-linear",
