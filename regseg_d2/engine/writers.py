@@ -39,8 +39,11 @@ def terminal(cfg: CfgNode, start_iter: int, max_iter: int) -> EventWriter:
 
 @WRITER.register()
 def metrics_json(cfg: CfgNode, start_iter: int, max_iter: int) -> EventWriter:
-    """A line of JSON in ``metrics.json``, which ``tools/compare_runs.py`` and experiments read."""
-    return JSONWriter(str(Path(cfg.OUTPUT_DIR) / "metrics.json"))
+    """A line of JSON in ``metrics.json``, which ``tools/compare_runs.py`` and experiments read.
+
+    With each step's own values: a median over the steps before would be another one after a resume.
+    """
+    return JSONWriter(str(Path(cfg.OUTPUT_DIR) / "metrics.json"), window_size=1)
 
 
 @WRITER.register()

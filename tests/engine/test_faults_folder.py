@@ -379,6 +379,5 @@ def test_a_clock_that_goes_back_changes_nothing_but_the_times(tmp_path, monkeypa
     ]
     times = ("time", "eta_seconds", "data_time", "rank_data_time")
     kept = [[{k: v for k, v in line.items() if k not in times} for line in one] for one in lines]
-    assert kept[0][:20] == kept[1][:20]  # after the resume the medians have another window
-    assert [line["iteration"] for line in kept[1]] == [line["iteration"] for line in kept[0]]
+    assert kept[0] == kept[1]
     assert all(math.isfinite(value) for line in lines[1] for value in line.values())
