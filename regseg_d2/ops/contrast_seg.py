@@ -115,7 +115,7 @@ def _quotas(counts: Tensor, views: Tensor, coins: Tensor, min_pixels: int) -> tu
 def _image_classes(labels: Tensor, num_classes: int) -> Tensor:
     """Number of the (image, class) of each pixel, ``(N, P)``; -1 for void."""
     first = torch.arange(len(labels), device=labels.device).unsqueeze(1) * num_classes
-    return torch.where((labels >= 0) & (labels < num_classes), first + labels, -1)
+    return torch.where(labels >= 0, first + labels, -1)
 
 
 def draw_pixels(labels: Tensor, bits: Tensor, num_classes: int, number: int) -> tuple[Tensor, Tensor, Tensor]:

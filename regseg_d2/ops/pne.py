@@ -115,7 +115,7 @@ def draw_pixels(labels: Tensor, predictions: Tensor, how: Construction, bits: Ra
     positive are left out.
 
     Args:
-        labels: ``(N, P)`` class ids; what is no class is void.
+        labels: ``(N, P)`` class ids, void is negative.
         predictions: ``(N, P)`` class ids.
         how: see :class:`Construction`.
         bits: see :class:`RandomBits`.
@@ -185,7 +185,7 @@ def _pool(labels: Tensor, predictions: Tensor, how: Construction, bits: RandomBi
     if how.scope == "image":
         pools += torch.arange(len(labels), device=labels.device).unsqueeze(1)
     classes = pools * num_classes + labels
-    valid = (labels >= 0) & (labels < num_classes)
+    valid = labels >= 0
     right = labels == predictions
     right_groups = torch.where(valid & right, classes, -1)
     pairs = torch.where(valid & ~right, classes * num_classes + predictions, -1)

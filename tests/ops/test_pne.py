@@ -7,7 +7,7 @@ import torch
 
 from regseg_d2.ops import pne
 from regseg_d2.state.random_stream import RandomStream
-from tests.ops.pne_scenes import NUM_CLASSES, inputs_of, make_batch, make_pne
+from tests.ops.pne_scenes import NUM_CLASSES, VOID, inputs_of, make_batch, make_pne
 
 STEPS = 300
 S, MAX = 3, 4
@@ -27,7 +27,7 @@ def draw(labels, predictions, how, stream):
         repeats=stream.bits(2, num_pools, NUM_CLASSES * how.num_samples).view(-1, how.num_samples),
         union_repeats=stream.bits(3, num_pools, NUM_CLASSES * how.num_samples).view(-1, how.num_samples),
     )
-    return pne.draw_pixels(labels, predictions, how, bits)
+    return pne.draw_pixels(torch.where(labels == VOID, -1, labels), predictions, how, bits)
 
 
 def draws(seed=0, **options):

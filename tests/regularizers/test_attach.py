@@ -74,18 +74,18 @@ def make_batch(seed=0, size=16):
     return images + 0.3 * torch.randn(images.shape, generator=generator), labels
 
 
+def run_once(regularized, images, labels, seed):
+    torch.manual_seed(seed)  # of dropout
+    output, losses = regularized(images, labels=labels)
+    regularized.zero_grad()
+    (sum(losses.values()) + output.square().mean()).backward()
+    gradients = [parameter.grad.clone() for parameter in regularized.parameters()]
+    return {key: value.detach() for key, value in losses.items()}, gradients
+
+
 def run(regularized, steps=3, seed=0):
     """Losses and gradients of some steps, with dropout's numbers the same for all."""
-    results = []
-    for step in range(steps):
-        images, labels = make_batch(seed + step)
-        torch.manual_seed(step)
-        output, losses = regularized(images, labels=labels)
-        regularized.zero_grad()
-        (sum(losses.values()) + output.square().mean()).backward()
-        gradients = [p.grad.clone() for p in regularized.parameters()]
-        results.append(({key: value.detach() for key, value in losses.items()}, gradients))
-    return results
+    return [run_once(regularized, *make_batch(seed + step), step) for step in range(steps)]
 
 
 def assert_same(ours, theirs):
@@ -134,6 +134,17 @@ def test_a_list_is_the_sum_of_its_parts():
         RegularizerList([CAR(K), CAR(K)])
     with pytest.raises(ConfigError, match="expected the same of all"):
         RegularizerList([CAR(K), PNE(K + 1)])
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("beyond", [K, K + 3, 254, -2])
+def test_labels_that_are_no_class_are_void(method, beyond):
+    void, other = make([method]), make([method])
+    for step in range(2):
+        images, labels = make_batch(step)
+        theirs = run_once(void, images, labels, step)
+        ours = run_once(other, images, torch.where(labels == 255, beyond, labels).to(torch.int32), step)
+        assert_same([ours], [theirs])
 
 
 @pytest.mark.parametrize("method", METHODS)
