@@ -258,8 +258,7 @@ class TapRecorder:
 
         Raises:
             TapError: if a tapped module ran another number of times, handled no tensor ``(N, C, h, w)`` with
-                the
-            channels that it declares, or ran where gradients are off though the forward has them on.
+                the channels that it declares, or ran where gradients are off though the forward has them on.
         """
         handles = self.hook(network)
         try:

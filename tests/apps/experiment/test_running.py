@@ -40,6 +40,13 @@ def call(file, output, *words, status=0, **variables):
     return result.stdout + result.stderr
 
 
+def wait_for(condition, process):
+    deadline = time.monotonic() + 300
+    while not condition():
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.05)
+
+
 def kill_after(file, output, condition):
     process = subprocess.Popen(
         command(file, output, "--jobs", "2"),
@@ -49,10 +56,7 @@ def kill_after(file, output, condition):
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
-    deadline = time.monotonic() + 300
-    while not condition():
-        assert time.monotonic() < deadline and process.poll() is None
-        time.sleep(0.05)
+    wait_for(condition, process)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
 

@@ -5,7 +5,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 import submitit
@@ -20,7 +19,7 @@ from regseg_d2.apps.experiment.spec import read_experiment
 from regseg_d2.common.errors import ConfigError, UserError
 from regseg_d2.engine.run_lock import locked
 from tests.apps.experiment import fake_slurm, synthetic
-from tests.apps.experiment.test_running import call, command, copy_of_tiny
+from tests.apps.experiment.test_running import call, command, copy_of_tiny, wait_for
 from tests.engine.runs import ROOT, environment
 
 WORDS = ["time=4:00:00", "partition=gpu", "--gres=gpu:1", "mail-user=x@y", "exclusive"]
@@ -237,13 +236,6 @@ def test_a_run_that_fails_is_a_job_that_fails(tmp_path):
     assert not job.paths.result_pickle.exists() and (tmp_path / "run" / "run.log").read_text().endswith(
         "done\n"
     )
-
-
-def wait_for(condition, process):
-    deadline = time.monotonic() + 300
-    while not condition():
-        assert time.monotonic() < deadline and process.poll() is None
-        time.sleep(0.05)
 
 
 @pytest.mark.slow
