@@ -121,15 +121,16 @@ class CAR(Regularizer):
         x, _, sums, counts = statistics
         centers, present, batch_means = self._class_centers(sums, counts)
         pixel_centers = centers.detach() if self.detach_centers else centers
-        about_centers = ops.deviations(x, centers, present, labels)
         losses = {}
-        if "intra_c2p" in self.weights:
-            losses["intra_c2p"] = ops.intra_c2p_loss(
-                statistics, pixel_centers, one_hot, about_centers, self.reduction
-            )
         if "inter_c2c" in self.weights:
             losses["inter_c2c"] = ops.inter_c2c_loss(
                 centers, present, self.eps_c2c, self.reduction, self.detach_centers
+            )
+        if self.weights.keys() & {"intra_c2p", "inter_c2p"}:
+            about_centers = ops.deviations(x, centers, present, labels)
+        if "intra_c2p" in self.weights:
+            losses["intra_c2p"] = ops.intra_c2p_loss(
+                statistics, pixel_centers, one_hot, about_centers, self.reduction
             )
         if "inter_c2p" in self.weights:
             losses["inter_c2p"] = ops.inter_c2p_loss(
