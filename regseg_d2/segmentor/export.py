@@ -7,6 +7,7 @@ import copy
 from torch import nn
 
 from regseg_d2.modeling.heads.projections import LinearConvBlock
+from regseg_d2.segmentor.meta_architecture import RegularizationMixin
 
 
 def inference_model(model: nn.Module) -> nn.Module:
@@ -24,7 +25,7 @@ def inference_model(model: nn.Module) -> nn.Module:
         ValueError: if a linear convolution cannot be folded exactly, see ``LinearConvBlock.fold``.
     """
     model = copy.deepcopy(model).eval()
-    if hasattr(model, "add_regularizers"):
+    if isinstance(model, RegularizationMixin):
         model.add_regularizers({})
     for name, module in list(model.named_modules()):
         if isinstance(module, LinearConvBlock):

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode, configurable
-from detectron2.modeling import META_ARCH_REGISTRY, SemanticSegmentor
+from detectron2.modeling import META_ARCH_REGISTRY, Backbone, SemanticSegmentor
 from detectron2.structures import ImageList
 from torch import Tensor, nn
 
@@ -20,7 +20,7 @@ from regseg_d2.segmentor.diagnostics import EventStorageObserver
 from regseg_d2.segmentor.regularizers import build_label_sampling, build_pretrain_forwards, build_regularizers
 
 
-class RegularizationMixin:
+class RegularizationMixin(nn.Module):
     """Adds regularizers to a Detectron2 meta-architecture that has a ``backbone`` and a ``sem_seg_head``.
 
     Put it before the meta-architecture in the bases; that one's constructor and ``from_config`` are
@@ -40,6 +40,13 @@ class RegularizationMixin:
         **network: arguments of the meta-architecture.
     """
 
+    # What the meta-architecture has.
+    backbone: Backbone
+    sem_seg_head: nn.Module
+    device: torch.device
+    pixel_mean: Tensor
+    pixel_std: Tensor
+
     @configurable
     def __init__(
         self,
@@ -54,7 +61,7 @@ class RegularizationMixin:
     ) -> None:
         super().__init__(**network)
         if channels_last:
-            self.to(memory_format=torch.channels_last)
+            self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.add_regularizers(regularizers, label_sampling, pretrain_forwards, diagnostics_period)
         if exact_sync_norm:
             make_exact(self)
@@ -63,7 +70,7 @@ class RegularizationMixin:
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         """Builds the parts of the meta-architecture, and the regularizers; ``NORM: auto`` is resolved."""
         is_auto, cfg = cfg.MODEL.NORM == "auto", resolve_auto_norm(cfg)
-        parts = super().from_config(cfg)
+        parts = super().from_config(cfg)  # type: ignore[misc]  # of the meta-architecture
         return {
             **parts,
             "regularizers": build_regularizers(cfg, _Network(parts)),
@@ -94,7 +101,7 @@ class RegularizationMixin:
             ConfigError: if a tap does not exist.
         """
         self.regularizers = RegularizerList(regularizers)
-        for regularizer in self.regularizers.values():
+        for regularizer in self.regularizers.all():
             regularizer.observer = EventStorageObserver(diagnostics_period)
         self._tap_recorder = TapRecorder(self, self.regularizers.taps)
         self._label_sampling = label_sampling or LabelSampling()
@@ -119,12 +126,12 @@ class RegularizationMixin:
                 losses = super().forward(batched_inputs)
         finally:
             handle.remove()
-        first = next(iter(self.regularizers.values()))
+        first = self.regularizers.all()[0]
         inputs = RegularizerInput(
             taps=taps,
             labels=targets[0],
             num_classes=first.num_classes,
-            ignore_index=self.sem_seg_head.ignore_value,
+            ignore_index=getattr(self.sem_seg_head, "ignore_value", first.ignore_index),
             label_sampling=self._label_sampling,
         )
         if self._pretrain_forwards:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from detectron2.layers import ASPP
 from detectron2.projects.deeplab import DeepLabV3Head
@@ -133,7 +134,8 @@ def encoder_output_tap(network: nn.Module) -> str:
     if has_module(network, fusion) and getattr(network.get_submodule(fusion), "keeps_levels_apart", False):
         return f"{fusion}:out"
     path = "backbone.bottom_up" if has_module(network, "backbone.bottom_up") else "backbone"
-    shapes = network.get_submodule(path).output_shape()
+    encoder: Any = network.get_submodule(path)  # a Backbone of Detectron2
+    shapes = encoder.output_shape()
     # Dilated stages share a stride: the later one is the wider one, or else the one of the larger name.
     deepest = max(shapes, key=lambda name: (shapes[name].stride, shapes[name].channels, name))
     return f"{path}:out[{deepest}]"

@@ -111,7 +111,7 @@ def build_regularizers(cfg: CfgNode, network: nn.Module) -> dict[str, Regularize
     _warn_about_unused_places(cfg, names)
     regularizers = {name: _build(cfg, name, network) for name in sorted(names)}
     augment = getattr(getattr(network, "sem_seg_head", None), "augment", None)
-    if hasattr(augment, "check_regularizers"):
+    if augment is not None and hasattr(augment, "check_regularizers"):
         augment.check_regularizers(regularizers)
     return regularizers
 
