@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable
 from typing import Any
 
@@ -112,19 +113,23 @@ class Regularized(nn.Module):
         # For good, unlike those of a Detectron2 network: a compiled graph holds the hooks that were there at
         # first.
         self._recorder.hook(model)
+        self._model_takes_labels = "labels" in inspect.signature(model.forward).parameters
 
     def forward(self, *args: Any, labels: Tensor | None = None, **kwargs: Any) -> Any:
         """Runs the network.
 
         Args:
             *args: arguments of the network.
-            labels: ``(N, H, W)`` class ids of the images.
+            labels: ``(N, H, W)`` class ids of the images. A network that has an argument of this name, as
+                those of Hugging Face, gets them, too.
             **kwargs: arguments of the network.
 
         Returns:
             What the network returns; in training with labels a tuple of that and ``{"loss_<name>_<term>":
             scalar}``.
         """
+        if self._model_takes_labels and labels is not None:
+            kwargs["labels"] = labels
         if not self.training or labels is None or not len(self.regularizers):
             return self.model(*args, **kwargs)
         with self._recorder.listen() as taps:

@@ -3,32 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY, Backbone, SemanticSegmentor
 from detectron2.structures import ImageList
 from torch import Tensor, nn
 
+from regseg_d2.common.errors import UserError
 from regseg_d2.modeling.feature_logits import feature_logits, gives_feature_logits
 from regseg_d2.modeling.norms import resolve_auto_norm
 from regseg_d2.modeling.process_batch_norm import make_exact
 from regseg_d2.regularizers import LabelSampling, Regularizer, RegularizerInput, RegularizerList
 from regseg_d2.regularizers.taps import TapRecorder
 from regseg_d2.segmentor.diagnostics import EventStorageObserver
+from regseg_d2.segmentor.places import MAIN_CLASSIFIER
 from regseg_d2.segmentor.regularizers import build_label_sampling, build_pretrain_forwards, build_regularizers
 
 
 class RegularizationMixin(nn.Module):
-    """Adds regularizers to a Detectron2 meta-architecture that has a ``backbone`` and a ``sem_seg_head``.
+    """Adds regularizers to a Detectron2 meta-architecture.
 
     Put it before the meta-architecture in the bases; that one's constructor and ``from_config`` are
-    Detectron2's (``@configurable``). It stays as it is: a training forward runs unchanged while hooks record
-    the taps, then each regularizer adds its losses. In evaluation nothing is added. Parameters and buffers of
-    the regularizers are under ``regularizers.``; without them the state dict is that of the
-    meta-architecture, and so is the output in evaluation, bit for bit. Where the constructor is another one,
-    call :meth:`add_regularizers` at its end.
+    Detectron2's (``@configurable``), its ``backbone`` is called with the padded images, and its inputs have
+    ``sem_seg``. It stays as it is: a training forward runs unchanged while hooks record the taps, then each
+    regularizer adds its losses. In evaluation nothing is added. Parameters and buffers of the regularizers
+    are under ``regularizers.``; without them the state dict is that of the meta-architecture, and so is the
+    output in evaluation, bit for bit. Where the constructor is another one, call :meth:`add_regularizers` at
+    its end.
 
     Args:
         regularizers: regularizers by name.
@@ -46,6 +50,9 @@ class RegularizationMixin(nn.Module):
     device: torch.device
     pixel_mean: Tensor
     pixel_std: Tensor
+
+    #: Path of the classifier that ``CLASSIFIER: auto`` stands for; its first name is that of the head.
+    main_classifier: ClassVar[str] = MAIN_CLASSIFIER
 
     @configurable
     def __init__(
@@ -71,9 +78,10 @@ class RegularizationMixin(nn.Module):
         """Builds the parts of the meta-architecture, and the regularizers; ``NORM: auto`` is resolved."""
         is_auto, cfg = cfg.MODEL.NORM == "auto", resolve_auto_norm(cfg)
         parts = super().from_config(cfg)  # type: ignore[misc]  # of the meta-architecture
+        head = cls.main_classifier.partition(".")[0]
         return {
             **parts,
-            "regularizers": build_regularizers(cfg, _Network(parts)),
+            "regularizers": build_regularizers(cfg, _Network(parts, head), cls.main_classifier),
             "label_sampling": build_label_sampling(cfg),
             "pretrain_forwards": build_pretrain_forwards(cfg),
             "diagnostics_period": cfg.MODEL.REGULARIZERS.DIAGNOSTICS_PERIOD,
@@ -115,25 +123,23 @@ class RegularizationMixin(nn.Module):
 
         Returns:
             In training a dict of scalar losses, in evaluation what the meta-architecture returns.
+
+        Raises:
+            UserError: the inputs have no labels, or they are larger than the images.
         """
         if not self.training or not self.regularizers:
             return super().forward(batched_inputs)
-        targets: list[Tensor] = []
-        # The head is handed the padded labels: no need to pad them a second time.
-        handle = self.sem_seg_head.register_forward_pre_hook(lambda _, args: targets.append(args[1]))
+        sizes: list[torch.Size] = []
+        handle = self.backbone.register_forward_pre_hook(lambda _, args: sizes.append(args[0].shape[-2:]))
         try:
             with self._tap_recorder.record(self) as taps:
                 losses = super().forward(batched_inputs)
         finally:
             handle.remove()
         first = self.regularizers.all()[0]
-        inputs = RegularizerInput(
-            taps=taps,
-            labels=targets[0],
-            num_classes=first.num_classes,
-            ignore_index=getattr(self.sem_seg_head, "ignore_value", first.ignore_index),
-            label_sampling=self._label_sampling,
-        )
+        device = taps[first.feature_tap].device
+        labels = padded_labels(batched_inputs, sizes[0], first.ignore_index, device)
+        inputs = RegularizerInput(taps, labels, first.num_classes, first.ignore_index, self._label_sampling)
         if self._pretrain_forwards:
             # The regularizers count forwards, in buffers. The losses stay attached: no parameter is unused.
             begun = (first.num_forwards >= self._pretrain_forwards).float()
@@ -144,7 +150,8 @@ class RegularizationMixin(nn.Module):
     @property
     def gives_feature_logits(self) -> bool:
         """Whether :meth:`feature_logits` can be called; not with a head whose steps are unknown."""
-        return gives_feature_logits(self.sem_seg_head)
+        head = getattr(self, "sem_seg_head", None)
+        return head is not None and gives_feature_logits(head)
 
     def feature_logits(self, images: Tensor, *, pad: bool = True) -> Tensor:
         """Runs backbone and head without the head's last step, which stretches the logits over the image.
@@ -166,14 +173,53 @@ class RegularizationMixin(nn.Module):
         return feature_logits(self.sem_seg_head, self.backbone(normalized))
 
 
-class _Network(nn.ModuleDict):
+def padded_labels(
+    batched_inputs: list[dict[str, Any]], size: torch.Size, ignore_index: int, device: torch.device
+) -> Tensor:
+    """Labels of a batch, padded as its images are.
+
+    Args:
+        batched_inputs: see Detectron2's ``SemanticSegmentor``.
+        size: height and width of the padded images.
+        ignore_index: label of the padding.
+        device: where the labels are needed.
+
+    Returns:
+        Class ids ``(N, H, W)``.
+
+    Raises:
+        UserError: an input has no labels, or they are larger than the images.
+    """
+    padded = []
+    for sample in batched_inputs:
+        if "sem_seg" not in sample:
+            raise UserError(
+                f"a training input has {sorted(sample)}; regularizers need the class of each pixel, "
+                "'sem_seg', too: take a mapper that reads it"
+            )
+        labels = sample["sem_seg"]
+        below, right = size[0] - labels.shape[-2], size[1] - labels.shape[-1]
+        if below < 0 or right < 0:
+            raise UserError(
+                f"labels of the size {tuple(labels.shape)} belong to images that the backbone reads at the "
+                f"size {tuple(size)}; expected the images' size before their padding"
+            )
+        padded.append(F.pad(labels.to(device), (0, right, 0, below), value=ignore_index))
+    return torch.stack(padded)
+
+
+class _Network(nn.Module):
     """Stands for a segmentor that does not exist yet: tap paths start here."""
 
-    def __init__(self, parts: Mapping[str, Any]) -> None:
-        super().__init__({key: parts[key] for key in ("backbone", "sem_seg_head")})
+    def __init__(self, parts: Mapping[str, Any], head: str) -> None:
+        super().__init__()
+        self._head = head
+        for name, part in parts.items():
+            if isinstance(part, nn.Module):
+                self.add_module(name, part)
 
     def forward(self, images: Tensor) -> Any:
-        return self["sem_seg_head"](self["backbone"](images))
+        return self.get_submodule(self._head)(self.get_submodule("backbone")(images))
 
 
 @META_ARCH_REGISTRY.register()

@@ -45,6 +45,7 @@ def find_place(
     paper_place: str = "penultimate",
     *,
     reads_logits: bool = True,
+    main_classifier: str = MAIN_CLASSIFIER,
 ) -> Place:
     """Resolves ``CLASSIFIER`` and ``FEATURES`` of a method.
 
@@ -56,6 +57,7 @@ def find_place(
             :data:`PAPER_PLACES`. Else, and where the network has no such place, it is
             :func:`penultimate_tap`.
         reads_logits: the method reads the classifier's output, which has to be that of the classes then.
+        main_classifier: path of the classifier that ``CLASSIFIER: auto`` stands for.
 
     Raises:
         ConfigError: if there is no such module, lists the near names; if the classifier has another number
@@ -63,7 +65,7 @@ def find_place(
     """
     section = cfg.MODEL.REGULARIZERS[method]
     key = f"MODEL.REGULARIZERS.{method}"
-    classifier = MAIN_CLASSIFIER if section.CLASSIFIER == "auto" else section.CLASSIFIER
+    classifier = main_classifier if section.CLASSIFIER == "auto" else section.CLASSIFIER
     if classifier == AUXILIARY_CLASSIFIER and not has_module(network, classifier):
         raise ConfigError(
             f"{key}.CLASSIFIER is {classifier!r}, and the head has no auxiliary head: set "

@@ -16,7 +16,7 @@ from regseg_d2.common.suggestions import did_you_mean
 from regseg_d2.config.regularizers import key_of, method_options, method_weights
 from regseg_d2.ops.labels import LABEL_RULES
 from regseg_d2.regularizers import REGULARIZER, LabelSampling, Regularizer
-from regseg_d2.segmentor.places import AUXILIARY_CLASSIFIER, find_place
+from regseg_d2.segmentor.places import AUXILIARY_CLASSIFIER, MAIN_CLASSIFIER, find_place
 
 logger = logging.getLogger(__name__)
 
@@ -81,12 +81,15 @@ def with_place_keys(cfg: CfgNode, name: str) -> CfgNode:
     return cfg
 
 
-def build_regularizers(cfg: CfgNode, network: nn.Module) -> dict[str, Regularizer]:
+def build_regularizers(
+    cfg: CfgNode, network: nn.Module, main_classifier: str = MAIN_CLASSIFIER
+) -> dict[str, Regularizer]:
     """Builds the regularizers named in ``MODEL.REGULARIZERS.NAMES``.
 
     Args:
         cfg: a full config.
         network: the module that tap paths start from.
+        main_classifier: path of the classifier that ``CLASSIFIER: auto`` stands for.
 
     Returns:
         Regularizers by name, in alphabetical order: the order in the config has no effect.
@@ -109,7 +112,7 @@ def build_regularizers(cfg: CfgNode, network: nn.Module) -> dict[str, Regularize
             "place write, for example, 'PNE@aux'"
         )
     _warn_about_unused_places(cfg, names)
-    regularizers = {name: _build(cfg, name, network) for name in sorted(names)}
+    regularizers = {name: _build(cfg, name, network, main_classifier) for name in sorted(names)}
     augment = getattr(getattr(network, "sem_seg_head", None), "augment", None)
     if augment is not None and hasattr(augment, "check_regularizers"):
         augment.check_regularizers(regularizers)
@@ -128,12 +131,12 @@ def _warn_about_unused_places(cfg: CfgNode, names: list[str]) -> None:
             )
 
 
-def _build(cfg: CfgNode, name: str, network: nn.Module) -> Regularizer:
+def _build(cfg: CfgNode, name: str, network: nn.Module, main_classifier: str) -> Regularizer:
     method, place = split_name(name)
     if not place:
-        return _build_method(cfg, method, network)
+        return _build_method(cfg, method, network, main_classifier)
     try:
-        regularizer = _build_method(with_place_keys(cfg, name), method, network)
+        regularizer = _build_method(with_place_keys(cfg, name), method, network, main_classifier)
     except ConfigError as error:
         # It names the method's section, which the keys of the place were put into.
         raise ConfigError(f"{name}: {error}") from error
@@ -141,7 +144,7 @@ def _build(cfg: CfgNode, name: str, network: nn.Module) -> Regularizer:
     return regularizer
 
 
-def _build_method(cfg: CfgNode, name: str, network: nn.Module) -> Regularizer:
+def _build_method(cfg: CfgNode, name: str, network: nn.Module, main_classifier: str) -> Regularizer:
     method, section, head = REGULARIZER.get(name), cfg.MODEL.REGULARIZERS[name], cfg.MODEL.SEM_SEG_HEAD
     arguments = {argument: section[key_of(method, argument)] for argument in method_options(method)}
     from_elsewhere = {"norm": partial(get_norm, head.NORM), "seed": cfg.SEED}
@@ -162,7 +165,14 @@ def _build_method(cfg: CfgNode, name: str, network: nn.Module) -> Regularizer:
     except OptionError as error:
         key = "WEIGHT" if error.argument == "weights" else key_of(method, error.argument)
         raise ConfigError(f"MODEL.REGULARIZERS.{name}.{key} {error.problem}") from error
-    place = find_place(cfg, network, name, method.paper_place, reads_logits=regularizer.reads_logits)
+    place = find_place(
+        cfg,
+        network,
+        name,
+        method.paper_place,
+        reads_logits=regularizer.reads_logits,
+        main_classifier=main_classifier,
+    )
     if place.memory is not None:
         regularizer.take_memory(place.memory)
     regularizer.feature_tap, regularizer.logits_tap = place.feature_tap, place.logits_tap

@@ -181,6 +181,29 @@ def test_evaluation_and_training_without_labels_are_the_model():
     assert all(r.num_forwards == 0 for r in regularized.regularizers.values())
 
 
+class WithOwnLoss(Net):
+    """Takes labels and returns its loss, as the networks of Hugging Face do."""
+
+    def forward(self, images, labels=None):
+        logits = super().forward(images)
+        full = F.interpolate(logits, size=images.shape[-2:], mode="bilinear")
+        return logits, None if labels is None else F.cross_entropy(full, labels, ignore_index=255)
+
+
+def test_a_network_that_takes_labels_gets_them():
+    torch.manual_seed(0)
+    regularized = attach(WithOwnLoss(), CAR(K), classifier="head.3")
+    images, labels = make_batch()
+    torch.manual_seed(1)
+    (_, own_loss), losses = regularized(images, labels=labels)
+    torch.manual_seed(1)
+    assert torch.equal(own_loss, regularized.model(images, labels)[1])
+    assert losses["loss_car_intra_c2p"] > 0
+    assert regularized(images)[1] is None
+    regularized.eval()
+    assert torch.equal(regularized(images, labels=labels)[1], regularized.model(images, labels)[1])
+
+
 def test_the_plain_state_dict_is_that_of_the_model():
     regularized, plain = make(), Net()
     state = regularized.plain_state_dict()

@@ -3,18 +3,27 @@
 import numpy as np
 import pytest
 import torch
-from detectron2.config import get_cfg
+from detectron2.config import configurable, get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import DefaultTrainer
-from detectron2.modeling import META_ARCH_REGISTRY, PanopticFPN, SemanticSegmentor, build_model
+from detectron2.modeling import (
+    META_ARCH_REGISTRY,
+    PanopticFPN,
+    SemanticSegmentor,
+    build_backbone,
+    build_model,
+    build_sem_seg_head,
+)
 from detectron2.projects.deeplab import add_deeplab_config
-from detectron2.structures import BitMasks, Boxes, Instances
+from detectron2.structures import BitMasks, Boxes, ImageList, Instances
 from detectron2.utils.events import EventStorage
 from PIL import Image
 from torch import nn
 
+from regseg_d2.common.errors import ConfigError, UserError
 from regseg_d2.config import add_regseg_config
 from regseg_d2.config.files import flatten_config
+from regseg_d2.modeling.norms import resolve_auto_norm
 from regseg_d2.modeling.process_batch_norm import ProcessBatchNorm2d
 from regseg_d2.segmentor import RegularizationMixin
 from tests.helpers import small_batch, small_cfg
@@ -98,10 +107,39 @@ class RegularizedPanopticFPN(RegularizationMixin, PanopticFPN):
     """As docs/extending.md has it."""
 
 
+@META_ARCH_REGISTRY.register()
+class DecoderSegmentor(nn.Module):
+    """Calls its head by another name, and tells it no labels."""
+
+    @configurable
+    def __init__(self, *, backbone, decoder, mean, std):
+        super().__init__()
+        self.backbone, self.decoder = backbone, decoder
+        self.mean, self.std = (torch.tensor(x).view(-1, 1, 1) for x in (mean, std))
+
+    @classmethod
+    def from_config(cls, cfg):
+        backbone = build_backbone(cfg)
+        decoder = nn.ModuleDict({"head": build_sem_seg_head(cfg, backbone.output_shape())})
+        parts = {"backbone": backbone, "decoder": decoder}
+        return {**parts, "mean": cfg.MODEL.PIXEL_MEAN, "std": cfg.MODEL.PIXEL_STD}
+
+    def forward(self, batched_inputs):
+        images = [(sample["image"] - self.mean) / self.std for sample in batched_inputs]
+        images = ImageList.from_tensors(images, self.backbone.size_divisibility)
+        logits, _ = self.decoder["head"].layers(self.backbone(images.tensor))
+        return {"loss_square": logits.square().mean()} if self.training else [{"sem_seg": x} for x in logits]
+
+
+@META_ARCH_REGISTRY.register()
+class RegularizedDecoderSegmentor(RegularizationMixin, DecoderSegmentor):
+    main_classifier = "decoder.head.predictor"
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _registry_stays():
     yield
-    for name in ("OtherSegmentor", "RegularizedOtherSegmentor", "RegularizedPanopticFPN"):
+    for name in [name for name, kind in META_ARCH_REGISTRY if kind.__module__ == __name__]:
         del META_ARCH_REGISTRY._obj_map[name]
 
 
@@ -123,6 +161,57 @@ def test_another_meta_architecture_is_regularized_by_the_mixin_alone(norm, monke
     cfg.MODEL.META_ARCHITECTURE = "RegularizedSegmentor"
     expected = build_model(cfg)(small_batch())
     assert all(torch.equal(losses[key], expected[key]) for key in expected)
+
+
+def build_decoder_segmentor(names, **overrides):
+    torch.manual_seed(0)
+    return build_model(small_cfg("FCN", names, META_ARCHITECTURE="RegularizedDecoderSegmentor", **overrides))
+
+
+def test_a_head_of_another_name_that_is_told_no_labels():
+    """Losses are those of the same network as Detectron2 calls its parts; images are padded."""
+    methods = ["CAR", "PNE", "RCH"]
+    model = build_decoder_segmentor(methods)
+    assert model.regularizers["PNE"].taps == ("decoder.head.dropout:in", "decoder.head.predictor:out")
+    batch = [*small_batch(1, size=(61, 50)), *small_batch(1, size=(48, 64), seed=1)]
+    torch.manual_seed(1)
+    losses = model(batch)
+    torch.manual_seed(0)
+    expected = build_model(small_cfg("FCN", methods))
+    torch.manual_seed(1)
+    expected = expected(batch)
+    assert losses.keys() == expected.keys() - {"loss_sem_seg"} | {"loss_square"}
+    assert all(torch.equal(losses[key], expected[key]) for key in expected.keys() - {"loss_sem_seg"})
+    assert losses["loss_car_intra_c2p"] > 0
+    sum(losses.values()).backward()
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+    assert not model.gives_feature_logits
+    plain = DecoderSegmentor(resolve_auto_norm(small_cfg("FCN"))).eval()
+    state = {k: v for k, v in model.state_dict().items() if not k.startswith("regularizers.")}
+    plain.load_state_dict(state)
+    model.eval()
+    for ours, theirs in zip(model(batch), plain(batch), strict=True):
+        assert torch.equal(ours["sem_seg"], theirs["sem_seg"])
+
+
+def test_the_config_names_another_classifier_than_the_class_does():
+    classifier = "decoder.head.auxiliary.predictor"
+    keys = {"SEM_SEG_HEAD__AUX__IN_FEATURE": "res3", "REGULARIZERS__CAR__CLASSIFIER": classifier}
+    model = build_decoder_segmentor(["CAR"], **keys)
+    assert model.regularizers["CAR"].feature_tap == "decoder.head.auxiliary.dropout:in"
+    with pytest.raises(ConfigError, match="near names are .*'decoder.head.predictor'"):
+        build_decoder_segmentor(["CAR"], REGULARIZERS__CAR__CLASSIFIER="decoder.predictor")
+
+
+def test_labels_that_do_not_belong_to_the_images():
+    model, batch = build_decoder_segmentor(["CAR"]), small_batch()
+    for sample in batch:
+        sample["sem_seg"] = sample["sem_seg"].repeat(2, 1)
+    with pytest.raises(UserError, match=r"labels of the size \(128, 64\) .* at the size \(64, 64\)"):
+        model(batch)
+    del batch[1]["sem_seg"], batch[0]["sem_seg"]
+    with pytest.raises(UserError, match=r"has \['file_name', 'image'\]; .*'sem_seg', too: take a mapper"):
+        model(batch)
 
 
 def test_the_panoptic_network_of_detectron2():
