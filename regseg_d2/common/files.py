@@ -6,7 +6,7 @@ import errno
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -20,7 +20,9 @@ PARTIAL_SUFFIX = ".partial"
 
 
 @contextmanager
-def atomic_writer(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO[Any]]:
+def atomic_writer(
+    path: str | os.PathLike[str], mode: str = "w", *, before_replacing: Callable[[], None] | None = None
+) -> Iterator[IO[Any]]:
     """Opens a temporary file that takes the place of ``path`` when the block ends without an error.
 
     A reader, and a process that is killed at any moment, sees the old file or the new one: the
@@ -29,6 +31,7 @@ def atomic_writer(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO[
     Args:
         path: the file to write; its folder is made where it is missing.
         mode: "w" for text in UTF-8, "wb" for bytes.
+        before_replacing: called when all bytes are on the disk, before they take the place of ``path``.
 
     Yields:
         The open file.
@@ -52,6 +55,8 @@ def atomic_writer(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO[
             file.flush()
             os.fsync(file.fileno())
         os.chmod(name, 0o666 & ~_umask())  # mkstemp's files are readable by their owner alone
+        if before_replacing is not None:
+            before_replacing()
         os.replace(name, path)
     except BaseException as error:
         Path(name).unlink(missing_ok=True)

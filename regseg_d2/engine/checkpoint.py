@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,10 @@ from regseg_d2.common.errors import CheckpointError
 from regseg_d2.common.files import atomic_writer, remove_partial_files, require_room
 from regseg_d2.engine.checkpoint_history import (
     TAG_FILE,
+    announce_checkpoint,
     holds_checkpoints,
     newest_whole_checkpoint,
-    record_checkpoint,
+    tag_checkpoint,
 )
 from regseg_d2.engine.checkpoint_loading import CheckpointContent, first_of
 from regseg_d2.engine.initial_weights import BACKBONE_PREFIX, load_timm_weights, weights_file
@@ -108,7 +110,11 @@ class SafeCheckpointer:
         data = self._state() | kwargs
         path = os.path.join(self.save_dir, f"{name}.pth")
         logger.info("Saving checkpoint to %s", path)
-        with atomic_writer(path, "wb") as file:
+        announce = partial(
+            announce_checkpoint, self.save_dir, f"{name}.pth", begins_history=self.begins_history
+        )
+        # Killed at any moment, a run continues from what is there: the history knows a file before it is.
+        with atomic_writer(path, "wb", before_replacing=announce if tag else None) as file:
             torch.save(data, file)
         if tag:
             self.tag_last_checkpoint(f"{name}.pth")
@@ -127,7 +133,7 @@ class SafeCheckpointer:
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         """Names the file that ``--resume`` continues from."""
-        record_checkpoint(self.save_dir, last_filename_basename, begins_history=self.begins_history)
+        tag_checkpoint(self.save_dir, last_filename_basename)
         self.begins_history = False
 
     def has_checkpoint(self) -> bool:

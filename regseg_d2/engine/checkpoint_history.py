@@ -8,7 +8,7 @@ import zipfile
 from pathlib import Path
 
 from regseg_d2.common.errors import CheckpointError
-from regseg_d2.common.files import write_text
+from regseg_d2.common.files import refuse_folder, write_text
 
 logger = logging.getLogger(__name__)
 
@@ -20,8 +20,8 @@ HISTORY_FILE = "checkpoint_history"
 _CHECKPOINT_NAME = re.compile(r"model_(\d{7,}|final)\.pth")
 
 
-def record_checkpoint(folder: str | Path, name: str, *, begins_history: bool = False) -> None:
-    """Makes a checkpoint that is on the disk the one to continue from.
+def announce_checkpoint(folder: str | Path, name: str, *, begins_history: bool = False) -> None:
+    """Says that a checkpoint is about to be there, so that it counts from the moment that it is.
 
     Args:
         folder: folder of the checkpoints.
@@ -33,14 +33,21 @@ def record_checkpoint(folder: str | Path, name: str, *, begins_history: bool = F
     history = [] if begins_history else _history(folder)
     earlier = [other for other in history if other != name and (folder / other).is_file()]
     write_text(folder / HISTORY_FILE, "".join(f"{entry}\n" for entry in [*earlier, name]))
-    write_text(folder / TAG_FILE, name)
+    if begins_history:
+        refuse_folder(folder / TAG_FILE)
+        (folder / TAG_FILE).unlink(missing_ok=True)
+
+
+def tag_checkpoint(folder: str | Path, name: str) -> None:
+    """Makes a checkpoint that was announced, and is on the disk, the one to continue from."""
+    write_text(Path(folder) / TAG_FILE, name)
 
 
 def holds_checkpoints(folder: str | Path) -> bool:
     """Whether a run has left checkpoints in a folder, or says that it has."""
     folder = Path(folder)
     names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
-    return any(name in (TAG_FILE, HISTORY_FILE) or _CHECKPOINT_NAME.fullmatch(name) for name in names)
+    return any(name == TAG_FILE or _CHECKPOINT_NAME.fullmatch(name) for name in names)
 
 
 def newest_whole_checkpoint(folder: str | Path) -> Path:

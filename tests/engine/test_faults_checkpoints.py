@@ -4,6 +4,7 @@ import errno
 import logging
 import os
 import re
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from detectron2.utils import comm
 from regseg_d2.common.errors import CheckpointError, ConfigError, DiskFullError, UserError
 from regseg_d2.common.files import atomic_writer, write_text
 from regseg_d2.engine.checkpoint import SafeCheckpointer
-from regseg_d2.engine.checkpoint_history import damage_of, record_checkpoint
+from regseg_d2.engine.checkpoint_history import announce_checkpoint, damage_of
 from regseg_d2.engine.failures import DeadWorkerError, LostProcessError, explain_failure
 from regseg_d2.engine.main import save_config
 from regseg_d2.engine.nan_batches import NanBatchDumper
@@ -138,11 +139,52 @@ def test_checkpoints_of_an_earlier_run_are_never_fallen_back_to(tmp_path):
 def test_history_names_what_is_there_once_in_the_order_of_writing(tmp_path):
     for name in ("a.pth", "b.pth", "c.pth"):
         (tmp_path / name).touch()
-        record_checkpoint(tmp_path, name)
+        announce_checkpoint(tmp_path, name)
     (tmp_path / "b.pth").unlink()
-    record_checkpoint(tmp_path, "a.pth")
+    announce_checkpoint(tmp_path, "a.pth")
     assert (tmp_path / "checkpoint_history").read_text() == "c.pth\na.pth\n"
-    assert (tmp_path / "last_checkpoint").read_text() == "a.pth"
+
+
+class Killed(BaseException):
+    """The process is gone: nothing is tidied up."""
+
+
+@pytest.mark.parametrize("which", [0, 1], ids=["first checkpoint", "second"])
+@pytest.mark.parametrize("moment", ["before its file", "before it is the last"])
+def test_killed_beside_a_checkpoint_a_run_continues_from_what_is_there(
+    tmp_path, monkeypatch, which, moment, straight
+):
+    folder, count = tmp_path / "run", [0]
+    name = f"model_{which:07d}.pth"
+
+    def replace(source, target, replace=os.replace):
+        is_moment = target.name == name if moment == "before its file" else target.name == "last_checkpoint"
+        count[0] += is_moment
+        if is_moment and (moment == "before its file" or count[0] == which + 1):
+            raise Killed
+        replace(source, target)
+
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        patched.setattr("regseg_d2.common.files.os.replace", replace)
+        train(toy_cfg(folder, **PERIOD_1))
+    trainer = ToyTrainer(toy_cfg(folder, **PERIOD_1))
+    trainer.resume_or_load(resume=True)
+    first_is_there = which == 0 and moment == "before it is the last"
+    assert trainer.completed_steps == (1 if which == 1 or first_is_there else 0)
+    trainer.train()
+    assert same_state(load_file(str(folder / "model_final.pth")), straight)
+
+
+def test_killed_before_its_first_checkpoint_is_the_last_a_run_does_not_continue_the_one_before(
+    tmp_path, monkeypatch
+):
+    train(toy_cfg(tmp_path, **PERIOD_1), until=3)
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        patched.setattr("regseg_d2.engine.checkpoint.tag_checkpoint", Mock(side_effect=Killed))
+        train(toy_cfg(tmp_path, SEED=8, **PERIOD_1))
+    trainer = ToyTrainer(toy_cfg(tmp_path, SEED=8, **PERIOD_1))
+    trainer.resume_or_load(resume=True)
+    assert trainer.completed_steps == 1
 
 
 def test_what_a_killed_writer_left_is_never_picked(tmp_path):

@@ -50,6 +50,14 @@ def same_files(first, second, *names):
     return all(same_state(load_file(str(first / name)), load_file(str(second / name))) for name in names)
 
 
+@pytest.fixture(autouse=True)
+def a_terminal():
+    """Tests may run under nohup, which has them, and what they start, ignore SIGHUP."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 @pytest.mark.parametrize(("step", "file"), [(1, "model_0000001"), (2, "model_0000002"), (5, "model_final")])
 def test_a_signal_ends_the_run_after_its_step_and_it_goes_on_to_the_bit(tmp_path, number, step, file, capfd):
