@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import fvcore.nn.weight_init as weight_init
+import torch
 import torch.nn.functional as F
 from detectron2.layers import Conv2d, DepthwiseSeparableConv2d, get_norm
 from torch import Tensor, nn
@@ -64,6 +66,11 @@ def resize_to(x: Tensor, reference: Tensor) -> Tensor:
     if x.shape[-2:] == reference.shape[-2:]:
         return x
     return F.interpolate(x, size=reference.shape[-2:], mode="bilinear", align_corners=False)
+
+
+def resize_and_concat(features: Sequence[Tensor]) -> Tensor:
+    """All features ``(N, C_i, h_i, w_i)`` at the size of the first: ``(N, sum of C_i, h_0, w_0)``."""
+    return torch.cat([resize_to(x, features[0]) for x in features], dim=1)
 
 
 class PooledBatchNorm2d(nn.BatchNorm2d):

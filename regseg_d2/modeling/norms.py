@@ -51,8 +51,8 @@ def resolve_auto_norm(cfg: CfgNode) -> CfgNode:
     return cfg
 
 
-class NaiveSyncBatchNormAct(NaiveSyncBatchNorm):
-    """Detectron2's ``naiveSyncBN`` with the dropout and activation of timm's ``BatchNormAct2d``."""
+class WithActivation(nn.Module):
+    """Gives a batch norm the dropout and activation of timm's ``BatchNormAct2d``."""
 
     drop: nn.Module
     act: nn.Module
@@ -60,6 +60,10 @@ class NaiveSyncBatchNormAct(NaiveSyncBatchNorm):
     def forward(self, input: Tensor) -> Tensor:
         """Normalises, drops and activates ``(N, C, H, W)``."""
         return self.act(self.drop(super().forward(input)))
+
+
+class NaiveSyncBatchNormAct(WithActivation, NaiveSyncBatchNorm):
+    """Detectron2's ``naiveSyncBN`` with dropout and activation."""
 
 
 class FrozenBatchNormAct(nn.Sequential):

@@ -11,6 +11,8 @@ from detectron2.utils import comm
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from regseg_d2.modeling.norms import WithActivation
+
 DIMS = (0, 2, 3)
 
 
@@ -32,7 +34,7 @@ class ProcessBatchNorm2d(nn.BatchNorm2d):
         """
         if not self.training or comm.get_world_size() == 1:
             return super().forward(input)
-        output, mean, variance, count = _normalize(input, self.weight, self.bias, self.eps)
+        output, mean, variance, count = _Normalize.apply(input, self.weight, self.bias, self.eps)
         self._track(mean, variance, count)
         return output
 
@@ -47,15 +49,8 @@ class ProcessBatchNorm2d(nn.BatchNorm2d):
         self.running_var.lerp_(unbiased.to(self.running_var.dtype), momentum)
 
 
-class ProcessBatchNormAct2d(ProcessBatchNorm2d):
+class ProcessBatchNormAct2d(WithActivation, ProcessBatchNorm2d):
     """The same with the dropout and activation of timm's ``BatchNormAct2d``."""
-
-    drop: nn.Module
-    act: nn.Module
-
-    def forward(self, input: Tensor) -> Tensor:
-        """Normalises, drops and activates ``(N, C, H, W)``."""
-        return self.act(self.drop(super().forward(input)))
 
 
 def make_exact(network: nn.Module) -> None:
@@ -71,12 +66,6 @@ def make_exact(network: nn.Module) -> None:
         if isinstance(module, NaiveSyncBatchNorm):
             has_act = hasattr(module, "act")
             module.__class__ = ProcessBatchNormAct2d if has_act else ProcessBatchNorm2d
-
-
-def _normalize(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return _Normalize.apply(x, weight, bias, eps)
 
 
 class _Normalize(torch.autograd.Function):

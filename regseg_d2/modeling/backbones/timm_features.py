@@ -107,7 +107,7 @@ def creation_options(
     return arguments
 
 
-def create(name: str, arguments: Mapping[str, Any], **selection: Any) -> nn.Module:
+def create(name: str, arguments: Mapping[str, Any], **selection: Any) -> Any:
     """Calls ``timm.create_model`` for a network of features, with random weights.
 
     Raises:
@@ -127,12 +127,8 @@ def known_features(name: str, arguments: Mapping[str, Any]) -> list[dict[str, An
     """What timm tells of all features of a network: channels, stride, module."""
     # Not every version of timm can build every network without memory; a real refusal comes again.
     with suppress(ConfigError), torch.device("meta"):  # no memory, no random numbers, next to no time
-        return _feature_info(create(name, arguments))
-    return _feature_info(create(name, arguments))
-
-
-def _feature_info(network: Any) -> list[dict[str, Any]]:
-    return network.feature_info.info
+        return create(name, arguments).feature_info.info
+    return create(name, arguments).feature_info.info
 
 
 def choose_features(

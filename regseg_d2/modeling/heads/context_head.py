@@ -10,11 +10,13 @@ import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
+from detectron2.utils.registry import Registry
 from torch import Tensor, nn
 
 from regseg_d2.common.errors import ConfigError
+from regseg_d2.common.suggestions import registered
 from regseg_d2.modeling.heads.contexts.fcn import FCNAuxiliary
-from regseg_d2.modeling.heads.registries import AUGMENT, CONTEXT_MODULE, FUSION, PROJECTION, build_stage
+from regseg_d2.modeling.heads.registries import AUGMENT, CONTEXT_MODULE, FUSION, PROJECTION
 from regseg_d2.modeling.layers import (
     conv_norm_relu,
     init_classifier,
@@ -117,30 +119,28 @@ class ContextHead(nn.Module):
         shape_of = {name: _shape(input_shape, name, "IN_FEATURES") for name in head.IN_FEATURES}
         names = sorted(shape_of, key=lambda name: (shape_of[name].stride, shape_of[name].channels, name))
         shapes = [input_shape[name] for name in names]
+
+        def build(registry: Registry, key: str, *inputs: Any) -> Any:
+            return registered(registry, head[key], f"MODEL.SEM_SEG_HEAD.{key}")(cfg, *inputs)
+
         fusion = augment = projection = None
         if head.FUSION:
-            fusion = build_stage(FUSION, "MODEL.SEM_SEG_HEAD.FUSION", head.FUSION, cfg, shapes)
+            fusion = build(FUSION, "FUSION", shapes)
         deep_channels = fusion.out_channels if fusion else shapes[-1].channels
-        context = build_stage(CONTEXT_MODULE, "MODEL.SEM_SEG_HEAD.CONTEXT", head.CONTEXT, cfg, deep_channels)
+        context = build(CONTEXT_MODULE, "CONTEXT", deep_channels)
         stages, channels = [context], context.out_channels
         if head.AUGMENT:
-            augment = build_stage(
-                AUGMENT, "MODEL.SEM_SEG_HEAD.AUGMENT", head.AUGMENT, cfg, channels, deep_channels
-            )
+            augment = build(AUGMENT, "AUGMENT", channels, deep_channels)
             entering = getattr(augment, "entering_channels", deep_channels)
             if entering != deep_channels:
-                context = build_stage(
-                    CONTEXT_MODULE, "MODEL.SEM_SEG_HEAD.CONTEXT", head.CONTEXT, cfg, entering
-                )
+                context = build(CONTEXT_MODULE, "CONTEXT", entering)
             stages = [context, augment]
             channels = augment.out_channels
         channels += deep_channels if head.CONCAT_INPUT else 0
         skips = _build_skips(cfg, [] if fusion else shapes[:-1], channels)
         channels = head.CONTEXT_CHANNELS if skips else channels
         if head.PROJECTION:
-            projection = build_stage(
-                PROJECTION, "MODEL.SEM_SEG_HEAD.PROJECTION", head.PROJECTION, cfg, channels
-            )
+            projection = build(PROJECTION, "PROJECTION", channels)
             channels = projection.out_channels
         auxiliary = _build_auxiliary(cfg, input_shape, deep_channels)
         if auxiliary is None and getattr(context, "reads_coarse_logits", False):

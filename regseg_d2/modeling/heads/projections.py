@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
-from detectron2.config import CfgNode, configurable
+from detectron2.config import configurable
 from detectron2.layers import Conv2d
 from torch import Tensor, nn
 
-from regseg_d2.common.errors import ConfigError
 from regseg_d2.modeling.heads.registries import PROJECTION
-from regseg_d2.modeling.layers import conv_norm_relu, separable_conv_norm_relu, zero_bias
+from regseg_d2.modeling.heads.stages import Stage
+from regseg_d2.modeling.layers import check_head_key, conv_norm_relu, separable_conv_norm_relu, zero_bias
+
+_KEYS = {"out_channels": "CONVS_DIM", "kernel_size": "PROJECTION_KERNEL_SIZE"}
+
+
+def _check_kernel_size(size: int) -> None:
+    check_head_key("PROJECTION_KERNEL_SIZE", size, size in (1, 3, 5, 7), "1, 3, 5 or 7")
 
 
 @PROJECTION.register()
-class ConvBlock(nn.Module):
+class ConvBlock(Stage):
     """Convolution, norm, ReLU.
 
     Args:
@@ -25,27 +29,14 @@ class ConvBlock(nn.Module):
         norm: name of the norm.
     """
 
+    head_keys = _KEYS
+
     @configurable
     def __init__(self, *, in_channels: int, out_channels: int, kernel_size: int, norm: str) -> None:
         super().__init__()
+        _check_kernel_size(kernel_size)
         self.out_channels = out_channels
         self.conv = conv_norm_relu(in_channels, out_channels, kernel_size, norm)
-
-    @classmethod
-    def from_config(cls, cfg: CfgNode, in_channels: int) -> dict[str, Any]:
-        """Reads ``CONVS_DIM``, ``PROJECTION_KERNEL_SIZE`` and ``NORM`` of ``MODEL.SEM_SEG_HEAD``."""
-        head = cfg.MODEL.SEM_SEG_HEAD
-        if head.PROJECTION_KERNEL_SIZE not in (1, 3, 5, 7):
-            raise ConfigError(
-                f"MODEL.SEM_SEG_HEAD.PROJECTION_KERNEL_SIZE is {head.PROJECTION_KERNEL_SIZE}; "
-                "expected 1, 3, 5 or 7"
-            )
-        return {
-            "in_channels": in_channels,
-            "out_channels": head.CONVS_DIM,
-            "kernel_size": head.PROJECTION_KERNEL_SIZE,
-            "norm": head.NORM,
-        }
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps ``(N, in_channels, h, w)`` to ``(N, out_channels, h, w)``."""
@@ -53,7 +44,7 @@ class ConvBlock(nn.Module):
 
 
 @PROJECTION.register()
-class SeparableConvBlock(nn.Module):
+class SeparableConvBlock(Stage):
     """The last 3x3 block of DeepLabV3+, separable (Chen et al., ECCV 2018, section 3.1; mmsegmentation's).
 
     Args:
@@ -62,17 +53,13 @@ class SeparableConvBlock(nn.Module):
         norm: name of the norms.
     """
 
+    head_keys = {"out_channels": "CONVS_DIM"}
+
     @configurable
     def __init__(self, *, in_channels: int, out_channels: int, norm: str) -> None:
         super().__init__()
         self.out_channels = out_channels
         self.conv = separable_conv_norm_relu(in_channels, out_channels, norm)
-
-    @classmethod
-    def from_config(cls, cfg: CfgNode, in_channels: int) -> dict[str, Any]:
-        """Reads ``CONVS_DIM`` and ``NORM`` of ``MODEL.SEM_SEG_HEAD``."""
-        head = cfg.MODEL.SEM_SEG_HEAD
-        return {"in_channels": in_channels, "out_channels": head.CONVS_DIM, "norm": head.NORM}
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps ``(N, in_channels, h, w)`` to ``(N, out_channels, h, w)``."""
@@ -80,7 +67,7 @@ class SeparableConvBlock(nn.Module):
 
 
 @PROJECTION.register()
-class LinearConvBlock(nn.Module):
+class LinearConvBlock(Stage):
     """CAR's projection: a linear 1x1 convolution, whose output is the CAR feature, then a block.
 
     The linear convolution has a bias, no norm and no activation (CAR, figure 3). :meth:`fold` merges
@@ -94,25 +81,20 @@ class LinearConvBlock(nn.Module):
         norm: name of the norm.
     """
 
+    head_keys = {**_KEYS, "linear_channels": "LINEAR_CHANNELS"}
+
     @configurable
     def __init__(
         self, *, in_channels: int, linear_channels: int, out_channels: int, kernel_size: int, norm: str
     ) -> None:
         super().__init__()
+        _check_kernel_size(kernel_size)
         self.out_channels = out_channels
         linear_channels = linear_channels or min(in_channels, 512)
         self.linear = nn.Conv2d(in_channels, linear_channels, kernel_size=1)
         nn.init.kaiming_normal_(self.linear.weight, nonlinearity="linear")
         zero_bias(self.linear)
         self.conv = conv_norm_relu(linear_channels, out_channels, kernel_size, norm)
-
-    @classmethod
-    def from_config(cls, cfg: CfgNode, in_channels: int) -> dict[str, Any]:
-        """Reads ``LINEAR_CHANNELS`` and what :class:`ConvBlock` reads."""
-        return {
-            **ConvBlock.from_config(cfg, in_channels),
-            "linear_channels": cfg.MODEL.SEM_SEG_HEAD.LINEAR_CHANNELS,
-        }
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps ``(N, in_channels, h, w)`` to ``(N, out_channels, h, w)``."""

@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from detectron2.config import CfgNode
 from detectron2.utils.registry import Registry
-
-from regseg_d2.common.suggestions import registered
 
 FUSION = Registry("FUSION")
 FUSION.__doc__ = """
@@ -44,19 +39,3 @@ PROJECTION = Registry("PROJECTION")
 PROJECTION.__doc__ = """
 Last blocks before the classifier: modules ``(N, C, h, w) -> (N, D, h, w)`` with ``out_channels`` D.
 """
-
-
-def build_stage(registry: Registry, key: str, name: str, cfg: CfgNode, *inputs: Any) -> Any:
-    """Builds a stage by name.
-
-    Args:
-        registry: where to look.
-        key: config key that the name comes from, for the error.
-        name: registered name.
-        cfg: a full config.
-        *inputs: channels, or shapes, of each of the stage's inputs.
-
-    Raises:
-        ConfigError: if the name is unknown.
-    """
-    return registered(registry, name, key)(cfg, *inputs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -11,22 +12,33 @@ from torch import nn
 
 from regseg_d2.common.errors import ConfigError
 
+# Arguments that mean the same in most stages, and their keys.
+_SHARED_KEYS = {
+    **dict.fromkeys(("channels", "out_channels"), "CONTEXT_CHANNELS"),
+    **{"norm": "NORM", "num_classes": "NUM_CLASSES", "ignore_value": "IGNORE_VALUE"},
+}
+
 
 class Stage(nn.Module):
     """A context module or a projection.
 
+    Its constructor takes ``in_channels`` and values of ``MODEL.SEM_SEG_HEAD``: ``CONTEXT_CHANNELS`` as
+    ``channels`` or ``out_channels``; ``NORM``, ``NUM_CLASSES`` and ``IGNORE_VALUE`` by these names; and those
+    that ``head_keys`` names.
+
     Attributes:
-        head_keys: for each argument of the constructor besides ``in_channels`` its key in
-            ``MODEL.SEM_SEG_HEAD``.
+        head_keys: the keys of its other arguments.
     """
 
     head_keys: ClassVar[Mapping[str, str]] = {}
 
     @classmethod
     def from_config(cls, cfg: CfgNode, in_channels: Any) -> dict[str, Any]:
-        """Reads ``head_keys``."""
-        head = cfg.MODEL.SEM_SEG_HEAD
-        return {"in_channels": in_channels, **{name: head[key] for name, key in cls.head_keys.items()}}
+        """Reads the keys of the constructor's arguments."""
+        head, arguments = cfg.MODEL.SEM_SEG_HEAD, inspect.signature(cls).parameters
+        shared = {argument: key for argument, key in _SHARED_KEYS.items() if argument in arguments}
+        values = {argument: head[key] for argument, key in {**shared, **cls.head_keys}.items()}
+        return {"in_channels": in_channels, **values}
 
 
 class Fusion(Stage):
@@ -34,11 +46,7 @@ class Fusion(Stage):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, shapes: Sequence[ShapeSpec]) -> dict[str, Any]:
-        """Reads ``head_keys``.
-
-        Raises:
-            ConfigError: if there is one feature only.
-        """
+        """As of a :class:`Stage`; raises ConfigError if there is one feature only."""
         if len(shapes) < 2:
             raise ConfigError(
                 f"MODEL.SEM_SEG_HEAD.FUSION is {cls.__name__!r} and MODEL.SEM_SEG_HEAD.IN_FEATURES has "

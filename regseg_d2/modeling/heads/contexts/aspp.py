@@ -35,10 +35,8 @@ class ASPP(Stage):
     """
 
     head_keys = {
-        "out_channels": "CONTEXT_CHANNELS",
         "dilations": "ASPP_DILATIONS",
         "dropout": "ASPP_DROPOUT",
-        "norm": "NORM",
         "depthwise_separable": "USE_DEPTHWISE_SEPARABLE_CONV",
         "narrow": "ASPP_NARROW",
         "narrow_kernel_size": "ASPP_NARROW_KERNEL_SIZE",

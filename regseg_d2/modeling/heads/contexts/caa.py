@@ -57,13 +57,11 @@ class ChannelizedAxialAttention(Stage):
     """
 
     head_keys = {
-        "out_channels": "CONTEXT_CHANNELS",
         "key_channels": "CAA_KEY_CHANNELS",
         "channel_gates": "CAA_CHANNEL_GATES",
         "hidden_layers": "CAA_HIDDEN_LAYERS",
         "hidden_ratio": "CAA_HIDDEN_RATIO",
         "image_level": "CAA_IMAGE_LEVEL",
-        "norm": "NORM",
     }
 
     @configurable

@@ -30,7 +30,7 @@ class CrissCross(ConvAttentionConv):
         ConfigError: if the recurrence is below 1.
     """
 
-    head_keys = {"out_channels": "CONTEXT_CHANNELS", "recurrence": "CCNET_RECURRENCE", "norm": "NORM"}
+    head_keys = {"recurrence": "CCNET_RECURRENCE"}
 
     @configurable
     def __init__(self, *, in_channels: int, out_channels: int, recurrence: int, norm: str) -> None:

@@ -59,13 +59,9 @@ class ContextPrior(Stage):
     prior_name = "affinity"
 
     head_keys = {
-        "channels": "CONTEXT_CHANNELS",
         "size": "CPNET_SIZE",
         "kernel_size": "CPNET_KERNEL_SIZE",
-        "num_classes": "NUM_CLASSES",
-        "ignore_value": "IGNORE_VALUE",
         "affinity_loss_weight": "CPNET_AFFINITY_LOSS_WEIGHT",
-        "norm": "NORM",
         "labels": "CPNET_LABELS",
     }
 

@@ -39,12 +39,9 @@ class DualAttention(Stage):
     """
 
     head_keys = {
-        "out_channels": "CONTEXT_CHANNELS",
         "key_channels": "DANET_KEY_CHANNELS",
-        "num_classes": "NUM_CLASSES",
         "side_loss_weight": "DANET_SIDE_LOSS_WEIGHT",
         "dropout": "DROPOUT",
-        "norm": "NORM",
         "last": "DANET_LAST",
     }
 

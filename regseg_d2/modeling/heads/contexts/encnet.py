@@ -45,14 +45,7 @@ class Encoding(Stage):
     #: Name of the presence of classes among the side outputs: its loss is ``loss_sem_seg_se``.
     presence_name = "se"
 
-    head_keys = {
-        "out_channels": "CONTEXT_CHANNELS",
-        "num_codes": "ENCNET_NUM_CODES",
-        "num_classes": "NUM_CLASSES",
-        "ignore_value": "IGNORE_VALUE",
-        "se_loss_weight": "ENCNET_SE_LOSS_WEIGHT",
-        "norm": "NORM",
-    }
+    head_keys = {"num_codes": "ENCNET_NUM_CODES", "se_loss_weight": "ENCNET_SE_LOSS_WEIGHT"}
 
     @configurable
     def __init__(

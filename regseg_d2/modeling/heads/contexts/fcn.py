@@ -24,12 +24,7 @@ class FCN(Stage):
 
     aggregates_context = False
 
-    head_keys = {
-        "out_channels": "CONTEXT_CHANNELS",
-        "num_convs": "FCN_NUM_CONVS",
-        "norm": "NORM",
-        "kernel_size": "FCN_KERNEL_SIZE",
-    }
+    head_keys = {"num_convs": "FCN_NUM_CONVS", "kernel_size": "FCN_KERNEL_SIZE"}
 
     @configurable
     def __init__(

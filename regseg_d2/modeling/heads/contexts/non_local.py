@@ -60,12 +60,7 @@ class NonLocal(ConvAttentionConv):
         ConfigError: if the reduction is below 1.
     """
 
-    head_keys = {
-        "out_channels": "CONTEXT_CHANNELS",
-        "reduction": "ATTENTION_REDUCTION",
-        "use_scale": "ATTENTION_USE_SCALE",
-        "norm": "NORM",
-    }
+    head_keys = {"reduction": "ATTENTION_REDUCTION", "use_scale": "ATTENTION_USE_SCALE"}
 
     @configurable
     def __init__(

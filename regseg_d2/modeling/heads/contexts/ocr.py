@@ -41,12 +41,7 @@ class OCR(Stage):
 
     reads_coarse_logits = True
 
-    head_keys = {
-        "out_channels": "CONTEXT_CHANNELS",
-        "key_channels": "OCR_KEY_CHANNELS",
-        "norm": "NORM",
-        "fuse": "OCR_FUSE",
-    }
+    head_keys = {"key_channels": "OCR_KEY_CHANNELS", "fuse": "OCR_FUSE"}
 
     @configurable
     def __init__(

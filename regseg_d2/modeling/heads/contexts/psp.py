@@ -32,7 +32,7 @@ class PPM(Stage):
             number of grids, as in the paper.
     """
 
-    head_keys = {"out_channels": "CONTEXT_CHANNELS", "pool_sizes": "PPM_POOL_SIZES", "norm": "NORM"}
+    head_keys = {"pool_sizes": "PPM_POOL_SIZES"}
 
     @configurable
     def __init__(

@@ -35,12 +35,7 @@ class SelfAttention(Stage):
         ConfigError: if an option is out of its range.
     """
 
-    head_keys = {
-        "out_channels": "CONTEXT_CHANNELS",
-        "key_channels": "ATTENTION_KEY_CHANNELS",
-        "query_key": "ATTENTION_QUERY_KEY",
-        "norm": "NORM",
-    }
+    head_keys = {"key_channels": "ATTENTION_KEY_CHANNELS", "query_key": "ATTENTION_QUERY_KEY"}
 
     @configurable
     def __init__(

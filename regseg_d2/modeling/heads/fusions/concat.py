@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from detectron2.config import configurable
 from torch import Tensor
 
-from regseg_d2.modeling.heads.fusions.multi_level import resize_and_concat
 from regseg_d2.modeling.heads.registries import FUSION
 from regseg_d2.modeling.heads.stages import Fusion
+from regseg_d2.modeling.layers import resize_and_concat
 
 
 @FUSION.register()

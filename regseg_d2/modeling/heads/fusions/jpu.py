@@ -10,10 +10,9 @@ from detectron2.config import configurable
 from detectron2.layers import DepthwiseSeparableConv2d
 from torch import Tensor, nn
 
-from regseg_d2.modeling.heads.fusions.multi_level import resize_and_concat
 from regseg_d2.modeling.heads.registries import FUSION
 from regseg_d2.modeling.heads.stages import Fusion
-from regseg_d2.modeling.layers import check_head_key, conv_norm_relu
+from regseg_d2.modeling.layers import check_head_key, conv_norm_relu, resize_and_concat
 
 
 @FUSION.register()
@@ -32,7 +31,7 @@ class JPU(Fusion):
         norm: name of the norm.
     """
 
-    head_keys = {"channels": "JPU_CHANNELS", "dilations": "JPU_DILATIONS", "norm": "NORM"}
+    head_keys = {"channels": "JPU_CHANNELS", "dilations": "JPU_DILATIONS"}
 
     @configurable
     def __init__(

@@ -8,10 +8,9 @@ import fvcore.nn.weight_init as weight_init
 from detectron2.config import configurable
 from torch import Tensor, nn
 
-from regseg_d2.modeling.heads.fusions.multi_level import resize_and_concat
 from regseg_d2.modeling.heads.registries import FUSION
 from regseg_d2.modeling.heads.stages import Fusion
-from regseg_d2.modeling.layers import conv_norm_relu
+from regseg_d2.modeling.layers import conv_norm_relu, resize_and_concat
 
 
 @FUSION.register()
@@ -36,7 +35,7 @@ class MLPFusion(Fusion):
     #: The output is the encoder's stages side by side; nothing mixes them yet.
     keeps_levels_apart = True
 
-    head_keys = {"channels": "CONTEXT_CHANNELS", "norm": "NORM", "level_norm": "MLP_NORM"}
+    head_keys = {"level_norm": "MLP_NORM"}
 
     @configurable
     def __init__(self, *, in_channels: Sequence[int], channels: int, norm: str, level_norm: bool) -> None:

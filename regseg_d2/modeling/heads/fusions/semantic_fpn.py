@@ -39,7 +39,7 @@ class SemanticFPN(Fusion):
         norm: name of the blocks' norm.
     """
 
-    head_keys = {"pyramid_channels": "FPN_CHANNELS", "channels": "CONTEXT_CHANNELS", "norm": "NORM"}
+    head_keys = {"pyramid_channels": "FPN_CHANNELS"}
 
     @configurable
     def __init__(

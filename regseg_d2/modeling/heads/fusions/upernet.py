@@ -8,10 +8,9 @@ from detectron2.config import configurable
 from torch import Tensor, nn
 
 from regseg_d2.modeling.heads.contexts.psp import PPM
-from regseg_d2.modeling.heads.fusions.multi_level import resize_and_concat
 from regseg_d2.modeling.heads.registries import FUSION
 from regseg_d2.modeling.heads.stages import Fusion
-from regseg_d2.modeling.layers import conv_norm_relu, resize_to
+from regseg_d2.modeling.layers import conv_norm_relu, resize_and_concat, resize_to
 
 
 @FUSION.register()
@@ -31,7 +30,7 @@ class UPerFPN(Fusion):
         norm: name of the norm.
     """
 
-    head_keys = {"channels": "CONTEXT_CHANNELS", "pool_sizes": "PPM_POOL_SIZES", "norm": "NORM"}
+    head_keys = {"pool_sizes": "PPM_POOL_SIZES"}
 
     @configurable
     def __init__(
