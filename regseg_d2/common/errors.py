@@ -7,7 +7,7 @@ or value), what was expected, and what to do.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 
@@ -74,6 +74,12 @@ def printable_lines(text: str) -> str:
         text: the message, whatever names of files, classes and data sets are in it.
     """
     return "\n".join(printable(line, None) for line in text.split("\n"))
+
+
+def listed(values: Sequence[object], most: int = 5) -> str:
+    """Returns the first of some values for a message, and how many more there are."""
+    more = f" and {len(values) - most} more" if len(values) > most else ""
+    return ", ".join(map(str, values[:most])) + more
 
 
 def print_error(message: object, start: str = "Error: ") -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import shutil
 import tempfile
@@ -126,6 +127,15 @@ def disk_full_message(path: str | os.PathLike[str] | None) -> str:
         f"The disk, or your quota on it, is full{free}: {file} could not be written. What was there before, "
         "the last checkpoint too, is unharmed. Free some space; --resume then continues from that checkpoint."
     )
+
+
+def digest_of(path: str | os.PathLike[str], algorithm: str = "sha256") -> str:
+    """Returns the hexadecimal digest of a file, by one of hashlib's algorithms."""
+    digest = hashlib.new(algorithm)
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:

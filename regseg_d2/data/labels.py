@@ -23,7 +23,7 @@ import numpy as np
 from detectron2.data import MetadataCatalog
 from PIL import Image
 
-from regseg_d2.common.errors import DatasetError
+from regseg_d2.common.errors import DatasetError, listed
 from regseg_d2.data.decoders import decode_indices
 from regseg_d2.data.images import decoded_file, open_image, read_bytes, upright
 
@@ -202,7 +202,7 @@ class LabelReader:
                 f"{self.ignore_value} to ignore}}, or repair the file."
             )
         if self.label_map is not None:
-            expected = f"the keys of label_map: {_shortened(self._values.tolist())}"
+            expected = f"the keys of label_map: {listed(self._values.tolist(), 20)}"
         else:
             expected = f"0 to {len(self._values) - 2} and {self.ignore_value} (ignore)"
         return f"The label file {path} holds values that mean nothing: {found}; expected {expected}. {cure}"
@@ -228,7 +228,7 @@ class LabelReader:
             colors = [(code >> 16, code >> 8 & 255, code & 255) for code in values.tolist()]
             raise DatasetError(
                 f"The label file {path} holds colours outside the colour table: {_counted(colors, counts)}; "
-                f"the table has {_shortened(list(self.color_table or ()))}. Add them to color_table, or "
+                f"the table has {listed(list(self.color_table or ()), 20)}. Add them to color_table, or "
                 "repair the file (smoothed edges mix colours: resize labels with nearest neighbour only)."
             )
         return self._color_values[place]
@@ -326,17 +326,7 @@ def _sorted_colors(
 def _counted(values: Sequence[Any] | np.ndarray, counts: np.ndarray, limit: int = 8) -> str:
     """Lists values with their counts, "12 (340 pixels), ...", the most frequent first."""
     order = np.argsort(-counts, kind="stable")
-    parts = [f"{_plain(values[i])} ({int(counts[i])} pixels)" for i in order[:limit]]
-    return ", ".join(parts) + (f" and {len(order) - limit} more" if len(order) > limit else "")
-
-
-def _plain(value: Any) -> object:
-    return value.item() if isinstance(value, np.generic) else value
-
-
-def _shortened(values: list, limit: int = 20) -> str:
-    text = ", ".join(str(value) for value in values[:limit])
-    return text + (f" and {len(values) - limit} more" if len(values) > limit else "")
+    return listed([f"{values[i]} ({counts[i]} pixels)" for i in order], limit)
 
 
 def read_label(

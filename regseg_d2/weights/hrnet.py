@@ -8,18 +8,13 @@ from torch import Tensor
 
 from regseg_d2.weights import mmseg
 from regseg_d2.weights.network import Network
-from regseg_d2.weights.renaming import Rule, rename_all
+from regseg_d2.weights.renaming import Rule, conv_and_norm, rename_all
 from regseg_d2.weights.renaming import rename as rename_one
 from regseg_d2.weights.sources import IMAGENET, Renamed, Source, by_rules, has_all, joined
 
 
 def _block(theirs: str, ours: str) -> list[Rule]:
-    """A convolution and the norm behind it, which a row of layers of its own may hold with its ReLU."""
-    row, number = theirs.rsplit(".", 1)
-    return [
-        (rf"{row}.{number}\.(weight|bias)", rf"{ours}.conv.\1"),
-        (rf"{row}.{int(number) + 1}\.(?:0\.)?(\w+)", rf"{ours}.bn.\1"),
-    ]
+    return conv_and_norm(theirs, f"{ours}.conv", f"{ours}.bn")
 
 
 _ATTENTION, _MMSEG_ATTENTION = r"ocr_distri_head\.object_context_block", "decode_head.1.object_context_block"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from regseg_d2.weights.mmseg_swin import SWIN_RULES
+from torch import Tensor
+
 from regseg_d2.weights.renaming import Rule
 
 _MIT_BLOCK, _MIT_OURS = r"layers\.(\d)\.1\.(\d+)", r"stages.\1.blocks.\2"
@@ -67,6 +68,46 @@ TIMM_CONVNEXT_RULES: list[Rule] = [
     (rf"{_CONVNEXT_BLOCK}\.depthwise_conv\.(\w+)", rf"{_CONVNEXT_OURS}.conv_dw.\3"),
     (rf"{_CONVNEXT_BLOCK}\.norm\.(\w+)", rf"{_CONVNEXT_OURS}.norm.\3"),
     (rf"{_CONVNEXT_BLOCK}\.pointwise_conv([12])\.(\w+)", rf"{_CONVNEXT_OURS}.mlp.fc\3.\4"),
+    *[(rf"norm{stage}\.(\w+)", rf"out_norms.res{stage + 2}.\1") for stage in range(4)],
+]
+
+
+def merged_channels(value: Tensor) -> Tensor:
+    """Reorders what reads four neighbouring pixels as one, between stages.
+
+    That is weight ``(2C, 4C)`` of the reduction, or weight or bias ``(4C,)`` of the norm before it.
+    mmsegmentation gathers them by ``nn.Unfold``: number ``4 * channel + 2 * row + column`` of the joined
+    channels. In timm it is ``(2 * column + row) * channels + channel``, as in the authors' code.
+    """
+    return value.unflatten(-1, (-1, 2, 2)).transpose(-1, -3).flatten(-3)
+
+
+_SWIN_BLOCK, _SWIN_OURS = r"stages\.(\d)\.blocks\.(\d+)", r"network.layers_\1.blocks.\2"
+
+# Merging stands at the end of a stage there, and at the beginning of the next one here.
+_MERGING: list[Rule] = [
+    (
+        rf"stages\.{stage}\.downsample\.(norm|reduction)\.(\w+)",
+        rf"network.layers_{stage + 1}.downsample.\1.\2",
+        merged_channels,
+    )
+    for stage in range(3)
+]
+
+#: Swin. The tables of relative positions are in the same order; the numbers of their rows
+#: (``relative_position_index``) are computed, not loaded.
+SWIN_RULES: list[Rule] = [
+    (r"patch_embed\.projection\.(\w+)", r"network.patch_embed.proj.\1"),
+    (r"patch_embed\.norm\.(\w+)", r"network.patch_embed.norm.\1"),
+    (rf"{_SWIN_BLOCK}\.(norm[12])\.(\w+)", rf"{_SWIN_OURS}.\3.\4"),
+    (
+        rf"{_SWIN_BLOCK}\.attn\.w_msa\.relative_position_bias_table",
+        rf"{_SWIN_OURS}.attn.relative_position_bias_table",
+    ),
+    (rf"{_SWIN_BLOCK}\.attn\.w_msa\.(qkv|proj)\.(\w+)", rf"{_SWIN_OURS}.attn.\3.\4"),
+    (rf"{_SWIN_BLOCK}\.ffn\.layers\.0\.0\.(\w+)", rf"{_SWIN_OURS}.mlp.fc1.\3"),
+    (rf"{_SWIN_BLOCK}\.ffn\.layers\.1\.(\w+)", rf"{_SWIN_OURS}.mlp.fc2.\3"),
+    *_MERGING,
     *[(rf"norm{stage}\.(\w+)", rf"out_norms.res{stage + 2}.\1") for stage in range(4)],
 ]
 

@@ -41,23 +41,19 @@ def _image_pool_last(weight: Tensor) -> Tensor:
     return torch.roll(weight, -(weight.shape[1] // 5), dims=1)
 
 
-#: Rules for the tensors of a decode head, without its prefix, by ``MODEL.SEM_SEG_HEAD.FUSION`` + ``CONTEXT``.
-HEAD_RULES: dict[str, list[Rule]] = {
+_STAGE_RULES: dict[str, list[Rule]] = {
     # Without a concatenation, the last block may be the projection here.
     "FCN": [
-        *_CLASSIFIER,
         *_CONCATENATED,
         *conv_module(r"convs\.(\d+)", r"context.convs.\1"),
         *conv_module(r"convs\.\d+", "projection.conv"),
     ],
     "PPM": [
-        *_CLASSIFIER,
         *conv_module(r"psp_modules\.(\d+)\.1", r"context.branches.\1"),
         *conv_module("bottleneck", "context.fuse"),
     ],
     # With ASPP_NARROW False.
     "ASPP": [
-        *_CLASSIFIER,
         *conv_module(r"image_pool\.1", "context.aspp.convs.4.1"),
         *conv_module(r"aspp_modules\.(\d)", r"context.aspp.convs.\1"),
         *conv_module(r"aspp_modules\.(\d)\.(depth|point)wise_conv", r"context.aspp.convs.\1.\2wise"),
@@ -68,7 +64,6 @@ HEAD_RULES: dict[str, list[Rule]] = {
         *conv_module("bottleneck", "context.aspp.project"),
     ],
     "SemanticFPN": [
-        *_CLASSIFIER,
         # Behind each block stands an upsampling, which has a number there.
         *(
             r
@@ -77,7 +72,6 @@ HEAD_RULES: dict[str, list[Rule]] = {
         ),
     ],
     "Encoding": [
-        *_CLASSIFIER,
         *conv_module("bottleneck", "context.bottleneck"),
         *conv_module(r"enc_module\.encoding_project", "context.encoding_project"),
         (r"enc_module\.encoding\.0\.(codewords|scale)", r"context.encoding.\1"),
@@ -86,7 +80,6 @@ HEAD_RULES: dict[str, list[Rule]] = {
         (r"se_layer\.(\w+)", r"context.se_predictor.\1"),
     ],
     "OCR": [
-        *_CLASSIFIER,
         *conv_module("bottleneck", "context.bottleneck"),
         *conv_module(r"object_context_block\.(query|key)_project\.(\d)", r"context.\1.\2"),
         *conv_module(r"object_context_block\.value_project", "context.value"),
@@ -94,7 +87,6 @@ HEAD_RULES: dict[str, list[Rule]] = {
         *conv_module(r"object_context_block\.bottleneck", "context.fuse"),
     ],
     "UPerFPN": [
-        *_CLASSIFIER,
         *conv_module(r"psp_modules\.(\d+)\.1", r"fusion.ppm.branches.\1"),
         *conv_module("bottleneck", "fusion.ppm.fuse"),
         *conv_module(r"lateral_convs\.(\d+)", r"fusion.laterals.\1"),
@@ -102,12 +94,10 @@ HEAD_RULES: dict[str, list[Rule]] = {
         *conv_module("fpn_bottleneck", "projection.conv"),
     ],
     "MLPFusion": [
-        *_CLASSIFIER,
         *conv_module(r"convs\.(\d+)", r"fusion.embeds.\1"),
         *conv_module("fusion_conv", "projection.conv"),
     ],
     "NonLocal": [
-        *_CLASSIFIER,
         *_CONCATENATED,
         *_AROUND_ATTENTION,
         (r"nl_block\.theta\.conv\.(\w+)", r"context.attention.query.\1"),
@@ -116,14 +106,12 @@ HEAD_RULES: dict[str, list[Rule]] = {
         *conv_module(r"nl_block\.conv_out", "context.attention.out"),
     ],
     "CrissCross": [
-        *_CLASSIFIER,
         *_CONCATENATED,
         *_AROUND_ATTENTION,
         (r"cca\.(query|key|value)_conv\.(\w+)", r"context.attention.\1.\2"),
         (r"cca\.gamma\.scale", "context.attention.gamma"),
     ],
     "DualAttention": [
-        *_CLASSIFIER,
         *conv_module("pam_in_conv", "context.position_before"),
         (r"pam\.(query|key|value)_project\.(\w+)", r"context.position_attention.\1.\2"),
         (r"pam\.gamma\.scale", "context.position_attention.gamma"),
@@ -135,6 +123,9 @@ HEAD_RULES: dict[str, list[Rule]] = {
         (r"cam_conv_seg\.(\w+)", r"context.channel_predictor.\1"),
     ],
 }
+
+#: Rules for the tensors of a decode head, without its prefix, by ``MODEL.SEM_SEG_HEAD.FUSION`` + ``CONTEXT``.
+HEAD_RULES = {stage: [*_CLASSIFIER, *rules] for stage, rules in _STAGE_RULES.items()}
 
 #: Rules for the tensors of a neck, without its prefix, by ``MODEL.SEM_SEG_HEAD.FUSION``.
 NECK_RULES: dict[str, list[Rule]] = {
@@ -161,24 +152,13 @@ def deeplabv3plus_rules(low_channels: int) -> list[Rule]:
     Args:
         low_channels: channels that the low-level feature is narrowed to. They come last there, first here.
     """
+    fuse = r"sep_bottleneck\.0"
     return [
         *conv_module("c1_bottleneck", "skips.0.project"),
-        (
-            r"sep_bottleneck\.0\.depthwise_conv\.conv\.(\w+)",
-            r"skips.0.fuse.depthwise.\1",
-            _first(low_channels, 0),
-        ),
-        (
-            r"sep_bottleneck\.0\.depthwise_conv\.bn\.(\w+)",
-            r"skips.0.fuse.depthwise.norm.\1",
-            _first(low_channels, 0),
-        ),
-        (
-            r"sep_bottleneck\.0\.pointwise_conv\.conv\.(weight)",
-            r"skips.0.fuse.pointwise.\1",
-            _first(low_channels, 1),
-        ),
-        *conv_module(r"sep_bottleneck\.0\.pointwise_conv", "skips.0.fuse.pointwise"),
+        (rf"{fuse}\.depthwise_conv\.conv\.(\w+)", r"skips.0.fuse.depthwise.\1", _first(low_channels, 0)),
+        (rf"{fuse}\.depthwise_conv\.bn\.(\w+)", r"skips.0.fuse.depthwise.norm.\1", _first(low_channels, 0)),
+        (rf"{fuse}\.pointwise_conv\.conv\.(weight)", r"skips.0.fuse.pointwise.\1", _first(low_channels, 1)),
+        *conv_module(rf"{fuse}\.pointwise_conv", "skips.0.fuse.pointwise"),
         *conv_module(r"sep_bottleneck\.1\.(depth|point)wise_conv", r"projection.conv.\1wise"),
     ]
 

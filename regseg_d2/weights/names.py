@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import posixpath
 import re
@@ -20,6 +19,7 @@ from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from iopath.common.file_io import file_lock, get_cache_dir
 
 from regseg_d2.common.errors import CheckpointError, ConfigError
+from regseg_d2.common.files import digest_of
 from regseg_d2.common.suggestions import did_you_mean
 
 logger = logging.getLogger(__name__)
@@ -154,14 +154,11 @@ def _check_hash(path: Path, key: str) -> None:
     expected = _HASH.search(path.name)
     if expected is None:
         return
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    if not digest.hexdigest().startswith(expected[1]):
+    digest = digest_of(path)
+    if not digest.startswith(expected[1]):
         raise CheckpointError(
             f"{key}: '{path}' is not the file that its name says: its SHA-256 begins with "
-            f"{digest.hexdigest()[: len(expected[1])]}. Delete it, and it is downloaded again; or "
+            f"{digest[: len(expected[1])]}. Delete it, and it is downloaded again; or "
             f"give the path of another copy that you trust, {key} FILE."
         )
 

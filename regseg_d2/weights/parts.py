@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from regseg_d2.common.errors import listed
 from regseg_d2.weights.network import BATCH_COUNTER, HEAD, Network
 
 #: Ends of the names of what a network computes by itself.
@@ -68,7 +69,9 @@ class Part:
             f"{name} ({tuple(misfits[name].shape)} in the file, {tuple(network.shapes[name])} here)"
             for name in self.misfits
         ]
-        rest = [f"{kind}: {first(n)}" for kind, n in (("new", self.new), ("other shape", shapes)) if n]
+        rest = [
+            f"{kind}: {listed(n, most=6)}" for kind, n in (("new", self.new), ("other shape", shapes)) if n
+        ]
         total = len(self.found) + len(self.missing)
         return f"{self.name}: {len(self.found)} of {total} tensors are from the file; {'; '.join(rest)}"
 
@@ -120,8 +123,3 @@ def _backbone_part(name: str, prefix: str) -> tuple[str, bool]:
     if _STEM.match(rest):
         return f"{prefix}stem", True
     return prefix + rest.rpartition(".")[0], False
-
-
-def first(names: Sequence[str], most: int = 6) -> str:
-    """The first of some names, and how many more there are."""
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

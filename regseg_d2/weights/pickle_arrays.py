@@ -30,14 +30,12 @@ _MOST_DIMENSIONS = 32
 
 
 class PickledDtype(Unfinished):
-    """A kind of numbers as a pickle names it; complete at once, though most files give a byte order later."""
+    """A kind of numbers as a pickle names it; complete at once, though most files give a byte order later.
+
+    Its code has been checked; where it is not one of numbers, such as "f4", :attr:`is_numeric` is False.
+    """
 
     def __init__(self, code: str) -> None:
-        """Takes over a code that has been checked.
-
-        Args:
-            code: such as "f4"; any other kind is told by :attr:`is_numeric`.
-        """
         self.code = code
         self.is_complete = True
         self.is_numeric = bool(_NUMBERS.fullmatch(code))

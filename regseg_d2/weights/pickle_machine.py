@@ -37,15 +37,12 @@ Constructor = Callable[..., Any]
 
 
 class Name:
-    """A name of a file that is known, with our function for it; it is no value by itself."""
+    """A dotted name of a file that is known; it is no value by itself.
+
+    ``construct`` makes the value of the arguments that the file gives, and checks them.
+    """
 
     def __init__(self, name: str, construct: Constructor) -> None:
-        """Pairs the two.
-
-        Args:
-            name: dotted name in the file.
-            construct: makes the value of the arguments that the file gives, and checks them.
-        """
         self.name = name
         self.construct = construct
 
@@ -54,15 +51,9 @@ class Name:
 
 
 class Window:
-    """A file that is never asked for more bytes than are left in it."""
+    """A file, open for reading, that is never asked for more bytes than are left of its ``size``."""
 
     def __init__(self, file: BinaryIO, size: int) -> None:
-        """Wraps a file.
-
-        Args:
-            file: open for reading, at any place.
-            size: of the whole file in bytes.
-        """
         self.file = file
         self.size = size
 
@@ -234,9 +225,6 @@ class _Machine:
             raise Damaged("a key has no value")
         target.update(zip(map(checked_key, items[::2]), items[1::2], strict=True))
 
-    def empty_set(self, _: Any) -> None:
-        self._stack.append(set())
-
     def add_items(self, _: Any) -> None:
         items, target = self._above_mark(), self._stack[-1]
         if isinstance(target, Unread):
@@ -247,12 +235,6 @@ class _Machine:
 
     def frozen_set(self, _: Any) -> None:
         self._stack.append(frozenset(map(checked_key, self._above_mark())))
-
-    def empty_list(self, _: Any) -> None:
-        self._stack.append([])
-
-    def empty_dict(self, _: Any) -> None:
-        self._stack.append({})
 
     # ------------------------------------------------------------------------------------------- objects
 
@@ -337,7 +319,7 @@ _OPERATIONS: dict[str, Callable[[_Machine, Any], None]] = {
     "NONE": lambda machine, _: machine.constant(None),
     "NEWTRUE": lambda machine, _: machine.constant(True),
     "NEWFALSE": lambda machine, _: machine.constant(False),
-    "EMPTY_LIST": _Machine.empty_list,
+    "EMPTY_LIST": lambda machine, _: machine.constant([]),
     "LIST": _Machine.list_of_mark,
     "APPEND": _Machine.append,
     "APPENDS": _Machine.appends,
@@ -346,11 +328,11 @@ _OPERATIONS: dict[str, Callable[[_Machine, Any], None]] = {
     "TUPLE1": lambda machine, _: machine.tuple_of(1),
     "TUPLE2": lambda machine, _: machine.tuple_of(2),
     "TUPLE3": lambda machine, _: machine.tuple_of(3),
-    "EMPTY_DICT": _Machine.empty_dict,
+    "EMPTY_DICT": lambda machine, _: machine.constant({}),
     "DICT": _Machine.dict_of_mark,
     "SETITEM": _Machine.set_item,
     "SETITEMS": _Machine.set_items,
-    "EMPTY_SET": _Machine.empty_set,
+    "EMPTY_SET": lambda machine, _: machine.constant(set()),
     "ADDITEMS": _Machine.add_items,
     "FROZENSET": _Machine.frozen_set,
     "GLOBAL": _Machine.global_name,

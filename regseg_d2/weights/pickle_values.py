@@ -29,11 +29,6 @@ class Unread:
     """Stands for an object of another program, of which nothing was made and nothing is kept."""
 
     def __init__(self, name: str) -> None:
-        """Remembers what it stands for.
-
-        Args:
-            name: dotted name in the file.
-        """
         self.name = name[:_LONGEST_NAME]
 
     def __repr__(self) -> str:
@@ -66,11 +61,6 @@ class Budget:
     """
 
     def __init__(self, size: int) -> None:
-        """Starts with a number of bytes.
-
-        Args:
-            size: of the file.
-        """
         self._left = size
 
     def take(self, size: int) -> None:

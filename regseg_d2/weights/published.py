@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from detectron2.config import CfgNode
 from torch import Tensor
 
-from regseg_d2.common.errors import CheckpointError
+from regseg_d2.common.errors import CheckpointError, listed
 from regseg_d2.weights import detectron2_names, hrnet, mmseg, segformer, timm_names, torchvision
 from regseg_d2.weights.load_report import LoadReport
 from regseg_d2.weights.network import BACKBONE, BATCH_COUNTER, HEAD, Network
-from regseg_d2.weights.parts import AUGMENT, AUXILIARY, DERIVED, Part, first, parts_of
+from regseg_d2.weights.parts import AUGMENT, AUXILIARY, DERIVED, Part, parts_of
 from regseg_d2.weights.sources import ImageValues, Source
 
 logger = logging.getLogger(__name__)
@@ -173,7 +173,7 @@ def _check_head(conversion: Conversion, network: Network, path: str, whole: bool
         return
     lines = [_described(wrong, conversion, network)] if wrong else []
     if unused:
-        lines.append(f"  of the file's head, nothing here has a place for {first(unused)}")
+        lines.append(f"  of the file's head, nothing here has a place for {listed(unused, most=6)}")
     kind = conversion.head_kind or "is it a checkpoint of this head (MODEL.SEM_SEG_HEAD and its keys)?"
     raise CheckpointError(
         f"'{path}', read as a checkpoint of {conversion.source.title}, fits the head in part:\n"

@@ -38,7 +38,20 @@ def load_file(path: str, *, trust_pickle: bool = False) -> Any:
     """
     if not os.path.isfile(path):
         raise CheckpointError(missing_message(path))
-    return _read(path, lambda: _reader(path, trust_pickle)(path))
+    try:
+        return _reader(path, trust_pickle)(path)
+    except Refused as error:
+        raise CheckpointError(
+            f"Refused to load '{path}': it holds more than tensors, arrays and plain containers, or is no "
+            f"checkpoint ({printable(str(error))}). Loading it may run any code. Only if you trust where it "
+            "comes from: --trust-pickle, or MODEL.TRUST_PICKLE True."
+        ) from error
+    except Exception as error:  # a damaged file may fail anywhere in its reader, with any error
+        early = "it ends early" if isinstance(error, EOFError) else type(error).__name__
+        raise CheckpointError(
+            f"'{path}' is damaged, or no checkpoint ({printable(str(error)) or early}). Copy or download it "
+            "again, or use an earlier checkpoint."
+        ) from error
 
 
 def read_weights(path: str, *, trust_pickle: bool = False) -> dict[str, Tensor]:
@@ -64,7 +77,9 @@ def weights_in(content: Any, path: str) -> dict[str, Tensor]:
         CheckpointError: there are none, or they are no tensors.
     """
     taken_out: set[int] = set()
-    while isinstance(content, Mapping) and (inner := [w for w in WRAPPERS if _is_mapping(content, w)]):
+    while isinstance(content, Mapping) and (
+        inner := [w for w in WRAPPERS if isinstance(content.get(w), Mapping)]
+    ):
         if id(content) in taken_out:
             raise CheckpointError(f"'{path}' holds a dict that holds itself; expected a dict of weights.")
         taken_out.add(id(content))
@@ -123,10 +138,6 @@ def as_tensor(value: Any) -> Any:
     return torch.from_numpy(value) if is_numeric else value
 
 
-def _is_mapping(content: Mapping[Any, Any], key: str) -> bool:
-    return isinstance(content.get(key), Mapping)
-
-
 def _reader(path: str, trust_pickle: bool) -> Callable[[str], Any]:
     if path.endswith(".safetensors"):
         return _read_safetensors
@@ -163,30 +174,3 @@ def _read_trusted_pickle(path: str) -> Any:
 
 def _read_trusted_torch(path: str) -> Any:
     return torch.load(path, map_location="cpu", weights_only=False)
-
-
-def _read(path: str, read: Callable[[], Any]) -> Any:
-    try:
-        return read()
-    except Refused as error:
-        raise CheckpointError(_refused_message(path, error)) from error
-    except Exception as error:  # a damaged file may fail anywhere in its reader, with any error
-        raise CheckpointError(_damaged_message(path, error)) from error
-
-
-def _damaged_message(path: str, error: Exception) -> str:
-    reason = printable(str(error)) or (
-        "it ends early" if isinstance(error, EOFError) else type(error).__name__
-    )
-    return (
-        f"'{path}' is damaged, or no checkpoint ({reason}). "
-        "Copy or download it again, or use an earlier checkpoint."
-    )
-
-
-def _refused_message(path: str, error: Exception) -> str:
-    return (
-        f"Refused to load '{path}': it holds more than tensors, arrays and plain containers, or is no "
-        f"checkpoint ({printable(str(error))}). Loading it may run any code. Only if you trust where it "
-        "comes from: --trust-pickle, or MODEL.TRUST_PICKLE True."
-    )

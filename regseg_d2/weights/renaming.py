@@ -63,6 +63,22 @@ def prefixed(rules: Sequence[Rule], theirs: str, ours: str) -> list[Rule]:
     return [(theirs + rule[0], ours + rule[1], *rule[2:]) for rule in rules]
 
 
+def conv_and_norm(theirs: str, conv: str, norm: str) -> list[Rule]:
+    """Rules for a convolution and the norm behind it, of a row of layers that are numbered.
+
+    Args:
+        theirs: pattern of the convolution's name, with its number at the end. What follows may be a row of
+            its own that holds the norm with its ReLU.
+        conv: what the convolution becomes.
+        norm: what the norm becomes.
+    """
+    row, number = theirs.rsplit(".", 1)
+    return [
+        (rf"{row}.{number}\.(weight|bias)", rf"{conv}.\1"),
+        (rf"{row}.{int(number) + 1}\.(?:0\.)?(\w+)", rf"{norm}.\1"),
+    ]
+
+
 def _places(name: str, value: Tensor, rules: Sequence[Rule]) -> Iterator[tuple[str, Tensor]]:
     """New name and tensor of each rule that matches."""
     for rule in rules:

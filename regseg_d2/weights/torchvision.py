@@ -11,19 +11,14 @@ from regseg_d2.common.errors import CheckpointError
 from regseg_d2.weights import timm_names
 from regseg_d2.weights.mmseg_backbones import DILATED_RESNET_RULES
 from regseg_d2.weights.network import HEAD, Network
-from regseg_d2.weights.renaming import Rule, prefixed
+from regseg_d2.weights.renaming import Rule, conv_and_norm, prefixed
 from regseg_d2.weights.sources import IMAGENET, Renamed, Source, by_rules, has_all, joined
 
 _PREFIX = r"(?:backbone\.)?"
 
 
 def _block(theirs: str, ours: str) -> list[Rule]:
-    """A convolution and the norm behind it, of a row of layers that are numbered."""
-    row, number = theirs.rsplit(".", 1)
-    return [
-        (rf"{row}.{number}\.weight", rf"{ours}.weight"),
-        (rf"{row}.{int(number) + 1}\.(\w+)", rf"{ours}.norm.\1"),
-    ]
+    return conv_and_norm(theirs, ours, f"{ours}.norm")
 
 
 _CLASSIFIER: list[Rule] = [(r"classifier\.4\.(\w+)", r"predictor.\1")]

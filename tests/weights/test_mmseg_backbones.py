@@ -15,8 +15,7 @@ from regseg_d2.config.files import load_config
 from regseg_d2.modeling.backbones.dilated_resnet import build_dilated_resnet_backbone
 from regseg_d2.modeling.backbones.timm import TimmBackbone, build_timm_backbone
 from regseg_d2.modeling.norms import resolve_auto_norm
-from regseg_d2.weights.mmseg_backbones import BACKBONE_RULES
-from regseg_d2.weights.mmseg_swin import merged_channels
+from regseg_d2.weights.mmseg_backbones import BACKBONE_RULES, merged_channels
 from regseg_d2.weights.renaming import rename_all
 
 FIXTURES = Path(__file__).parent / "fixtures"

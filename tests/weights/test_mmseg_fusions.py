@@ -10,10 +10,10 @@ from regseg_d2.config import get_regseg_cfg
 from regseg_d2.modeling.backbones.mit import build_mit_backbone
 from regseg_d2.modeling.heads import JPU, ContextHead
 from regseg_d2.modeling.norms import resolve_auto_norm
-from regseg_d2.weights.mit_official import convert_official_mit
 from regseg_d2.weights.mmseg_backbones import BACKBONE_RULES
 from regseg_d2.weights.mmseg_heads import HEAD_RULES, NECK_RULES
 from regseg_d2.weights.renaming import rename_all
+from regseg_d2.weights.segformer import convert_official_mit
 
 FIXTURES = Path(__file__).parent / "fixtures"
 

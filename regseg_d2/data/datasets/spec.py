@@ -10,11 +10,10 @@ from pathlib import Path, PurePosixPath
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from regseg_d2.common.errors import DatasetError
-from regseg_d2.data.datasets.splits import ListLine, Part, files_by_stem, read_list
+from regseg_d2.common.errors import DatasetError, listed
+from regseg_d2.data.datasets.splits import ListLine, Part, files_by_stem, read_list, without_suffix
 from regseg_d2.data.labels import LabelReader
 
-_SHOWN = 5
 _SPECS: dict[str, DatasetSpec] = {}
 
 
@@ -199,7 +198,7 @@ class DatasetSpec:
         return pairs
 
     def _pairs_of_stems(self, path: Path, lines: list[ListLine]) -> dict[str, tuple[Path, Path]]:
-        stems = [self._without_suffix(line.image, self.image_suffixes) for line in lines]
+        stems = [without_suffix(line.image, self.image_suffixes) for line in lines]
         twice = [stem for stem, count in Counter(stems).items() if count > 1]
         if twice:
             raise DatasetError(
@@ -213,21 +212,14 @@ class DatasetSpec:
                 (line.number, stem) for line, stem in zip(lines, stems, strict=True) if stem not in files
             ]
             if missing:
-                shown = ", ".join(f'line {number} "{stem}"' for number, stem in missing[:_SHOWN])
-                more = f" and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
+                shown = listed([f'line {number} "{stem}"' for number, stem in missing])
                 suffixes = ", ".join(self.image_suffixes if kind == "image" else self.label_suffixes)
                 raise DatasetError(
                     f'Data set "{self.name}": {len(missing)} of {len(lines)} names in {path} have no {kind} '
-                    f"file that ends in {suffixes} below {self.base() / root}: {shown}{more}. Correct the "
+                    f"file that ends in {suffixes} below {self.base() / root}: {shown}. Correct the "
                     "list, or add the files." + self._cure()
                 )
         return {stem: (images[stem], labels[stem]) for stem in stems}
-
-    @staticmethod
-    def _without_suffix(name: str, suffixes: tuple[str, ...]) -> str:
-        """Cuts a suffix off, for lists of file names."""
-        fitting = [suffix for suffix in suffixes if name.lower().endswith(suffix.lower())]
-        return name[: len(name) - max(map(len, fitting))] if fitting else name
 
     def _stem_of_path(self, image: str, base: Path) -> str:
         """Stem of an image that a list names by its path; predictions are saved under it."""
@@ -235,7 +227,7 @@ class DatasetSpec:
         if path.is_relative_to(base.as_posix()):
             path = path.relative_to(base.as_posix())
         inner = "/".join(part for part in path.parts if part not in (path.anchor, ".."))
-        stem = self._without_suffix(inner, self.image_suffixes)
+        stem = without_suffix(inner, self.image_suffixes)
         return stem if stem != inner else str(PurePosixPath(inner).with_suffix(""))
 
     def _files(self, kind: str, wanted: set[str] | None = None) -> dict[str, Path]:
@@ -288,9 +280,8 @@ class DatasetSpec:
     ) -> None:
         lonely = sorted(have.keys() - want.keys())
         if lonely:
-            shown = ", ".join(str(have[stem]) for stem in lonely[:_SHOWN])
-            more = f" and {len(lonely) - _SHOWN} more" if len(lonely) > _SHOWN else ""
+            shown = listed([have[stem] for stem in lonely])
             raise DatasetError(
                 f'Data set "{self.name}": {len(lonely)} of {len(have)} {kind} files have no {partner} of the '
-                f"same stem in {root}: {shown}{more}. Add the missing files or remove these."
+                f"same stem in {root}: {shown}. Add the missing files or remove these."
             )

@@ -86,6 +86,12 @@ def _walk(root: Path) -> Iterator[tuple[str, list[str]]]:
         yield folder, names
 
 
+def without_suffix(name: str, suffixes: Sequence[str]) -> str:
+    """Cuts the longest of the suffixes that fits off a name."""
+    fitting = [len(suffix) for suffix in suffixes if name.lower().endswith(suffix.lower())]
+    return name[: len(name) - max(fitting, default=0)]
+
+
 @dataclass(frozen=True)
 class ListLine:
     """One line of a list of files.

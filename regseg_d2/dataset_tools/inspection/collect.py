@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import multiprocessing
+import functools
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from detectron2.data import MetadataCatalog
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from regseg_d2.common.errors import DatasetError, printable
+from regseg_d2.common.errors import listed, printable
+from regseg_d2.common.parallel import parallel_results
 from regseg_d2.data.balance import ClassBalance, count_classes
 from regseg_d2.data.labels import LabelReader, label_reader_for
 from regseg_d2.dataset_tools.inspection.pairs import find_pairs
@@ -39,18 +38,11 @@ from regseg_d2.drawing.pictures import class_colors
 
 # A process takes seconds to start: it pays from about so many pairs on.
 _PAIRS_PER_WORKER = 50
-_CHUNK = 8
-_SHOWN = 5
+_CHUNK = 16
 
 
-@dataclass(frozen=True)
-class ValueCount:
-    """How often a file value occurs.
-
-    Attributes:
-        pixels: in all labels.
-        files: labels that hold it.
-    """
+class ValueCount(NamedTuple):
+    """How many pixels of all labels have a file value, and how many label files hold it."""
 
     pixels: int
     files: int
@@ -152,53 +144,20 @@ def _collect_one(name: str, workers: int | None) -> DatasetFacts:
 
 # -------------------------------------------------------------------------------------------- reading
 
-_worker_reader: LabelReader
-
-
-def _start_worker(reader: LabelReader) -> None:
-    # Once a process: a reader's lookup table is large beside a record.
-    global _worker_reader
-    _worker_reader = reader
-
-
-def _inspect_in_worker(record: dict) -> SampleFacts:
-    return inspect_sample(record, _worker_reader)
-
 
 def _inspect(name: str, records: list[dict], reader: LabelReader, workers: int | None) -> list[SampleFacts]:
     if workers is None:
-        workers = min(_available_cores(), len(records) // _PAIRS_PER_WORKER)
-    with Progress(
-        TextColumn("reading {task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        transient=True,
-    ) as progress:
-        results = _results(records, reader, workers)
-        return list(progress.track(results, total=len(records), description=escape(printable(name))))
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        workers = min(cores, len(records) // _PAIRS_PER_WORKER)
+    chunks = [(start, records[start : start + _CHUNK]) for start in range(0, len(records), _CHUNK)]
+    title = f"reading {escape(printable(name))}, in chunks of {_CHUNK}"
+    inspect = functools.partial(_inspect_chunk, reader=reader)
+    found = dict(parallel_results(chunks, inspect, title=title, workers=workers if workers > 1 else 0))
+    return [sample for start in sorted(found) for sample in found[start]]
 
 
-def _results(records: list[dict], reader: LabelReader, workers: int) -> Iterator[SampleFacts]:
-    if workers <= 1:
-        yield from (inspect_sample(record, reader) for record in records)
-        return
-    # Spawned: a forked process would inherit the threads' locks of this one.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(
-        workers, mp_context=context, initializer=_start_worker, initargs=(reader,)
-    ) as pool:
-        try:
-            yield from pool.map(_inspect_in_worker, records, chunksize=_CHUNK)
-        except BrokenProcessPool as error:
-            raise DatasetError(
-                "A process that reads files was ended by the system, usually for want of memory. Start again "
-                f"with fewer than --workers {workers}."
-            ) from error
-
-
-def _available_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def _inspect_chunk(chunk: tuple[int, list[dict]], reader: LabelReader) -> tuple[int, list[SampleFacts]]:
+    return chunk[0], [inspect_sample(record, reader) for record in chunk[1]]
 
 
 # ------------------------------------------------------------------------------------------- counting
@@ -235,14 +194,11 @@ def _count(samples: Sequence[SampleFacts], reader: LabelReader) -> tuple[np.ndar
 def _class_problems(facts: DatasetFacts) -> list[Problem]:
     values = list(facts.values)
     if values and is_binary_mask(values, facts.reader) and facts.reader.ignore_value == 255:
-        return [
-            Problem(
-                CLASSES,
-                "",
-                "The labels hold only 0 and 255, and 255 is the ignore value: the foreground of these binary "
-                "masks would be ignored. See the suggested label_map.",
-            )
-        ]
+        text = (
+            "The labels hold only 0 and 255, and 255 is the ignore value: the foreground of these binary "
+            "masks would be ignored. See the suggested label_map."
+        )
+        return [Problem(CLASSES, "", text)]
     if values and not facts.balance.pixels.any():
         return [Problem(CLASSES, "", "No pixel of any label has a class: there is nothing to learn from.")]
     return []
@@ -260,12 +216,11 @@ def _notes(facts: DatasetFacts) -> list[str]:
         if len(sample.values) and not row.any()
     ]
     if empty and balance.pixels.any():
-        notes.append(f"{len(empty)} labels have no pixel with a class: {_shortened(empty)}.")
-    by_digest = _by_digest([facts])
-    twice = [files for files in by_digest.values() if len(files) > 1]
+        notes.append(f"{len(empty)} labels have no pixel with a class: {listed(empty)}.")
+    twice = [files for files in _by_digest([facts]).values() if len(files) > 1]
     if twice:
         groups = ["  =  ".join(file for _, file in files) for files in twice]
-        notes.append(f"{len(twice)} images occur more than once within the data set: {_shortened(groups)}.")
+        notes.append(f"{len(twice)} images occur more than once within the data set: {listed(groups)}.")
     return notes
 
 
@@ -289,8 +244,3 @@ def _by_digest(facts: Sequence[DatasetFacts]) -> dict[str, list[tuple[str, str]]
             if sample.digest:
                 found[sample.digest].append((one.name, sample.image_file))
     return found
-
-
-def _shortened(texts: Sequence[str]) -> str:
-    more = f" and {len(texts) - _SHOWN} more" if len(texts) > _SHOWN else ""
-    return ", ".join(texts[:_SHOWN]) + more

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from regseg_d2.common.errors import DatasetError
 from regseg_d2.data.datasets.spec import DatasetSpec, registered_spec
-from regseg_d2.data.datasets.splits import files_by_stem, read_list
+from regseg_d2.data.datasets.splits import files_by_stem, read_list, without_suffix
 from regseg_d2.data.loader import load_records
 from regseg_d2.dataset_tools.inspection.samples import FILES, Problem
 
@@ -101,7 +101,7 @@ def _listed(spec: DatasetSpec) -> list[_Candidate]:
     images, labels = _files(spec)
     candidates = []
     for line in lines:
-        stem = _without_suffix(line.image, spec.image_suffixes)
+        stem = without_suffix(line.image, spec.image_suffixes)
         candidates.append(
             _Candidate(stem, images.get(stem, ()), labels.get(stem, ()), f"{path}, line {line.number}")
         )
@@ -110,11 +110,6 @@ def _listed(spec: DatasetSpec) -> list[_Candidate]:
 
 def _there(path: Path) -> list[Path]:
     return [path] if path.is_file() else []
-
-
-def _without_suffix(name: str, suffixes: Sequence[str]) -> str:
-    fitting = [len(suffix) for suffix in suffixes if name.lower().endswith(suffix.lower())]
-    return name[: len(name) - max(fitting, default=0)]
 
 
 def _problems(candidate: _Candidate, spec: DatasetSpec) -> list[Problem]:

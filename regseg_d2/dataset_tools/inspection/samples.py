@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from regseg_d2.common.errors import DatasetError
+from regseg_d2.common.errors import DatasetError, listed
 from regseg_d2.data.images import decoded_file, open_image, read_image
 from regseg_d2.data.labels import LabelReader
 
@@ -167,8 +167,5 @@ def _size_problem(facts: SampleFacts, image_size: tuple[int, int], label_size: t
 
 def _values_problem(facts: SampleFacts, unknown: list[int]) -> Problem:
     pixels = dict(zip(facts.values.tolist(), facts.counts.tolist(), strict=True))
-    shown = ", ".join(f"{value} ({pixels[value]} pixels)" for value in unknown[:8])
-    more = f" and {len(unknown) - 8} more" if len(unknown) > 8 else ""
-    return Problem(
-        VALUES, facts.label_file, f"{facts.label_file} holds values that mean nothing: {shown}{more}."
-    )
+    shown = listed([f"{value} ({pixels[value]} pixels)" for value in unknown], most=8)
+    return Problem(VALUES, facts.label_file, f"{facts.label_file} holds values that mean nothing: {shown}.")

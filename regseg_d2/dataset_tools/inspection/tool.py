@@ -13,8 +13,7 @@ from regseg_d2.common.files import write_text
 from regseg_d2.data.balance import write_frequencies
 from regseg_d2.data.datasets.declared import register_declared
 from regseg_d2.dataset_tools.inspection.collect import collect_facts
-from regseg_d2.dataset_tools.inspection.html import render_page
-from regseg_d2.dataset_tools.inspection.text import print_report
+from regseg_d2.dataset_tools.inspection.report import print_report, render_page
 from regseg_d2.dataset_tools.inspection.thumbnails import make_thumbnails
 
 # Problems of one kind in the terminal, where a page lists all.

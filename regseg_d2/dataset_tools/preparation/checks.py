@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from regseg_d2.common.errors import DatasetError
-
-_SHOWN = 5
+from regseg_d2.common.errors import DatasetError, listed
+from regseg_d2.common.files import digest_of
 
 
 def check_files(folder: Path, names: Sequence[str], what: str, cure: str) -> None:
@@ -25,10 +23,8 @@ def check_files(folder: Path, names: Sequence[str], what: str, cure: str) -> Non
     """
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:
-        shown = ", ".join(missing[:_SHOWN])
-        more = f" and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
         raise DatasetError(
-            f"{len(missing)} of {len(names)} {what} are not below {folder}: {shown}{more}. {cure}"
+            f"{len(missing)} of {len(names)} {what} are not below {folder}: {listed(missing)}. {cure}"
         )
 
 
@@ -63,10 +59,6 @@ def check_sum(path: Path, expected: str, cure: str) -> None:
     if not path.is_file():
         raise DatasetError(f"{path} does not exist. {cure}")
     algorithm, _, expected = expected.partition(":")
-    digest = hashlib.new(algorithm)
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    found = digest.hexdigest()
+    found = digest_of(path, algorithm)
     if found != expected:
         raise DatasetError(f"{path} has the {algorithm} {found}; expected {expected}: it is damaged. {cure}")

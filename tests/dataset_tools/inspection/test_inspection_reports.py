@@ -16,8 +16,7 @@ from rich.console import Console
 
 from regseg_d2.common.errors import ConfigError
 from regseg_d2.dataset_tools.inspection.collect import collect_facts
-from regseg_d2.dataset_tools.inspection.html import render_page
-from regseg_d2.dataset_tools.inspection.text import print_report
+from regseg_d2.dataset_tools.inspection.report import print_report, render_page
 from regseg_d2.dataset_tools.inspection.thumbnails import choose_samples, make_thumbnails
 from regseg_d2.dataset_tools.inspection.tool import check_named_datasets
 from regseg_d2.drawing.overlay import blend

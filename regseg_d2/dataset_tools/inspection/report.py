@@ -1,9 +1,10 @@
-"""The report for the terminal."""
+"""The report, for the terminal and as a page: one that needs no network and no script."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from jinja2 import Environment, PackageLoader
 from rich import box
 from rich.console import Console
 from rich.markup import escape
@@ -19,6 +20,7 @@ from regseg_d2.dataset_tools.inspection.tables import (
     summary_lines,
     tables_of,
 )
+from regseg_d2.dataset_tools.inspection.thumbnails import Thumbnail
 
 
 def print_report(console: Console, all_facts: Sequence[DatasetFacts], *, shown: int | None = None) -> None:
@@ -74,3 +76,17 @@ def _print_problems(console: Console, problems: Sequence[Problem], shown: int | 
             console.print(f"  {_shown(problem.text)}", highlight=False, soft_wrap=True)
         if shown is not None and len(members) > shown:
             console.print(f"  and {len(members) - shown} more, which the page lists", highlight=False)
+
+
+def render_page(all_facts: Sequence[DatasetFacts], thumbnails: Sequence[Sequence[Thumbnail]]) -> str:
+    """Returns the page, ``report.html`` filled in; every name in it is escaped."""
+    loader = PackageLoader("regseg_d2.dataset_tools.inspection", "")
+    environment = Environment(
+        loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+    )
+    functions = (by_kind, class_weight_lines, summary_lines, tables_of)
+    environment.globals |= {function.__name__: function for function in functions}
+    return environment.get_template("report.html").render(
+        names=", ".join(facts.name for facts in all_facts),
+        sections=list(zip(all_facts, thumbnails, strict=True)),
+    )
