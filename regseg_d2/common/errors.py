@@ -59,20 +59,14 @@ def printable(text: str, most: int | None = 200) -> str:
     Escape sequences, line breaks, marks that turn the direction of writing, and halves of characters are
     written as Python writes them in a literal.
 
-    Args:
-        text: the text.
-        most: letters that are kept; None keeps all.
+    The first ``most`` letters are kept; None keeps all.
     """
     kept = text if most is None or len(text) <= most else f"{text[:most]}..."
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in kept)
 
 
 def printable_lines(text: str) -> str:
-    """Returns a message of several lines for the terminal, each of them :func:`printable`.
-
-    Args:
-        text: the message, whatever names of files, classes and data sets are in it.
-    """
+    """Returns a message of several lines for the terminal, each of them :func:`printable`."""
     return "\n".join(printable(line, None) for line in text.split("\n"))
 
 
@@ -86,10 +80,6 @@ def print_error(message: object, start: str = "Error: ") -> None:
     """Prints an error on stderr, with names that cannot steer the terminal.
 
     Lines after the first are indented: no name with a line break in it can pass for a message of its own.
-
-    Args:
-        message: an exception or a text.
-        start: what stands before it.
     """
     lines = printable_lines(str(message)).replace("\n", "\n  ")
     print(f"{start}{lines}", file=sys.stderr, flush=True)
@@ -100,9 +90,6 @@ def errors_end_the_program(status: int = 2) -> Iterator[None]:
     """Around the work of a command line tool: a user's error is printed and ends the program.
 
     So does a file that cannot be opened or written. Every other error keeps its traceback.
-
-    Args:
-        status: the exit status.
     """
     try:
         yield

@@ -68,11 +68,7 @@ def atomic_writer(
 
 
 def require_room(folder: str | os.PathLike[str], state: Mapping[str, Any]) -> None:
-    """Refuses to begin what would not fit.
-
-    Args:
-        folder: where files of ``state`` will be written.
-        state: tensors in containers.
+    """Refuses to begin what would not fit into a folder: a state of tensors in containers.
 
     Raises:
         DiskFullError: the disk has less room than the tensors take.
@@ -94,11 +90,7 @@ def _num_bytes(state: Any) -> int:
 
 
 def refuse_folder(path: str | os.PathLike[str]) -> None:
-    """Raises where a folder has the name that a file of a run shall have.
-
-    Raises:
-        WriteError: it has.
-    """
+    """Raises WriteError where a folder has the name that a file of a run shall have."""
     if Path(path).is_dir():
         raise WriteError(f"'{path}' is a folder, where a file of the run belongs: move it away.")
 

@@ -15,10 +15,6 @@ T = TypeVar("T")
 def read_json(path: Path, error: type[UserError] = ConfigError) -> Any:
     """Reads a JSON file.
 
-    Args:
-        path: the file.
-        error: what is raised.
-
     Raises:
         UserError: of the given kind; the file is missing or no file, no JSON, not in UTF-8, nested too deep,
             or has a number without end.
@@ -28,10 +24,6 @@ def read_json(path: Path, error: type[UserError] = ConfigError) -> Any:
 
 def read_json_lines(path: Path, error: type[UserError] = ConfigError) -> list[dict[str, Any]]:
     """Reads a file with one JSON object a line, such as ``metrics.json`` of a run that has ended.
-
-    Args:
-        path: the file.
-        error: what is raised.
 
     Raises:
         UserError: as :func:`read_json`; or a line is no object.

@@ -25,16 +25,7 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 def registered(registry: Registry, name: str, key: str) -> Any:
-    """Returns what is registered under a name.
-
-    Args:
-        registry: where to look.
-        name: the name.
-        key: key of the config that it comes from, for the error.
-
-    Raises:
-        ConfigError: nothing is.
-    """
+    """Returns what is registered under the name that a key of the config has; raises ConfigError."""
     if name not in registry:
         known = sorted(known_name for known_name, _ in registry)
         raise ConfigError(f"{key}: unknown name {name!r}{did_you_mean(name, known)}; known are {known}")

@@ -105,13 +105,7 @@ class _StrictLoader(yaml.SafeLoader):
 
 
 def read_yaml(path: Path) -> dict[Any, Any]:
-    """Reads a YAML file that holds a mapping.
-
-    Args:
-        path: the file, which exists.
-
-    Returns:
-        Its content; an empty file is an empty mapping.
+    """Reads a YAML file that exists and holds a mapping; an empty file is an empty one.
 
     Raises:
         ConfigError: the file is no text, no YAML or no mapping, has a key twice, a python tag or a number
@@ -140,15 +134,7 @@ def read_yaml(path: Path) -> dict[Any, Any]:
 
 
 def parse_yaml(text: str, origin: str) -> Any:
-    """Reads a text of YAML.
-
-    Args:
-        text: the text.
-        origin: where it comes from, for the errors.
-
-    Raises:
-        ConfigError: see :func:`read_yaml`; any kind of value is taken.
-    """
+    """Reads a text of YAML, any kind of value; the origin is for the errors, see :func:`read_yaml`."""
     try:
         return yaml.load(text, Loader=_StrictLoader)  # a SafeLoader: builds plain data only
     except _TooLargeError as error:

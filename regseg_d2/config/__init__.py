@@ -31,9 +31,6 @@ def add_regseg_config(cfg: CfgNode) -> None:
 
     Detectron2's own programs run with it. The keys of its DeepLab project, which some heads read, are added
     by ``add_deeplab_config``; call that before.
-
-    Args:
-        cfg: a Detectron2 config, changed in place.
     """
     add_model_config(cfg)
     add_mit_config(cfg)

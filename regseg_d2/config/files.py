@@ -47,9 +47,8 @@ _METHOD_KEY = r"MODEL.REGULARIZERS.\g<method>.\g<name>"
 def load_config(config_file: str, opts: Sequence[str] | None = ()) -> CfgNode:
     """Returns the defaults, changed by a YAML file with its bases and by overrides.
 
-    Args:
-        config_file: path of a YAML file, or "" for the defaults alone.
-        opts: overrides ``[KEY, VALUE, KEY, VALUE, ...]`` as they come from a command line.
+    ``config_file`` is the path of a YAML file, or "" for the defaults alone; ``opts`` are overrides ``[KEY,
+    VALUE, KEY, VALUE, ...]`` as they come from a command line.
 
     Returns:
         The config, not frozen. ``OUTPUT_DIR``, where nobody sets it or sets it to "auto", is
@@ -68,9 +67,8 @@ def load_config_with_origins(
 ) -> tuple[CfgNode, dict[str, str]]:
     """As :func:`load_config`, and tells where each value comes from.
 
-    Returns:
-        The config (not frozen), and ``{dotted key: file or "command line"}`` of every key that was
-        set, whether or not to another value than the default.
+    The origins are ``{dotted key: file or "command line"}`` of every key that was set, whether or not to
+    another value than the default.
     """
     cfg = get_regseg_cfg()
     known = _all_keys(cfg)
@@ -102,13 +100,8 @@ def flatten_config(cfg: Mapping[str, Any]) -> dict[str, Any]:
 def format_config(cfg: CfgNode, origins: Mapping[str, str] | None = None) -> str:
     """Returns a config as YAML, with its origin behind each value that is not the default.
 
-    Args:
-        cfg: the config.
-        origins: as :func:`load_config_with_origins` gives them; a changed key that is not among them was
-            set in code. None leaves the origins out.
-
-    Returns:
-        YAML that can be loaded again; the origins are comments.
+    It can be loaded again; the origins are comments, as :func:`load_config_with_origins` gives them. A
+    changed key that is not among them was set in code. None leaves the origins out.
     """
     defaults = flatten_config(get_regseg_cfg())
     lines: list[str] = []

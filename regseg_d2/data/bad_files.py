@@ -39,17 +39,15 @@ class ReplacingSamples(Dataset):
 
     Which record takes the place of sample ``n`` follows from (seed, ``n``) alone, so it is the same for
     every number of workers and processes. Augmentation stays that of sample ``n``.
+
+    Args:
+        samples: gives for ``(sample number, record index)`` a sample, or a ``DatasetError`` as a value;
+            ``samples.records`` are the records.
+        seed: seed of the run.
+        max_bad_files: unusable records in a row after which there is no point in going on.
     """
 
     def __init__(self, samples: Any, *, seed: int, max_bad_files: int) -> None:
-        """Wraps a data set.
-
-        Args:
-            samples: gives for ``(sample number, record index)`` a sample, or a ``DatasetError`` as a
-                value; ``samples.records`` are the records.
-            seed: seed of the run.
-            max_bad_files: unusable records in a row after which there is no point in going on.
-        """
         self.samples = samples
         self.seed = seed
         self.max_bad_files = max_bad_files
@@ -85,14 +83,10 @@ class BadFileLedger:
 
     Attributes:
         files: what is wrong with each, by the name of its image.
+        max_bad_files: how many there may be.
     """
 
     def __init__(self, max_bad_files: int) -> None:
-        """Begins an empty ledger.
-
-        Args:
-            max_bad_files: how many there may be.
-        """
         self.max_bad_files = max_bad_files
         self.files: dict[str, str] = {}
         self._new: dict[str, str] = {}

@@ -43,12 +43,7 @@ class ClassBalance:
 
 
 def count_classes(per_image: np.ndarray, ignored_pixels: int) -> ClassBalance:
-    """Sums up counts of single labels.
-
-    Args:
-        per_image: pixels of each class in each label (N, K).
-        ignored_pixels: pixels without a class in all of them.
-    """
+    """Sums up the pixels of each class in each label ``(N, K)``; ``ignored_pixels`` are of all labels."""
     present = per_image > 0
     valid = per_image.sum(axis=1)
     return ClassBalance(
@@ -86,13 +81,7 @@ def median_frequency_weights(balance: ClassBalance) -> np.ndarray:
 
 
 def write_frequencies(path: str | Path, dataset: str, balance: ClassBalance) -> None:
-    """Writes the frequencies as JSON, for class weights in training.
-
-    Args:
-        path: the file.
-        dataset: name of the data set.
-        balance: its frequencies.
-    """
+    """Writes the frequencies of a data set as JSON, for class weights in training."""
     content = {
         "dataset": dataset,
         "num_images": balance.num_images,

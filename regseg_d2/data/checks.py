@@ -24,9 +24,6 @@ def check_datasets(cfg: CfgNode) -> None:
     ``DATASETS.CHECK_SAMPLES`` samples are read. Of training data, some may be unusable if
     ``DATALOADER.BAD_FILES`` is "skip".
 
-    Args:
-        cfg: the run's config.
-
     Raises:
         ConfigError: a data set's name is unknown, or the number of classes or the ignore value of the
             head is not that of the data.
@@ -46,10 +43,6 @@ def check_datasets(cfg: CfgNode) -> None:
 
 def check_head(cfg: CfgNode, dataset_name: str) -> None:
     """Compares the head's number of classes and ignore value with a data set's.
-
-    Args:
-        cfg: the run's config.
-        dataset_name: name in the catalog.
 
     Raises:
         ConfigError: they differ.
@@ -73,10 +66,7 @@ def check_head(cfg: CfgNode, dataset_name: str) -> None:
 def check_samples(dataset_name: str, records: list[dict], *, skip_bad: bool = False) -> None:
     """Reads records' images and labels and looks for what training would stumble over.
 
-    Args:
-        dataset_name: name in the catalog.
-        records: the records to read; none is allowed.
-        skip_bad: warn about samples that cannot be used, as long as one can.
+    With ``skip_bad``, samples that cannot be used are warned about, as long as one can.
 
     Raises:
         DatasetError: a file cannot be read, image and label differ in size, a label holds a value that

@@ -23,12 +23,7 @@ RANDOM, REPEAT_FACTOR, RARE_CLASS = (
 
 
 def build_sample_order(cfg: CfgNode, size: int, *, seed: int) -> SampleOrder:
-    """Builds the order that ``DATALOADER.SAMPLER_TRAIN`` names, the same in all processes.
-
-    Args:
-        cfg: the run's config.
-        size: number of records of ``DATASETS.TRAIN``.
-        seed: seed of the run.
+    """Builds the order of so many records that ``DATALOADER.SAMPLER_TRAIN`` names, the same in all processes.
 
     Raises:
         ConfigError: the name is unknown, or a key that belongs to it is out of its range.
@@ -94,14 +89,10 @@ def repeat_factors(present: np.ndarray, threshold: float, square_root: bool = Tr
 
 
 class RepeatFactorOrder:
-    """Records in proportion to their repeat factors, each rounded up or down by chance in every epoch.
+    """Records in proportion to their factors ``(N,)``, each rounded up or down by chance in every epoch.
 
     (Detectron2's sampler makes epochs longer by the mean factor; here they keep their length, so that the
     number of the epoch of a sample does not depend on chance. The proportions are the same.)
-
-    Args:
-        factors: of each record, ``(N,)``.
-        seed: seed of the run.
     """
 
     def __init__(self, factors: np.ndarray, *, seed: int) -> None:

@@ -26,18 +26,13 @@ def inverse_weights(balance: ClassBalance) -> np.ndarray:
 
 
 def effective_number_weights(balance: ClassBalance, beta: float) -> np.ndarray:
-    """One over the effective number of images, with mean 1 over the classes that occur; 1 for the others.
+    """One over the effective number of images ``(K,)``, with mean 1 over the classes that occur; else 1.
 
     Cui, Jia, Lin, Song, Belongie, "Class-Balanced Loss Based on Effective Number of Samples", CVPR 2019,
     equations 2 and 4: E_n = (1 - beta^n) / (1 - beta). n counts images that hold the class: pixels of one
     image are anything but independent samples, and their numbers make all E_n equal to 1 / (1 - beta).
 
-    Args:
-        balance: the frequencies.
-        beta: in [0, 1); 0 weighs nothing, towards 1 the weights approach one over n.
-
-    Returns:
-        Array (K,).
+    beta is in [0, 1); 0 weighs nothing, towards 1 the weights approach one over n.
     """
     number = balance.images_with_class.astype(np.float64)
     # In this form, exact also where beta is almost 1.
@@ -61,16 +56,10 @@ WEIGHTINGS: dict[str, Callable[[ClassBalance, float], np.ndarray]] = {
 
 
 def measured_class_weights(cfg: CfgNode) -> list[float] | None:
-    """Class weights as ``MODEL.SEM_SEG_HEAD.CLASS_WEIGHTING`` says, the same in all processes.
+    """One weight a class, as ``MODEL.SEM_SEG_HEAD.CLASS_WEIGHTING`` says; None if the key is empty.
 
     The frequencies are those of the file ``DATASETS.FREQUENCIES``, or of the labels of ``DATASETS.TRAIN``,
     which the main process counts once a run.
-
-    Args:
-        cfg: the run's config.
-
-    Returns:
-        One weight a class; None if the key is empty.
 
     Raises:
         ConfigError: the key has an unknown value or contradicts CLASS_WEIGHTS, or the file cannot be used.
@@ -115,10 +104,6 @@ def _weights(cfg: CfgNode) -> list[float]:
 
 def read_frequencies(path: str | Path, num_classes: int) -> ClassBalance:
     """Reads the JSON that ``tools/check_dataset.py NAME --json FILE`` writes.
-
-    Args:
-        path: the file.
-        num_classes: K.
 
     Raises:
         ConfigError: the file is missing, not of this form, or about another number of classes.

@@ -40,9 +40,6 @@ _JPEG_APP1, _JPEG_APP2 = 0xE1, 0xE2
 def decode_rgb(data: bytes) -> np.ndarray | None:
     """Decodes a plain image file: PNG or JPEG, grey or RGB of 8 bits, upright.
 
-    Args:
-        data: the file.
-
     Returns:
         RGB array ``(H, W, 3)`` of uint8; None for a file that is not plain, or damaged.
     """
@@ -59,9 +56,6 @@ def decode_rgb(data: bytes) -> np.ndarray | None:
 
 def decode_indices(data: bytes) -> np.ndarray | None:
     """Decodes a plain label file: PNG, grey or palette of 8 bits, upright.
-
-    Args:
-        data: the file.
 
     Returns:
         Array ``(H, W)`` of uint8: grey values, or palette indices; None for a file that is not plain, or
@@ -82,12 +76,8 @@ def decode_indices(data: bytes) -> np.ndarray | None:
 class _PngHeader:
     """What the chunks of a PNG of 8 bits, not interlaced, say.
 
-    Attributes:
-        height: in pixels.
-        width: in pixels.
-        color_type: of the format: grey, RGB, palette, ...
-        pixels: starts and ends of the parts of the compressed pixels.
-        other_chunks: kinds of chunks that may change pixels or orientation.
+    ``pixels`` are starts and ends of the parts of the compressed pixels, ``other_chunks`` the kinds of chunks
+    that may change pixels or orientation.
     """
 
     height: int

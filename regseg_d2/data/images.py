@@ -35,11 +35,7 @@ _DECODING_ERRORS = (
 
 
 def read_bytes(path: str | Path, kind: str) -> bytes:
-    """Reads a whole file.
-
-    Args:
-        path: the file.
-        kind: "image" or "label", for the message.
+    """Reads a whole file; ``kind``, "image" or "label", is for the message.
 
     Raises:
         DatasetError: the file is missing or cannot be read.
@@ -57,9 +53,7 @@ def read_bytes(path: str | Path, kind: str) -> bytes:
 def open_image(path: str | Path, kind: str) -> Image.Image:
     """Opens an image file of :data:`FORMATS` without decoding it; the only place that opens images.
 
-    Args:
-        path: the file.
-        kind: "image" or "label", for the message.
+    ``kind``, "image" or "label", is for the message.
 
     Raises:
         DatasetError: the file is missing, damaged, or of another kind.
@@ -74,14 +68,7 @@ def open_image(path: str | Path, kind: str) -> Image.Image:
 
 @contextmanager
 def decoded_file(path: str | Path, kind: str) -> Iterator[Image.Image]:
-    """Opens an image file, decodes all of it and turns every failure into an error with its name.
-
-    Args:
-        path: the file.
-        kind: "image" or "label", for the message.
-
-    Yields:
-        The decoded Pillow image, not yet turned by its EXIF orientation.
+    """Opens an image file and decodes all of it; it is not yet turned by its EXIF orientation.
 
     Raises:
         DatasetError: the file is missing, cut off, or no image.
@@ -96,11 +83,6 @@ def decoded_file(path: str | Path, kind: str) -> Iterator[Image.Image]:
 
 def upright(image: Image.Image, path: str | Path, kind: str) -> Image.Image:
     """Turns a decoded image as its EXIF orientation says.
-
-    Args:
-        image: the image.
-        path: its file, for the message.
-        kind: "image" or "label", for the message.
 
     Raises:
         DatasetError: the EXIF data is damaged, so that nobody knows which side is up.

@@ -60,11 +60,7 @@ def training_label_counts(cfg: CfgNode) -> LabelCounts:
     The counts lie in ``OUTPUT_DIR/label_counts.npz`` and hold for the same files (name, size and time of
     the last change) read in the same way; otherwise they are made again.
 
-    Args:
-        cfg: the run's config.
-
-    Returns:
-        The counts, in the order of ``load_train_subset``.
+    They are in the order of ``load_train_subset``.
 
     Raises:
         ConfigError: a data set's name is unknown.
@@ -91,11 +87,8 @@ def count_label_files(
 ) -> LabelCounts:
     """Counts the pixels of each class in every label, in several processes, with progress and time to go.
 
-    Args:
-        records: with ``sem_seg_file_name`` and ``dataset_name``.
-        readers: label reader of each data set; all have the same number of classes.
-        workers: number of processes; 0 counts in this one.
-        skip_bad: count nothing in a label that cannot be used, with a warning.
+    ``readers`` are those of the data sets of the records, all with the same number of classes; 0 ``workers``
+    count in this process. With ``skip_bad`` a label that cannot be used counts nothing, with a warning.
 
     Raises:
         DatasetError: a label cannot be used.
@@ -171,11 +164,7 @@ def _read(path: Path, key: str) -> LabelCounts | None:
 
 
 def from_main_process(function: Callable[[], Result]) -> Result:
-    """Calls a function in the main process and gives all processes its result, or its user's error.
-
-    Args:
-        function: returns what can be pickled.
-    """
+    """Calls a function in the main process and gives all processes its result, or its user's error."""
     outcome: Result | UserError | None = None
     if comm.is_main_process():
         try:

@@ -71,9 +71,6 @@ class LabelReader:
     def __call__(self, path: str | Path) -> np.ndarray:
         """Reads one label file.
 
-        Args:
-            path: the label file.
-
         Returns:
             Array ``(H, W)`` of int32: class indices and the ignore value.
 
@@ -85,9 +82,6 @@ class LabelReader:
 
     def compact(self, path: str | Path) -> np.ndarray:
         """Reads one label file like a call, into one byte a pixel where the file and the classes allow.
-
-        Args:
-            path: the label file.
 
         Returns:
             Array ``(H, W)`` of uint8 or int32: class indices and the ignore value. Convert it before doing
@@ -106,9 +100,6 @@ class LabelReader:
 
     def file_values(self, path: str | Path) -> np.ndarray:
         """Reads one label file without applying ``label_map``.
-
-        Args:
-            path: the label file.
 
         Returns:
             Array ``(H, W)`` of file values in an integer type.
@@ -235,12 +226,7 @@ class LabelReader:
 
 
 class _ByteTable:
-    """Looks up 8-bit file values whose classes fit into 8 bits, in passes over single bytes.
-
-    Args:
-        targets: class of each of the 256 file values (256,), in uint8.
-        is_unknown: file values that are not accounted for (256,).
-    """
+    """Looks up 8-bit file values whose classes, and whether they are unknown, are in tables of 256 bytes."""
 
     def __init__(self, targets: np.ndarray, is_unknown: np.ndarray) -> None:
         self.targets = targets
@@ -337,22 +323,7 @@ def read_label(
     ignore_value: int = 255,
     num_classes: int | None = None,
 ) -> np.ndarray:
-    """Reads one label file; a :class:`LabelReader` for a single use.
-
-    Args:
-        path: the label file.
-        label_map: ``{file value: class index or ignore value}``; None keeps the file values.
-        color_table: ``{(r, g, b): file value}`` for files that encode classes by colour.
-        ignore_value: class index of pixels that count nowhere.
-        num_classes: number of classes; None leaves the upper end unchecked.
-
-    Returns:
-        Array ``(H, W)`` of int32: class indices and the ignore value.
-
-    Raises:
-        DatasetError: the file is missing, cut off, of an unsuitable kind, or holds a value or colour
-            that is not accounted for.
-    """
+    """Reads one label file, with the options, result and errors of a :class:`LabelReader`."""
     reader = LabelReader(
         label_map=label_map, color_table=color_table, ignore_value=ignore_value, num_classes=num_classes
     )
@@ -365,9 +336,6 @@ def label_reader_for(dataset_name: str) -> LabelReader:
     Args:
         dataset_name: a registered name. ``stuff_classes`` must be in its metadata; ``label_map``,
             ``color_table`` and ``ignore_label`` (255) may be.
-
-    Returns:
-        The reader, a function from a file's path to its labels.
 
     Raises:
         DatasetError: the metadata names no classes.

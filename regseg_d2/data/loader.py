@@ -27,14 +27,7 @@ from regseg_d2.data.workers import keep_freed_memory, obey_the_parent_alone
 
 
 def forward_batch_size(cfg: CfgNode, world_size: int) -> int:
-    """Images in one forward pass of one process.
-
-    Args:
-        cfg: with ``SOLVER.IMS_PER_BATCH`` and ``SOLVER.ACCUM_STEPS``.
-        world_size: number of processes.
-
-    Returns:
-        ``IMS_PER_BATCH / (ACCUM_STEPS * world_size)``.
+    """Images in one forward pass of one process: ``IMS_PER_BATCH / (ACCUM_STEPS * world_size)``.
 
     Raises:
         ConfigError: that is not a whole number.
@@ -58,10 +51,7 @@ class _MappedSamples(Dataset):
 
     Raised here, torch would bury its message under the traceback of a worker process.
 
-    Args:
-        records: the records.
-        mapper: makes a sample of a record and, in training, the sample's number and the class it is for.
-        wanted_class: tells which class a sample number is for, if any.
+    ``wanted_class`` tells which class a sample number is for, if any; the mapper gets both, in training.
     """
 
     def __init__(
@@ -90,11 +80,7 @@ class _MappedSamples(Dataset):
 
 
 class SampleLoader:
-    """A torch ``DataLoader`` that raises the errors of its samples in the main process.
-
-    Args:
-        loader: yields lists of samples or errors.
-    """
+    """A torch ``DataLoader`` of samples or errors that raises these in the main process."""
 
     def __init__(self, loader: DataLoader) -> None:
         self.loader = loader
@@ -148,16 +134,11 @@ def _uses_gpu(cfg: CfgNode) -> bool:
 
 
 def build_train_loader(cfg: CfgNode, *, seed: int, start_iter: int = 0) -> SampleLoader:
-    """Builds the endless loader of training batches of this process.
+    """Builds the endless loader of training batches of this process, from optimizer step ``start_iter`` on.
 
     One optimizer step takes ``SOLVER.ACCUM_STEPS`` batches in a row. What a step sees depends on
     ``seed`` and the step only: the set of its images is the same for every number of processes and
     workers and for every ``start_iter``.
-
-    Args:
-        cfg: the run's config.
-        seed: seed of the run, the same in all processes.
-        start_iter: optimizer step to start at.
 
     Returns:
         An iterable of lists of samples (see :class:`~regseg_d2.data.mapper.TrainMapper`).
@@ -203,10 +184,6 @@ def build_train_loader(cfg: CfgNode, *, seed: int, start_iter: int = 0) -> Sampl
 
 def build_test_loader(cfg: CfgNode, dataset_name: str) -> SampleLoader:
     """Builds the loader of a data set's images, in order, one at a time.
-
-    Args:
-        cfg: the run's config.
-        dataset_name: name in the catalog.
 
     Returns:
         A sized iterable of lists of one sample (see :class:`~regseg_d2.data.mapper.TestMapper`); with

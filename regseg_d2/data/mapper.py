@@ -25,14 +25,7 @@ from regseg_d2.data.transforms import (
 
 
 def read_pair(record: dict, reader: LabelReader) -> tuple[np.ndarray, np.ndarray]:
-    """Reads a record's image and label and compares their sizes.
-
-    Args:
-        record: with ``file_name`` and ``sem_seg_file_name``.
-        reader: the data set's label reader.
-
-    Returns:
-        RGB image ``(H, W, 3)`` of uint8 and labels ``(H, W)`` of int32.
+    """Reads a record's RGB image ``(H, W, 3)`` of uint8 and its labels ``(H, W)`` of int32.
 
     Raises:
         DatasetError: a file cannot be used, or the two are of different size.
@@ -212,9 +205,6 @@ class TestMapper:
 
     def __call__(self, record: dict) -> dict:
         """Makes one test sample.
-
-        Args:
-            record: with ``file_name``, ``sem_seg_file_name`` and ``image_id``.
 
         Returns:
             ``image`` uint8 tensor ``(3, H, W)``, the image's own ``height`` and ``width``, and the

@@ -11,13 +11,7 @@ from regseg_d2.common.suggestions import did_you_mean
 
 
 def load_records(dataset_name: str) -> list[dict]:
-    """Loads the records of one registered data set.
-
-    Args:
-        dataset_name: name in the catalog.
-
-    Returns:
-        The records, each with its ``dataset_name`` and ``image_id``.
+    """Loads the records of one registered data set, each with its ``dataset_name`` and ``image_id``.
 
     Raises:
         ConfigError: no data set has this name; the nearest names are listed.
@@ -46,12 +40,6 @@ def load_records(dataset_name: str) -> list[dict]:
 def load_training_records(dataset_names: Sequence[str]) -> list[dict]:
     """Loads several data sets one after the other and compares their classes.
 
-    Args:
-        dataset_names: names in the catalog.
-
-    Returns:
-        The records of all of them.
-
     Raises:
         ConfigError: there is no name, or a name is unknown.
         DatasetError: the class lists differ, or a data set cannot be loaded.
@@ -65,9 +53,6 @@ def load_training_records(dataset_names: Sequence[str]) -> list[dict]:
 
 def check_equal_classes(dataset_names: Sequence[str]) -> None:
     """Compares the class lists of registered data sets.
-
-    Args:
-        dataset_names: names in the catalog.
 
     Raises:
         DatasetError: two lists differ; the first difference is named.

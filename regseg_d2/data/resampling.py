@@ -17,16 +17,9 @@ def scaled_size(height: int, width: int, scale: float) -> tuple[int, int]:
 
 
 def resize_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Resizes an image: bilinear, or by area where a side shrinks to less than half.
+    """Resizes an image ``(H, W, 3)`` of uint8: bilinear, or by area where a side shrinks to less than half.
 
     Down to one half bilinear interpolation leaves no pixel out; below, it would (aliasing).
-
-    Args:
-        image: array ``(H, W, 3)`` of uint8.
-        size: new height and width.
-
-    Returns:
-        Array ``(*size, 3)`` of uint8.
     """
     if image.shape[:2] == tuple(size):
         return image
@@ -82,18 +75,11 @@ def _leaves_pixels_out(image: np.ndarray, size: tuple[int, int]) -> bool:
 
 
 def nearest_indices(old: int, new: int) -> np.ndarray:
-    """Source index of each position of a side resized by nearest neighbour.
+    """Source indices ``(new,)`` of a side of length ``old`` that is resized by nearest neighbour.
 
     Pixel centres are at half positions, as in :func:`resize_image`, so that labels stay under their
     pixels. (OpenCV's ``INTER_NEAREST`` counts from pixel corners, which moves labels by up to half a
     pixel of the coarser grid.)
-
-    Args:
-        old: length of the side before.
-        new: length of the side after.
-
-    Returns:
-        Array ``(new,)`` of indices below ``old``.
     """
     # floor((i + 1/2) * old / new) in whole numbers, hence exact.
     return (2 * np.arange(new) + 1) * old // (2 * new)

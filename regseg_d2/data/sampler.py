@@ -18,28 +18,15 @@ CLASS_STREAM = 2
 
 
 def epoch_permutation(size: int, seed: int, epoch: int) -> np.ndarray:
-    """Order of the records in one epoch.
-
-    Args:
-        size: number of records.
-        seed: seed of the run.
-        epoch: number of the pass over the records, from 0.
-
-    Returns:
-        Array ``(size,)``: a permutation of the record indices.
-    """
+    """Order of the record indices ``(size,)`` in one epoch, a number from 0 on."""
     return np.random.default_rng((PERMUTATION_STREAM, seed, epoch)).permutation(size)
 
 
 def sample_generator(seed: int, sample_number: int) -> np.random.Generator:
     """Source of all randomness of one sample's augmentation.
 
-    Args:
-        seed: seed of the run.
-        sample_number: number of the sample in the run, over all processes.
-
-    Returns:
-        A generator that depends on nothing else: not on workers, processes or where a run resumed.
+    It depends on the run's seed and the sample's number over all processes alone: not on workers, processes
+    or where a run resumed.
     """
     return np.random.default_rng((AUGMENTATION_STREAM, seed, sample_number))
 
@@ -57,12 +44,7 @@ class SampleOrder(Protocol):
 
 
 class RandomOrder:
-    """Every record once an epoch.
-
-    Args:
-        size: number of records.
-        seed: seed of the run.
-    """
+    """Every record once an epoch."""
 
     def __init__(self, size: int, seed: int) -> None:
         self.size = size

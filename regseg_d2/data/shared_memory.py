@@ -22,16 +22,12 @@ class SharedMemoryError(UserError):
 
 
 def collate_for_transport(batch: list[Any]) -> list[Any]:
-    """Leaves a batch the list that it is, once there is room to send it.
+    """Leaves a batch of samples or errors the list that it is, once there is room to send it.
 
     Without room torch's sender fails in a thread of the worker, whose error nobody hears, and the trainer
     waits without end.
 
-    Args:
-        batch: samples, dicts with tensors; or errors.
-
-    Returns:
-        The batch, or in its place the error that there is no room for it.
+    Where there is none in time, the error that says so takes its place.
     """
     if get_worker_info() is None or not SHARED_MEMORY.is_dir():
         return batch

@@ -27,12 +27,7 @@ GROUPINGS: Mapping[str, Callable[[Path], str]] = {
 def load_train_subset(cfg: CfgNode, seed: int) -> list[dict]:
     """Loads ``DATASETS.TRAIN``, or the ``DATASETS.TRAIN_FRACTION`` of it that a seed draws.
 
-    Args:
-        cfg: the run's config.
-        seed: seed of the run; the same seed draws the same images.
-
-    Returns:
-        Records in the order of the data sets.
+    The same seed draws the same images; the records are in the order of the data sets.
 
     Raises:
         ConfigError: a key has an unusable value, or a data set's name is unknown.
@@ -55,15 +50,9 @@ def load_train_subset(cfg: CfgNode, seed: int) -> list[dict]:
 
 
 def draw_subset(groups: Sequence[tuple[str, str]], fraction: float, seed: int) -> list[int]:
-    """Draws a share of each group, at least one of it.
+    """Draws a share in (0, 1] of each group, at least one of it.
 
-    Args:
-        groups: the group of each item.
-        fraction: in (0, 1].
-        seed: of the draw.
-
-    Returns:
-        Positions of the chosen items, increasing.
+    ``groups`` has the group of each item. Returns the positions of the chosen items, increasing.
     """
     members: dict[tuple[str, str], list[int]] = defaultdict(list)
     for position, group in enumerate(groups):

@@ -20,12 +20,7 @@ _HUE_PIXELS = 1 << 16
 
 @dataclass(frozen=True)
 class RandomScale:
-    """Draws a scale factor.
-
-    Args:
-        smallest: smallest factor.
-        largest: largest factor.
-        step: distance between the possible factors; 0 is any factor between.
+    """Draws a scale factor, in steps of ``step`` from the smallest on; 0 is any factor between.
 
     Raises:
         ConfigError: the range is empty or not positive, or the step negative.
@@ -56,12 +51,7 @@ class RandomScale:
 
 @dataclass(frozen=True)
 class WantedClass:
-    """A class that a sample was drawn for.
-
-    Attributes:
-        index: the class.
-        min_pixels: pixels of it that the crop should show.
-    """
+    """A class that a sample was drawn for, and how many pixels of it the crop should show."""
 
     index: int
     min_pixels: int
@@ -204,15 +194,9 @@ def adjust_colors(
 ) -> np.ndarray:
     """Scales brightness, contrast and saturation by factors and turns the hue.
 
-    Args:
-        image: RGB array ``(H, W, 3)`` of uint8.
-        brightness: factor of all values.
-        contrast: factor of the distance from the mean luminance.
-        saturation: factor of the distance from each pixel's luminance.
-        hue: shift as a share of the circle.
-
-    Returns:
-        Array ``(H, W, 3)`` of uint8; values are rounded and clipped before the hue and at the end.
+    The factors are those of the changes that :class:`ColorJitter` draws; the hue's shift is a share of the
+    circle. The image is ``(H, W, 3)`` of uint8, RGB; values are rounded and clipped before the hue and at the
+    end.
     """
     if (brightness, contrast, saturation) != (1, 1, 1):
         image = cv2.transform(image, _color_matrix(image, brightness, contrast, saturation))
@@ -282,16 +266,9 @@ def to_planes(
 def to_target(
     label: np.ndarray, size: tuple[int, int] | None, ignore_value: int, *, mirrored: bool
 ) -> np.ndarray:
-    """Pads and mirrors a label as :func:`to_planes` does its image.
+    """Pads and mirrors a label ``(h, w)`` as :func:`to_planes` does its image; ``(H, W)`` of int64.
 
-    Args:
-        label: array ``(h, w)`` of uint8 or int32.
-        size: height and width to pad to; None pads nothing.
-        ignore_value: label of the padding.
-        mirrored: turn left to right.
-
-    Returns:
-        Array ``(H, W)`` of int64.
+    The label is of uint8 or int32; the padding is the ignore value.
     """
     height, width = label.shape
     size = size or (height, width)

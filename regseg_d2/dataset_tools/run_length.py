@@ -17,18 +17,7 @@ _LONGEST = 7  # characters of a length; 35 bits are more than any image has pixe
 
 
 def decode_runs(counts: object, size: tuple[int, int]) -> np.ndarray:
-    """Decodes a mask.
-
-    Args:
-        counts: the code, compressed (text) or not (lengths).
-        size: height and width of the mask.
-
-    Returns:
-        Array ``(H, W)`` of bool.
-
-    Raises:
-        ValueError: it is no such code, or the lengths do not add up to the size.
-    """
+    """Decodes a mask ``(H, W)`` of bool; code, size and errors as for :func:`run_lengths`."""
     lengths = run_lengths(counts, size)
     height, width = size
     values = np.arange(len(lengths)) % 2 == 1
@@ -36,14 +25,11 @@ def decode_runs(counts: object, size: tuple[int, int]) -> np.ndarray:
 
 
 def run_lengths(counts: object, size: tuple[int, int]) -> np.ndarray:
-    """Decodes and checks the lengths of the runs of a mask.
+    """Decodes and checks the lengths of the runs of 0 and 1 in turn, column by column, of a mask.
 
     Args:
         counts: the code, compressed (text) or not (lengths).
         size: height and width of the mask.
-
-    Returns:
-        Lengths of runs of 0 and 1 in turn, column by column.
 
     Raises:
         ValueError: it is no such code, or the lengths do not add up to the size.

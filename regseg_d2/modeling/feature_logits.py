@@ -24,19 +24,13 @@ _LAYERS: dict[Any, Callable[[Any, Features], Tensor]] = {
 
 
 def gives_feature_logits(head: nn.Module) -> bool:
-    """Whether :func:`feature_logits` knows what a head does before it stretches its logits.
-
-    Args:
-        head: a semantic segmentation head.
-    """
+    """Whether :func:`feature_logits` knows what a head does before it stretches its logits."""
     return type(head).forward in _LAYERS and not getattr(head, "decoder_only", False)
 
 
 def feature_logits(head: nn.Module, features: Features) -> Tensor:
     """Logits ``(N, K, h, w)`` of a head in evaluation; its output is ``head.common_stride`` times as large.
 
-    Args:
-        head: a head of which :func:`gives_feature_logits` is true.
-        features: backbone features by name.
+    Of a head of which :func:`gives_feature_logits` is true; ``features`` are the backbone's, by name.
     """
     return _LAYERS[type(head).forward](head, features)

@@ -15,14 +15,7 @@ from regseg_d2.common.errors import ConfigError
 
 
 def conv_norm_relu(in_channels: int, out_channels: int, kernel_size: int, norm: str) -> Conv2d:
-    """A convolution that keeps the size, a norm and a ReLU.
-
-    Args:
-        in_channels: channels of the input.
-        out_channels: channels of the output.
-        kernel_size: odd size of the kernel.
-        norm: name of the norm; empty is none, with a bias in the convolution instead.
-    """
+    """A convolution of an odd kernel that keeps the size, a norm and a ReLU; without a norm it has a bias."""
     conv = Conv2d(
         in_channels,
         out_channels,
@@ -37,13 +30,7 @@ def conv_norm_relu(in_channels: int, out_channels: int, kernel_size: int, norm: 
 
 
 def separable_conv_norm_relu(in_channels: int, out_channels: int, norm: str) -> DepthwiseSeparableConv2d:
-    """A 3x3 convolution of each channel and a 1x1 convolution of all, each with a norm and a ReLU.
-
-    Args:
-        in_channels: channels of the input.
-        out_channels: channels of the output.
-        norm: name of the norms.
-    """
+    """A 3x3 convolution of each channel and a 1x1 convolution of all, each with a norm and a ReLU."""
     return DepthwiseSeparableConv2d(
         in_channels, out_channels, norm1=norm, activation1=F.relu, norm2=norm, activation2=F.relu
     )
@@ -117,16 +104,6 @@ def pixel_attention(query: Tensor, key: Tensor, value: Tensor, scale: float) -> 
 
 
 def check_head_key(key: str, value: Any, fine: bool, expected: str) -> None:
-    """Refuses a bad value of a key of ``MODEL.SEM_SEG_HEAD``.
-
-    Args:
-        key: the key, without that prefix.
-        value: what it is.
-        fine: whether that is good.
-        expected: what would be.
-
-    Raises:
-        ConfigError: if it is not.
-    """
+    """Raises ConfigError where a value of a key of ``MODEL.SEM_SEG_HEAD`` is not fine, with what would be."""
     if not fine:
         raise ConfigError(f"MODEL.SEM_SEG_HEAD.{key} is {value!r}; expected {expected}")

@@ -77,12 +77,7 @@ class SegmentationLoss(nn.Module):
         self.register_buffer("class_weights", weights, persistent=False)
 
     def set_class_weights(self, class_weights: Sequence[float], device: torch.device) -> None:
-        """Weighs the classes from now on.
-
-        Args:
-            class_weights: one weight a class.
-            device: where the model is.
-        """
+        """Weighs the classes from now on, one weight a class."""
         self.class_weights = torch.tensor(class_weights, dtype=torch.float32, device=device)
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:

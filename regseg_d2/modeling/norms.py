@@ -15,17 +15,10 @@ NORMS = ("auto", "BN", "SyncBN", "naiveSyncBN", "FrozenBN", "GN")
 
 
 def auto_norm(device: str, world_size: int) -> str:
-    """Names the batch norm that works on the given device and number of processes.
+    """Names the batch norm for ``cfg.MODEL.DEVICE`` and a number of processes: BN, SyncBN or naiveSyncBN.
 
     ``nn.SyncBatchNorm`` refuses CPU tensors in training, so several CPU processes take Detectron2's
     ``naiveSyncBN``, which the segmentor then makes exact (``process_batch_norm.py``).
-
-    Args:
-        device: ``cfg.MODEL.DEVICE``.
-        world_size: number of processes.
-
-    Returns:
-        ``"BN"``, ``"SyncBN"`` or ``"naiveSyncBN"``.
     """
     if world_size == 1:
         return "BN"

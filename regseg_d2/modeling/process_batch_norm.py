@@ -58,9 +58,6 @@ def make_exact(network: nn.Module) -> None:
 
     The layers stay the same objects with the same parameters: what else refers to them (frozen stages,
     optimizers) goes on to.
-
-    Args:
-        network: changed in place.
     """
     for module in network.modules():
         if isinstance(module, NaiveSyncBatchNorm):

@@ -39,14 +39,7 @@ class LoadReport:
         unexpected: Sequence[str],
         mismatched: tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...],
     ) -> LoadReport:
-        """Makes the report of what torch's ``load_state_dict`` returned.
-
-        Args:
-            model: the model that was loaded into.
-            missing: its ``missing_keys``.
-            unexpected: its ``unexpected_keys``.
-            mismatched: tensors of other shapes, which it was not given.
-        """
+        """Makes the report of what torch's ``load_state_dict`` returned; ``mismatched`` it was not given."""
         other_shape = {key for key, _, _ in mismatched}
         absent = [key for key in missing if key not in other_shape]
         # A tensor with two names is there if one of them is.

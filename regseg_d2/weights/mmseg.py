@@ -22,11 +22,7 @@ def rename(state: Mapping[str, Tensor], network: Network) -> Renamed:
 
 
 def backbone_rules(network: Network, theirs: str) -> list[Rule]:
-    """Rules for the network's backbone.
-
-    Args:
-        network: the network.
-        theirs: pattern of the prefix in the file.
+    """Rules for the network's backbone, whose names begin with the pattern ``theirs`` in the file.
 
     Raises:
         CheckpointError: if there are none for such a backbone.

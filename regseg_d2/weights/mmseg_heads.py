@@ -13,9 +13,7 @@ from regseg_d2.weights.renaming import Rule
 def conv_module(theirs: str, ours: str) -> list[Rule]:
     """Rules for a convolution with norm: their ``ConvModule`` and our ``conv_norm_relu``.
 
-    Args:
-        theirs: pattern of the module's name.
-        ours: replacement of it.
+    ``theirs`` is a pattern of the module's name, ``ours`` what replaces it.
     """
     return [
         (rf"{theirs}\.conv\.(weight|bias)", rf"{ours}.\g<{_last(theirs)}>"),
@@ -149,8 +147,7 @@ AUXILIARY_RULES: list[Rule] = [
 def deeplabv3plus_rules(low_channels: int) -> list[Rule]:
     """Rules for what ``DepthwiseSeparableASPPHead`` has behind ASPP.
 
-    Args:
-        low_channels: channels that the low-level feature is narrowed to. They come last there, first here.
+    The ``low_channels`` of the narrowed low-level feature come last there, first here.
     """
     fuse = r"sep_bottleneck\.0"
     return [

@@ -59,11 +59,7 @@ KINDS: list[tuple[str, str, str]] = [
 
 
 def describe_head(names: Iterable[str]) -> str:
-    """Says whose head or neck the names are, and what it is here; "" where they do not tell.
-
-    Args:
-        names: names of a checkpoint's tensors.
-    """
+    """Says whose head or neck the names are, and what it is here; "" where they do not tell."""
     names = list(names)
     for pattern, kind, here in KINDS:
         if any(re.match(pattern, name) for name in names):

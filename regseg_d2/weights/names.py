@@ -83,10 +83,8 @@ def cached_path(url: str) -> Path:
 def hub_file(repository: str, filenames: Sequence[str], key: str) -> str:
     """Returns a file of the Hugging Face hub, from its cache or downloaded into it.
 
-    Args:
-        repository: ``owner/name``, with ``@revision`` behind it or not.
-        filenames: names that the file may have; the first that is there counts.
-        key: key of the config, for errors.
+    The repository is ``owner/name``, with ``@revision`` behind it or not; the first of the filenames that is
+    there counts.
 
     Raises:
         CheckpointError: none of them can be had.

@@ -23,12 +23,7 @@ RESNET_BUILDERS = (
 
 @dataclass(frozen=True)
 class Network:
-    """A network as the rules see it.
-
-    Attributes:
-        cfg: a full config.
-        shapes: shape of each of the model's tensors, by name.
-    """
+    """A network as the rules see it: a full config, and the shape of each of the model's tensors."""
 
     cfg: CfgNode
     shapes: Mapping[str, Size]

@@ -61,9 +61,7 @@ class Part:
     def describe(self, misfits: Mapping[str, Tensor], network: Network) -> str:
         """Says which of the tensors are not from the file.
 
-        Args:
-            misfits: tensors of the file that have another shape, by the network's names.
-            network: the network.
+        ``misfits`` are tensors of the file that have another shape, by the network's names.
         """
         shapes = [
             f"{name} ({tuple(misfits[name].shape)} in the file, {tuple(network.shapes[name])} here)"
@@ -84,17 +82,12 @@ def is_classifier_of_other_classes(name: str, file: Iterable[int], here: Iterabl
 def parts_of(
     weights: Iterable[str], misfits: Mapping[str, Tensor], network: Network
 ) -> tuple[list[Part], list[Part]]:
-    """Sorts a network's tensors by part.
+    """Sorts a network's tensors by the parts of the backbone and those of the head.
 
     Counters of batches and the like belong to no part, nor do classifiers of other numbers of classes.
 
-    Args:
-        weights: names of the network's tensors that the file has.
-        misfits: tensors of the file that have another shape, by the network's names.
-        network: the network.
-
-    Returns:
-        The parts of the backbone and those of the head.
+    ``weights`` are those of its names that the file has; in ``misfits`` are the file's tensors of another
+    shape.
     """
     weights = set(weights)
     backbone: dict[str, Part] = {}

@@ -151,11 +151,7 @@ def _complex(real: Any, imaginary: Any) -> complex:
 
 
 def plain_names(budget: Budget) -> dict[str, Constructor | Any]:
-    """Returns what pickles of plain containers and NumPy arrays name.
-
-    Args:
-        budget: how many bytes arrays may take altogether.
-    """
+    """Returns what pickles of plain containers and NumPy arrays name; a budget of bytes is for all arrays."""
 
     def reconstruct(kind: Any, shape: Any, code: Any) -> _PickledArray:
         if not isinstance(kind, Name) or kind.name != "numpy.ndarray":
@@ -201,9 +197,5 @@ def plain_names(budget: Budget) -> dict[str, Constructor | Any]:
 
 
 def no_call(*_: Any) -> Any:
-    """Stands for a name that may be mentioned and not called.
-
-    Raises:
-        Refused: always.
-    """
+    """Stands for a name that may be mentioned and not called: raises Refused."""
     raise Refused("Unsupported call of a class")

@@ -44,9 +44,6 @@ class Unfinished:
     def finished(self, state: Any) -> Any:
         """Returns the object that the state makes of it.
 
-        Args:
-            state: what the file gives, of any type.
-
         Raises:
             Refused: it is of another kind than numbers.
             Damaged: it contradicts itself.
@@ -86,11 +83,7 @@ def checked_key(value: Any) -> str | int | bytes:
 
 
 def checked_items(pairs: Any, budget: Budget) -> list[tuple[Any, Any]]:
-    """Returns the items of a dict that a file gives as a dict or as pairs.
-
-    Args:
-        pairs: what the file gives.
-        budget: counts them.
+    """Returns the items of a dict that a file gives as a dict or as pairs, counted in the budget.
 
     Raises:
         Damaged: it is neither.
@@ -107,11 +100,7 @@ def checked_items(pairs: Any, budget: Budget) -> list[tuple[Any, Any]]:
 
 
 def checked_keys(items: Any, budget: Budget) -> list[Any]:
-    """Returns the items of a set.
-
-    Args:
-        items: what the file gives.
-        budget: counts them.
+    """Returns the items of a set that a file gives, counted in the budget.
 
     Raises:
         Damaged: it is no list.
@@ -124,11 +113,7 @@ def checked_keys(items: Any, budget: Budget) -> list[Any]:
 
 
 def text_keys(state: Any, budget: Budget) -> dict[str, Any]:
-    """Returns the attributes of an object, or the like.
-
-    Args:
-        state: what the file gives.
-        budget: counts them.
+    """Returns the attributes of an object, or the like, counted in the budget.
 
     Raises:
         Damaged: it is no dict with texts as keys.

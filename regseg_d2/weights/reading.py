@@ -64,14 +64,7 @@ def read_weights(path: str, *, trust_pickle: bool = False) -> dict[str, Tensor]:
 
 
 def weights_in(content: Any, path: str) -> dict[str, Tensor]:
-    """Takes the weights out of what a training program saved around them.
-
-    Args:
-        content: what was read.
-        path: the file, for the error.
-
-    Returns:
-        Tensors by name, without the ``module.`` of wrapped models.
+    """Takes the tensors by name, without ``module.``, out of what a training program saved around them.
 
     Raises:
         CheckpointError: there are none, or they are no tensors.
@@ -102,15 +95,7 @@ def weights_in(content: Any, path: str) -> dict[str, Tensor]:
 
 
 def check_names(content: Any, path: str) -> None:
-    """Checks that the content of a file is a dict whose keys are texts.
-
-    Args:
-        content: what was read.
-        path: the file, for the error.
-
-    Raises:
-        CheckpointError: it is not.
-    """
+    """Checks that the content of a file is a dict whose keys are texts; raises CheckpointError."""
     if not isinstance(content, Mapping):
         raise CheckpointError(f"'{path}' holds a {type(content).__name__}; expected a dict of weights.")
     others = [shown(key) for key in content if not isinstance(key, str)]

@@ -53,24 +53,15 @@ def rename_all(
 
 
 def prefixed(rules: Sequence[Rule], theirs: str, ours: str) -> list[Rule]:
-    """The same rules for tensors whose names begin with a prefix.
-
-    Args:
-        rules: rules without the prefixes.
-        theirs: the prefix in the file, a pattern without groups of its own.
-        ours: the prefix that it becomes.
-    """
+    """The same rules for names that begin with a prefix: a pattern without groups, and what it becomes."""
     return [(theirs + rule[0], ours + rule[1], *rule[2:]) for rule in rules]
 
 
 def conv_and_norm(theirs: str, conv: str, norm: str) -> list[Rule]:
     """Rules for a convolution and the norm behind it, of a row of layers that are numbered.
 
-    Args:
-        theirs: pattern of the convolution's name, with its number at the end. What follows may be a row of
-            its own that holds the norm with its ReLU.
-        conv: what the convolution becomes.
-        norm: what the norm becomes.
+    ``theirs`` is a pattern of the convolution's name, with its number at the end; what follows may be a row
+    of its own that holds the norm with its ReLU.
     """
     row, number = theirs.rsplit(".", 1)
     return [

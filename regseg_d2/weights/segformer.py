@@ -42,15 +42,9 @@ OFFICIAL_RULES: list[Rule] = [rule for i in range(1, 5) for rule in _rules_of_st
 
 
 def convert_official_mit(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-    """Gives the authors' tensors our names and layout.
+    """Gives the authors' tensors, without a prefix, our names and layout; and the names of those left over.
 
     Queries, and keys with values, are two tensors there and one here.
-
-    Args:
-        state: the backbone's tensors, without a prefix.
-
-    Returns:
-        Tensors by our name, and the names that are no part of the backbone, such as the classifier's.
 
     Raises:
         ValueError: if an attention layer has queries without keys and values, or the other way round.

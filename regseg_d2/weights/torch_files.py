@@ -65,11 +65,7 @@ class _Storage:
 
 
 def read_zip(file: BinaryIO, size: int) -> Any:
-    """Reads a file of ``torch.save``'s zip format.
-
-    Args:
-        file: the file.
-        size: its size in bytes.
+    """Reads a file of ``torch.save``'s zip format, of so many bytes.
 
     Raises:
         Refused: it holds more than tensors, arrays and plain containers.
@@ -118,9 +114,6 @@ def read_zip(file: BinaryIO, size: int) -> Any:
 
 def read_legacy(window: Window) -> Any:
     """Reads a file of ``torch.save``'s older format, in which the storages follow the pickle.
-
-    Args:
-        window: the file, at its first byte.
 
     Raises:
         Refused: it holds more than tensors, arrays and plain containers.

@@ -19,9 +19,6 @@ def register_builtin(spec: DatasetSpec) -> None:
     Detectron2 registers Cityscapes and ADE20K for files that scripts of theirs have to make first, and with
     another evaluator; importing ``detectron2.data`` always does that before this runs. What anyone else has
     registered under the name stays.
-
-    Args:
-        spec: the data set.
     """
     if spec.name in DatasetCatalog and registered_spec(spec.name) is None:
         owner = DatasetCatalog[spec.name].__module__

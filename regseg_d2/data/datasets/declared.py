@@ -52,11 +52,7 @@ _ROUNDING = 1e-9
 
 @dataclass(frozen=True)
 class FixedFolder:
-    """The folder that a data set's relative paths start from; two of the same path are equal.
-
-    Args:
-        path: the folder.
-    """
+    """The folder that a data set's relative paths start from; two of the same path are equal."""
 
     path: Path
 
@@ -66,15 +62,9 @@ class FixedFolder:
 
 
 def register_declared(paths: Iterable[str | Path]) -> list[str]:
-    """Registers the data sets of YAML files.
+    """Registers the data sets of YAML files, and returns their names in the order of the files.
 
     Registering a file again is allowed as long as it says the same.
-
-    Args:
-        paths: YAML files, relative to the working folder.
-
-    Returns:
-        The names that can now be used, in the order of the files.
 
     Raises:
         ConfigError: a file is missing or cannot be used.
@@ -94,13 +84,7 @@ def register_declared(paths: Iterable[str | Path]) -> list[str]:
 
 
 def read_declaration(path: str | Path) -> list[DatasetSpec]:
-    """Reads a YAML file that declares a data set.
-
-    Args:
-        path: the file.
-
-    Returns:
-        The splits, in the order of the file.
+    """Reads a YAML file that declares a data set: its splits, in the order of the file.
 
     Raises:
         ConfigError: the file is missing, or a key or value of it cannot be used.
@@ -127,12 +111,7 @@ def is_short(text: str) -> bool:
 
 
 class _Declaration:
-    """The checked content of a file.
-
-    Args:
-        path: the file.
-        content: what was read from it.
-    """
+    """The checked content of a file."""
 
     def __init__(self, path: Path, content: Mapping[Any, Any]) -> None:
         self.path = path

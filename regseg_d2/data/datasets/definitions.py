@@ -72,11 +72,7 @@ def definition_names() -> list[str]:
 
 @cache
 def load_definition(name: str) -> Definition:
-    """Reads a definition, once.
-
-    Args:
-        name: name of a file in ``definitions`` without ``.yaml``.
-    """
+    """Reads the definition of this name, once."""
     content = read_yaml(FOLDER / f"{name}.yaml")
     unknown = content.keys() - _KEYS
     if unknown or content["name"] != name:

@@ -14,15 +14,10 @@ from regseg_d2.common.errors import DatasetError
 
 @dataclass(frozen=True)
 class Part:
-    """A part of a set of files, drawn by a hash of seed and stem.
+    """A part of a set of files, from ``start`` to below ``stop``, drawn by a hash of seed and stem.
 
     Each stem has its own place in [0, 1), whatever the other files are: a file that is added later moves
     no other one into another part. The size of a part is therefore about its share, not exactly.
-
-    Args:
-        start: lower end of the part.
-        stop: upper end, which is not in it.
-        seed: another seed gives another draw.
 
     Raises:
         DatasetError: the ends are not 0 <= start < stop <= 1.
@@ -94,13 +89,7 @@ def without_suffix(name: str, suffixes: Sequence[str]) -> str:
 
 @dataclass(frozen=True)
 class ListLine:
-    """One line of a list of files.
-
-    Attributes:
-        number: of the line, from 1 on.
-        image: a stem, or the path of an image.
-        label: the path of its label; None where the list has stems.
-    """
+    """One line of a list of files: its number from 1 on, and a stem, or the paths of image and label."""
 
     number: int
     image: str
@@ -112,12 +101,6 @@ def read_list(path: Path) -> list[ListLine]:
 
     Two paths are separated by a tab or by spaces; a name with spaces stands in double quotes, or the
     columns are separated by a tab. Empty lines are passed over.
-
-    Args:
-        path: a text file in UTF-8.
-
-    Returns:
-        The lines, in order.
 
     Raises:
         DatasetError: the file is missing, no text or empty, a line has more than two columns or another

@@ -60,14 +60,9 @@ class CocoSplit:
 
 @dataclass(frozen=True)
 class _Categories:
-    """What the categories of a file become.
+    """What the categories of a file become: a class index for each category id, and file values.
 
-    Attributes:
-        names: class names.
-        colors: one a class.
-        index: class index of each category id.
-        uncovered: file value of pixels that no annotation covers.
-        ignore_value: file value of ignored pixels.
+    ``uncovered`` is the file value of pixels that no annotation covers.
     """
 
     names: tuple[str, ...]
@@ -170,11 +165,7 @@ def _declaration(name: str, splits: list[str], categories: _Categories, root: Pa
 
 
 class _AnnotationFile:
-    """A JSON file of annotations, checked.
-
-    Args:
-        split: where it is.
-    """
+    """A JSON file of annotations, checked."""
 
     def __init__(self, split: CocoSplit) -> None:
         self.path = split.annotations

@@ -20,14 +20,11 @@ from regseg_d2.dataset_tools.run_length import run_lengths
 
 
 def draw_instances(conversion: Conversion) -> np.ndarray:
-    """Draws the instances of one image, the largest first.
+    """Draws the instances of one image, the largest first; file values ``(H, W)``.
 
     Args:
         conversion: its payload has ``size``, ``uncovered``, ``dtype`` and ``shapes``: class index, whether it
             is a crowd, segmentation, and place in the file.
-
-    Returns:
-        File values ``(H, W)``.
 
     Raises:
         DatasetError: a segmentation is malformed.
@@ -86,14 +83,11 @@ def _check_polygon(polygon: Any, size: tuple[int, int], place: str) -> None:
 
 
 def draw_panoptic(conversion: Conversion) -> np.ndarray:
-    """Gives the pixels of each segment its class.
+    """Gives the pixels of each segment its class; file values ``(H, W)``.
 
     Args:
         conversion: of a panoptic PNG; its payload has ``size``, ``uncovered``, ``dtype`` and ``segments``,
             the class index of each id.
-
-    Returns:
-        File values ``(H, W)``.
 
     Raises:
         DatasetError: the PNG cannot be read, has another size, or holds an id without a segment.

@@ -90,12 +90,7 @@ class DatasetFacts:
 def collect_facts(names: Sequence[str], *, workers: int | None = None) -> list[DatasetFacts]:
     """Reads every pair of data sets, through all problems, and compares the sets.
 
-    Args:
-        names: registered names.
-        workers: processes that read; 0 reads in this one, None chooses by the number of pairs.
-
-    Returns:
-        The facts of each data set.
+    0 ``workers`` read in this process, None chooses by the number of pairs.
 
     Raises:
         ConfigError: a name is unknown.

@@ -26,11 +26,7 @@ class _Candidate:
 def find_pairs(name: str) -> tuple[list[dict], list[Problem]]:
     """Loads the records of a data set; where that fails, pairs what can be paired.
 
-    Args:
-        name: a registered name.
-
-    Returns:
-        The records, and a problem for each file or folder that is missing, lonely or ambiguous.
+    Returns the records, and a problem for each file or folder that is missing, lonely or ambiguous.
 
     Raises:
         ConfigError: no data set has this name.

@@ -24,13 +24,7 @@ from regseg_d2.dataset_tools.inspection.thumbnails import Thumbnail
 
 
 def print_report(console: Console, all_facts: Sequence[DatasetFacts], *, shown: int | None = None) -> None:
-    """Prints what was found.
-
-    Args:
-        console: where to.
-        all_facts: facts of the data sets.
-        shown: problems of one kind to list at most; None lists all.
-    """
+    """Prints what was found, of each kind of problem ``shown`` at most; None lists all."""
     for facts in all_facts:
         console.rule(f"[bold]{_shown(facts.name)}")
         for line in summary_lines(facts):

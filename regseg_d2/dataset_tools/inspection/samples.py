@@ -88,15 +88,7 @@ def known_values(reader: LabelReader) -> dict[int, int]:
 
 
 def inspect_sample(record: dict, reader: LabelReader) -> SampleFacts:
-    """Reads an image and its label with the readers that training uses.
-
-    Args:
-        record: with ``file_name``, ``sem_seg_file_name`` and ``image_id``.
-        reader: the data set's label reader.
-
-    Returns:
-        The facts, and every problem that was met.
-    """
+    """Reads a record's image and label with the readers that training uses: facts, and every problem met."""
     facts = SampleFacts(str(record["image_id"]), str(record["file_name"]), str(record["sem_seg_file_name"]))
     label_size = None
     try:

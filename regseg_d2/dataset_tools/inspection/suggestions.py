@@ -16,27 +16,14 @@ Color = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class Suggestion:
-    """A line for the declaration of a data set.
-
-    Attributes:
-        line: YAML to paste.
-        reason: why, and what to check.
-    """
+    """A line of YAML for the declaration of a data set, and why, with what to check."""
 
     line: str
     reason: str
 
 
 def suggest_label_map(values: Sequence[int], reader: LabelReader) -> Suggestion | None:
-    """Suggests a map where file values are not accounted for, or look like a binary mask.
-
-    Args:
-        values: all file values of the labels.
-        reader: reader of the declaration as it is.
-
-    Returns:
-        The suggestion; None where the declaration accounts for everything.
-    """
+    """Suggests a map where not all file values are accounted for, or look like a binary mask; else None."""
     found, classes, ignore = sorted(values), num_classes_of(reader), reader.ignore_value
     if reader.label_map is not None:
         unknown = [value for value in found if value not in reader.label_map]
@@ -91,15 +78,9 @@ def is_binary_mask(values: Sequence[int], reader: LabelReader) -> bool:
 def suggest_color_table(
     found: Collection[Color], classes: Sequence[str], colors: Sequence[Sequence[int]]
 ) -> Suggestion | None:
-    """Suggests a colour table for labels that are in colour although none is declared.
+    """Suggests a colour table for labels that are in colour although none is declared; None without colours.
 
-    Args:
-        found: all colours of the labels.
-        classes: K class names.
-        colors: (K, 3) RGB, the colours that the classes are drawn with.
-
-    Returns:
-        The suggestion; None without colours.
+    ``colors``, RGB ``(K, 3)``, are those that the K classes are drawn with.
     """
     if not found:
         return None

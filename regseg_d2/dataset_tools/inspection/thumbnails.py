@@ -21,14 +21,7 @@ _LONGER_SIDE = 400
 
 @dataclass(frozen=True)
 class Thumbnail:
-    """An image, and the same with its labels.
-
-    Attributes:
-        image_id: the sample's.
-        image: data URI of the image.
-        overlay: data URI of the image under its labels.
-        legend: the classes in it.
-    """
+    """Data URIs of an image and of the same under its labels, and the classes in it."""
 
     image_id: str
     image: str
@@ -37,15 +30,10 @@ class Thumbnail:
 
 
 def make_thumbnails(facts: DatasetFacts, num_shown: int) -> list[Thumbnail]:
-    """Draws samples that together show as many classes as possible.
+    """Draws up to ``num_shown`` samples that together show as many classes as possible, in their order.
 
-    Args:
-        facts: facts of a data set.
-        num_shown: number of samples at most. Of those with a problem, only labels with unknown values are
-            shown; they are hatched where a value means nothing.
-
-    Returns:
-        The thumbnails, in the order of the data set.
+    Of those with a problem, only labels with unknown values are shown; they are hatched where a value means
+    nothing.
     """
     usable = [
         i
@@ -58,13 +46,7 @@ def make_thumbnails(facts: DatasetFacts, num_shown: int) -> list[Thumbnail]:
 def choose_samples(per_image: np.ndarray, usable: Sequence[int], number: int) -> list[int]:
     """Chooses samples to show: for each class, from the rarest on, the one with most of it; then evenly.
 
-    Args:
-        per_image: pixels of each class in each sample (N, K).
-        usable: the samples to choose from, ascending.
-        number: how many.
-
-    Returns:
-        At most ``number`` of the usable samples, ascending.
+    ``per_image`` are the pixels of each class in each sample ``(N, K)``; samples, given and returned, ascend.
     """
     usable = list(usable)
     if len(usable) <= number:

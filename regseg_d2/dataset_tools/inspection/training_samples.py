@@ -73,11 +73,7 @@ def draw_training_samples(config_file: str, opts: list[str], *, number: int, out
 
 
 def training_samples(cfg: CfgNode, number: int) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-    """Makes the first samples of a run with the loader of training.
-
-    Args:
-        cfg: the config; its data sets are registered.
-        number: how many.
+    """Makes the first samples of a run with the loader of training; its data sets are registered.
 
     Returns:
         ``image_id``, image (H, W, 3) uint8 in RGB, and label (H, W) of each, as the network gets them.
@@ -104,13 +100,8 @@ def draw_sheet(
 ) -> np.ndarray:
     """Draws samples on one sheet, each as image and overlay with its name, and one legend for all.
 
-    Args:
-        samples: as :func:`training_samples` makes them, at least one.
-        names: K class names.
-        colors: (K, 3) uint8, RGB.
-
-    Returns:
-        (H, W, 3) uint8, RGB.
+    The samples are as :func:`training_samples` makes them, at least one; the sheet is ``(H, W, 3)`` uint8,
+    RGB.
     """
     pairs = []
     for _, image, label in samples:

@@ -44,13 +44,9 @@ def unpack_archives(
 ) -> list[str]:
     """Unpacks those archives of a download that are there.
 
-    Args:
-        archives: ``{name of the archive: folder to unpack it into}``.
-        source: folder of the archives; None unpacks none.
-        checksums: ``{name: "algorithm:digest"}`` where one is published.
-
-    Returns:
-        A line for people for each archive that is there.
+    ``archives`` has the folder to unpack each name into, ``source`` is where they lie (None unpacks none),
+    and ``checksums`` has "algorithm:digest" where one is published. Returns a line for people for each
+    archive.
 
     Raises:
         DatasetError: none of the archives is there, one is damaged, or the disk is full.
@@ -73,14 +69,7 @@ def unpack_archives(
 
 
 def unpack(archive: Path, folder: Path) -> int:
-    """Unpacks a zip or tar archive; files that are there in the right size are kept.
-
-    Args:
-        archive: the archive.
-        folder: where to; is made where it is missing.
-
-    Returns:
-        How many files were written.
+    """Unpacks a zip or tar archive, and returns how many files it wrote; those of the right size are kept.
 
     Raises:
         DatasetError: the archive is damaged, encrypted or a bomb, has a path that leads out of the folder or
@@ -121,11 +110,7 @@ class _Limits:
         self._bytes = self._bytes_left = _FREE_SIZE + _MOST_GROWTH * archive.stat().st_size
 
     def count(self, size: int) -> None:
-        """Counts a member of so many bytes.
-
-        Raises:
-            DatasetError: there are too many of either.
-        """
+        """Counts a member of so many bytes; raises DatasetError where there are too many of either."""
         self._members_left -= 1
         self._bytes_left -= size
         if size < 0 or self._members_left < 0 or self._bytes_left < 0:

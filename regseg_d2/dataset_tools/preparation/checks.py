@@ -10,13 +10,7 @@ from regseg_d2.common.files import digest_of
 
 
 def check_files(folder: Path, names: Sequence[str], what: str, cure: str) -> None:
-    """Checks that files are there.
-
-    Args:
-        folder: where they should be.
-        names: paths below it.
-        what: what they are, for the message: "images of the split val".
-        cure: what to do if they are not there.
+    """Checks that files are there; ``what`` they are ("images of the split val") and the cure are for errors.
 
     Raises:
         DatasetError: a file is missing; the first are named.
@@ -29,14 +23,7 @@ def check_files(folder: Path, names: Sequence[str], what: str, cure: str) -> Non
 
 
 def check_number(found: int, expected: int | None, what: str, folder: Path, cure: str) -> None:
-    """Checks a number of files against the published one.
-
-    Args:
-        found: how many there are.
-        expected: how many there should be; None accepts any.
-        what: what they are.
-        folder: where they are.
-        cure: what to do if the number is another.
+    """Checks a number of files against the published one; None accepts any.
 
     Raises:
         DatasetError: the numbers differ.
@@ -46,12 +33,7 @@ def check_number(found: int, expected: int | None, what: str, folder: Path, cure
 
 
 def check_sum(path: Path, expected: str, cure: str) -> None:
-    """Checks a file against its published checksum.
-
-    Args:
-        path: the file.
-        expected: "algorithm:digest", with an algorithm that ``hashlib`` knows and hexadecimal digits.
-        cure: what to do if it is another.
+    """Checks a file against its published checksum, "algorithm:hexadecimal digits" of one of hashlib's.
 
     Raises:
         DatasetError: the file is missing, or is another.

@@ -41,13 +41,7 @@ def _make_labels(copy: Copy) -> list[str]:
 
 
 def label_from_matlab(conversion: Conversion) -> np.ndarray:
-    """Makes the file values of one image.
-
-    Args:
-        conversion: names the MATLAB file.
-
-    Returns:
-        Array ``(H, W)`` of uint8, 0 to 182.
+    """Makes the file values of one image, ``(H, W)`` of uint8 from 0 to 182, from its MATLAB file.
 
     Raises:
         DatasetError: the file cannot be used.

@@ -79,10 +79,6 @@ def check_made_alike(conversions: Sequence[Conversion], function: Callable[[Conv
 
     The first, the middle and the last of those that are there are made again and compared.
 
-    Args:
-        conversions: what is to be written.
-        function: as for :func:`convert_files`.
-
     Raises:
         DatasetError: an output is another, or cannot be read.
     """
@@ -103,11 +99,7 @@ def _convert(conversion: Conversion, function: Callable[[Conversion], np.ndarray
 
 
 def write_label(path: Path, values: np.ndarray) -> None:
-    """Writes file values as a PNG of one channel, whole or not at all.
-
-    Args:
-        path: the file to write.
-        values: ``(H, W)`` in uint8 or uint16.
+    """Writes file values ``(H, W)`` in uint8 or uint16 as a PNG of one channel, whole or not at all.
 
     Raises:
         DatasetError: the disk is full, or the folder cannot be written to.
@@ -121,9 +113,6 @@ def write_label(path: Path, values: np.ndarray) -> None:
 @contextmanager
 def reported_writing(path: Path) -> Iterator[None]:
     """Turns a failure to write a file into an error that says what to do.
-
-    Args:
-        path: the file.
 
     Raises:
         DatasetError: the disk is full, or the folder cannot be written to.

@@ -19,12 +19,7 @@ _CURE = "Unpack or download it again."
 def read_matlab(path: Path, variables: Sequence[str]) -> dict[str, Any]:
     """Reads variables of a MATLAB file (up to version 7; 7.3 is another format).
 
-    Args:
-        path: the file.
-        variables: names of variables that it must have.
-
-    Returns:
-        The variables by name: arrays, lists of the parts of cells, dicts of the fields of structs.
+    Arrays come by name, cells as lists of their parts, structs as dicts of their fields.
 
     Raises:
         DatasetError: the file is missing, damaged, of another format, or lacks a variable.
@@ -45,16 +40,9 @@ def read_matlab(path: Path, variables: Sequence[str]) -> dict[str, Any]:
 
 
 def label_values(values: Any, path: Path, variable: str, highest: int) -> np.ndarray:
-    """Checks a matrix of labels; MATLAB's own type of number, double, is fine.
+    """Checks a matrix of labels from 0 to ``highest``; MATLAB's own type of number, double, is fine.
 
-    Args:
-        values: the variable as :func:`read_matlab` gives it.
-        path: its file, for messages.
-        variable: its name, for messages.
-        highest: largest label; the smallest is 0.
-
-    Returns:
-        Array ``(H, W)`` of int64.
+    Values are as :func:`read_matlab` gives them; ``(H, W)`` of int64 comes out.
 
     Raises:
         DatasetError: it is no matrix of whole numbers from 0 to ``highest``.

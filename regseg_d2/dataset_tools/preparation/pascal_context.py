@@ -74,13 +74,7 @@ def _make_labels(copy: Copy, *, source: str | None = None) -> list[str]:
 
 
 def label_from_matlab(conversion: Conversion) -> np.ndarray:
-    """Makes the file values of one image from its MATLAB file.
-
-    Args:
-        conversion: names the file.
-
-    Returns:
-        Array ``(H, W)`` of uint8, 0 to 59.
+    """Makes the file values of one image, ``(H, W)`` of uint8 from 0 to 59, from its MATLAB file.
 
     Raises:
         DatasetError: the file cannot be used.
@@ -90,13 +84,9 @@ def label_from_matlab(conversion: Conversion) -> np.ndarray:
 
 
 def label_from_segments(conversion: Conversion) -> np.ndarray:
-    """Makes the file values of one image from its segments.
+    """Makes the file values of one image, ``(H, W)`` of uint8 from 0 to 59, from its segments.
 
-    Args:
-        conversion: has ``(height, width, [(label, segmentation), ...])`` as its payload.
-
-    Returns:
-        Array ``(H, W)`` of uint8, 0 to 59.
+    The payload is ``(height, width, [(label, segmentation), ...])``.
 
     Raises:
         DatasetError: a segment cannot be used.

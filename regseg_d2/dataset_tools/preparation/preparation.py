@@ -117,15 +117,7 @@ class Preparation:
         )
 
     def main(self, description: str, arguments: Sequence[str] | None = None) -> int:
-        """Runs the command line of the data set's script, and prints what was done or the user's error.
-
-        Args:
-            description: what the script does.
-            arguments: of the command line; None takes those of the process.
-
-        Returns:
-            The exit status: 1 after an error.
-        """
+        """Runs the command line of the data set's script; returns its exit status, 1 after a user's error."""
         options = self._parser(description).parse_args(arguments)
         try:
             lines = self(**vars(options))

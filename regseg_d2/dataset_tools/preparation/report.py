@@ -25,12 +25,7 @@ _CHUNK = 8
 
 
 def below(spec: DatasetSpec, root: Path) -> DatasetSpec:
-    """The same split in another folder of all data sets.
-
-    Args:
-        spec: the split.
-        root: the folder.
-    """
+    """The same split in another folder of all data sets."""
     return replace(spec, base=functools.partial(Path, root))
 
 
@@ -129,16 +124,9 @@ def _count_pixels(
 
 
 def report_splits(path: Path, dataset: str, specs: Mapping[str, DatasetSpec], **options: Any) -> list[str]:
-    """Reads the splits of a data set and writes what they hold.
+    """Reads the splits of a data set, writes what they hold as JSON, and returns lines for people.
 
-    Args:
-        path: the JSON file to write.
-        dataset: its name, for that file.
-        specs: the splits by their name within the data set.
-        **options: of :func:`describe_splits`.
-
-    Returns:
-        Lines for people.
+    The options are those of :func:`describe_splits`.
 
     Raises:
         DatasetError: see :func:`describe_splits`, or the file cannot be written.

@@ -66,13 +66,7 @@ def _indices(conversion: Conversion) -> np.ndarray:
 
 
 def read_sbd_label(path: Path) -> np.ndarray:
-    """Reads the classes of one image from SBD's annotations (``dataset/cls/*.mat``).
-
-    Args:
-        path: a MATLAB file whose struct ``GTcls`` has the field ``Segmentation``.
-
-    Returns:
-        Class indices ``(H, W)`` of uint8.
+    """Reads the classes of one image, ``(H, W)`` of uint8, from SBD's annotations (``dataset/cls/*.mat``).
 
     Raises:
         DatasetError: the file is damaged or something else.

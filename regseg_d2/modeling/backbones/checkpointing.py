@@ -16,12 +16,7 @@ from regseg_d2.modeling.backbones.timm_private import FeatureGetterNet
 def enable_checkpointing(network: Any, name: str) -> RecomputationGuard:
     """Turns timm's gradient checkpointing on, block by block where the network can, else by stage.
 
-    Args:
-        network: a timm network of features.
-        name: its name, for the error.
-
-    Returns:
-        A guard; the network's forward has to run in its :meth:`~RecomputationGuard.first_pass`.
+    The network's forward has to run in the :meth:`~RecomputationGuard.first_pass` of the guard.
 
     Raises:
         ConfigError: if the network does not offer it.
@@ -49,8 +44,7 @@ class RecomputationGuard:
     A block that is computed again in the backward pass would move its running statistics a second time, and
     evaluation would differ from that of a network without checkpointing.
 
-    Args:
-        network: the network whose batch norms are guarded, by hooks that stay.
+    The hooks on the batch norms stay.
     """
 
     def __init__(self, network: nn.Module) -> None:

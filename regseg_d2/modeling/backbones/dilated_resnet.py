@@ -34,13 +34,6 @@ def build_dilated_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNe
     Stem, depth, multi-grid, norm and frozen stages are Detectron2's keys. ``CONTRACT_DILATION`` and
     ``RES5_DILATIONS`` change dilations in the ways of other code bases, see :func:`_set_dilations`.
 
-    Args:
-        cfg: a full config.
-        input_shape: channels of the image.
-
-    Returns:
-        A backbone with the features of ``MODEL.RESNETS.OUT_FEATURES``.
-
     Raises:
         ConfigError: if stride, depth or dilations are not offered.
     """

@@ -26,11 +26,8 @@ def frozen_modules(
     1 is the stem, all that comes before stage ``res2``; 2 is the stem and ``res2``; and so on, as in
     Detectron2. In a network whose blocks all have one stride a stage ends with the block of that name.
 
-    Args:
-        network: the network, in the order in which it runs.
-        freeze_at: number of stages, 0 to 5.
-        known: all features that timm knows of it.
-        features: those that it puts out.
+    ``freeze_at`` is the number of stages, 0 to 5; ``known`` are all features that timm knows of the network,
+    ``features`` those that it puts out.
 
     Returns:
         The modules to keep in evaluation mode. Their parameters no longer require a gradient, nor do those

@@ -49,14 +49,7 @@ def to_image(x: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 class PatchEmbedding(nn.Module):
-    """Overlapping patches become tokens (SegFormer, section 3.1): a strided convolution and a layer norm.
-
-    Args:
-        in_channels: channels of the input.
-        channels: channels of the tokens.
-        kernel_size: side of a patch.
-        stride: distance of two patches.
-    """
+    """Overlapping patches become tokens (SegFormer, section 3.1): a strided convolution and a layer norm."""
 
     def __init__(self, in_channels: int, channels: int, kernel_size: int, stride: int) -> None:
         super().__init__()
@@ -70,15 +63,10 @@ class PatchEmbedding(nn.Module):
 
 
 class EfficientAttention(nn.Module):
-    """Self-attention with keys and values from a coarser grid (SegFormer, Eq. 1 and 2).
+    """Self-attention with keys and values from a grid ``reduction`` times coarser (SegFormer, Eq. 1 and 2).
 
     Rows and columns that are left over when the grid does not divide the feature are no keys, as in the
     authors' code.
-
-    Args:
-        channels: channels of the tokens.
-        num_heads: number of heads.
-        reduction: how many times coarser the grid is, in each direction.
     """
 
     def __init__(self, channels: int, num_heads: int, reduction: int) -> None:
@@ -122,11 +110,7 @@ class PointwiseConv(nn.Conv2d):
 
 
 class MixFFN(nn.Module):
-    """Feed-forward layer with a 3x3 depthwise convolution, in place of position codes (SegFormer, Eq. 3).
-
-    Args:
-        channels: channels of the tokens; four times as many inside.
-    """
+    """Feed-forward layer with a 3x3 depthwise convolution, in place of position codes (SegFormer, Eq. 3)."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -144,11 +128,7 @@ class MixFFN(nn.Module):
 class Block(nn.Module):
     """Attention and feed-forward layer, each behind a layer norm and beside a shortcut.
 
-    Args:
-        channels: channels of the tokens.
-        num_heads: heads of the attention.
-        reduction: of its keys and values.
-        drop_path: probability that a sample skips a layer.
+    ``drop_path`` is the probability that a sample skips a layer.
     """
 
     def __init__(self, channels: int, num_heads: int, reduction: int, drop_path: float) -> None:
@@ -168,10 +148,8 @@ class Block(nn.Module):
 class Stage(nn.Module):
     """Patch embedding, blocks and a layer norm.
 
-    Args:
-        embed: the patch embedding.
-        blocks: the blocks.
-        recompute: compute the blocks a second time in the backward pass instead of keeping what is inside.
+    With ``recompute`` the blocks are computed a second time in the backward pass instead of keeping what is
+    inside.
     """
 
     def __init__(self, embed: PatchEmbedding, blocks: Sequence[Block], recompute: bool) -> None:

@@ -86,12 +86,8 @@ def load_pretrained(
     file must hold the same tensors in the same order under other names. Tensors of the classifier are not
     used.
 
-    Args:
-        network: the network to fill, in place.
-        name: its timm name.
-        path: a file that ``weights/reading.py`` reads.
-        options: keyword arguments that the network was made with.
-        trust_pickle: read files that can run code.
+    ``path`` is a file that ``weights/reading.py`` reads, ``options`` the keyword arguments that the network
+    was made with; ``trust_pickle`` reads files that can run code.
 
     Raises:
         CheckpointError: if the file is damaged or its tensors do not fit.

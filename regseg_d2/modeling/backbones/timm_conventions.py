@@ -31,10 +31,6 @@ def apply_convention(network: nn.Module, convention: str) -> None:
       segmentation; timm shifts first, so that its masks miss the seam unless windows fit exactly. Images
       whose size is no multiple of the patch are padded.
 
-    Args:
-        network: the network.
-        convention: ``"timm"`` or ``"mmseg"``.
-
     Raises:
         ConfigError: if the convention is unknown.
     """

@@ -61,14 +61,10 @@ _REFUSALS = (
 
 @dataclass(frozen=True)
 class Feature:
-    """One feature of a network.
+    """One feature of a network, under the name ``res1`` to ``res5``.
 
-    Attributes:
-        name: ``res1`` to ``res5``.
-        index: its number among all features that timm knows of the network.
-        channels: its channels.
-        stride: its stride.
-        module: timm's name of the module that puts it out.
+    ``index`` is its number among all features that timm knows of the network, ``module`` timm's name of the
+    module that puts it out.
     """
 
     name: str
@@ -182,10 +178,6 @@ def drop_unused_blocks(network: nn.Module, features: Sequence[Feature]) -> None:
     """Takes away the blocks behind the last feature, where timm would compute them for nothing.
 
     Their parameters would never have a gradient, which DistributedDataParallel refuses.
-
-    Args:
-        network: a network of features, changed in place.
-        features: what it puts out.
     """
     stage, _, number = features[-1].module.partition(".")
     if isinstance(network, EfficientNetFeatures) and network.feature_hooks is None and stage == "blocks":

@@ -249,13 +249,7 @@ class ContextHead(nn.Module):
 class LowLevelSkip(nn.Module):
     """Joins a low-level feature to an upsampled one (Chen et al., ECCV 2018, figure 2).
 
-    Args:
-        low_channels: channels of the low-level feature.
-        project_channels: channels it is narrowed to.
-        in_channels: channels of the other feature.
-        out_channels: channels of the output.
-        norm: name of the norm.
-        separable: whether the block behind them is separable.
+    It is narrowed to ``project_channels``; the other feature has ``in_channels``.
     """
 
     def __init__(
@@ -292,13 +286,7 @@ def _of_all(stages: Sequence[nn.Module], name: str) -> dict[str, Any]:
 
 
 def _build_skips(cfg: CfgNode, shapes: Sequence[ShapeSpec], channels: int) -> list[nn.Module]:
-    """Low-level skips in the order of use.
-
-    Args:
-        cfg: the config.
-        shapes: of the low-level features, by increasing stride.
-        channels: channels of what the first one is joined to.
-    """
+    """Low-level skips in the order of use: of shapes by increasing stride, the first beside ``channels``."""
     head = cfg.MODEL.SEM_SEG_HEAD
     if not shapes:
         return []

@@ -20,14 +20,7 @@ def _check_kernel_size(size: int) -> None:
 
 @PROJECTION.register()
 class ConvBlock(Stage):
-    """Convolution, norm, ReLU.
-
-    Args:
-        in_channels: channels of the input.
-        out_channels: channels of the output.
-        kernel_size: 3 as usual, 1 for the paper's column "A" (CAR, section 4.2.1).
-        norm: name of the norm.
-    """
+    """Convolution, norm, ReLU; of kernel 3 as usual, 1 for the paper's column "A" (CAR, section 4.2.1)."""
 
     head_keys = _KEYS
 
@@ -45,13 +38,7 @@ class ConvBlock(Stage):
 
 @PROJECTION.register()
 class SeparableConvBlock(Stage):
-    """The last 3x3 block of DeepLabV3+, separable (Chen et al., ECCV 2018, section 3.1; mmsegmentation's).
-
-    Args:
-        in_channels: channels of the input.
-        out_channels: channels of the output.
-        norm: name of the norms.
-    """
+    """The last 3x3 block of DeepLabV3+, separable (Chen et al., ECCV 2018, section 3.1; mmsegmentation's)."""
 
     head_keys = {"out_channels": "CONVS_DIM"}
 
@@ -74,11 +61,8 @@ class LinearConvBlock(Stage):
     it into the convolution behind it, after which the block costs what the plain one does.
 
     Args:
-        in_channels: channels of the input.
         linear_channels: channels of the CAR feature; 0 is ``min(in_channels, 512)``.
-        out_channels: channels of the output.
         kernel_size: kernel of the convolution behind it; only 1 can be folded exactly.
-        norm: name of the norm.
     """
 
     head_keys = {**_KEYS, "linear_channels": "LINEAR_CHANNELS"}
@@ -102,10 +86,7 @@ class LinearConvBlock(Stage):
 
     @torch.no_grad()
     def fold(self) -> nn.Module:
-        """Merges the linear convolution into the one behind it; evaluation only.
-
-        Returns:
-            A module with the same function and one convolution less.
+        """Returns a module of the same function and one convolution less; evaluation only.
 
         Raises:
             ValueError: if the convolution behind is larger than 1x1: at the border it sees zeros

@@ -75,9 +75,6 @@ def cooccurrence_folder(parameters: CooccurrenceParameters | None = None) -> Pat
     interrupted call leaves nothing half done, and of two processes at once one wins and the other uses
     its files.
 
-    Args:
-        parameters: what to draw; None is the data set that is registered.
-
     Returns:
         A folder with ``<split>/images/*.jpg`` and ``<split>/labels/*.png``.
 

@@ -29,12 +29,7 @@ Point = tuple[float, float]
 
 @dataclass
 class Canvas:
-    """A square that objects are drawn on.
-
-    Args:
-        side: its side in pixels.
-        texture: RGB float array ``(side, side, 3)`` that :meth:`fill` of body parts shows.
-    """
+    """A square of ``side`` pixels to draw on; body parts show the texture, RGB float ``(side, side, 3)``."""
 
     side: int
     texture: np.ndarray

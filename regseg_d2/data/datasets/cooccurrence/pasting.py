@@ -13,32 +13,20 @@ from regseg_d2.data.images import open_image
 def paste_objects(
     image: np.ndarray, label: np.ndarray, donor_image: np.ndarray, donor_label: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Pastes all objects of one scene into another one, at the same place.
+    """Pastes all objects of one scene into another one of the same size, at the same place.
 
-    Args:
-        image: RGB image ``(H, W, 3)`` that is pasted into.
-        label: its classes ``(H, W)``.
-        donor_image: RGB image of the same size that objects are cut from.
-        donor_label: its classes.
-
-    Returns:
-        A new image and its classes.
+    Images are ``(H, W, 3)``, labels ``(H, W)``; new ones are returned.
     """
     objects = donor_label >= len(GROUNDS)
     return np.where(objects[..., None], donor_image, image), np.where(objects, donor_label, label)
 
 
 def pasted_scenes(train: Path, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Gives each scene of a training split the objects of another one.
+    """Gives each scene of a training split the objects of another one; the seed draws which.
 
     Nothing but the training split is used: this is a data augmentation, drawn once.
 
-    Args:
-        train: folder with ``images/*.jpg`` and ``labels/*.png``.
-        seed: of the donors.
-
-    Returns:
-        As many images and labels as there are in the split, in its order.
+    The split's folder has ``images/*.jpg`` and ``labels/*.png``; the scenes stay in its order.
     """
     names = sorted(path.stem for path in (train / "images").iterdir())
     scenes = [

@@ -42,16 +42,10 @@ _CROWD = (1.0, 0.9, 0.75)
 
 
 def draw_scene(rng: np.random.Generator, size: int, own_ground: float) -> tuple[np.ndarray, np.ndarray]:
-    """Draws one image and its labels.
+    """Draws an RGB image ``(size, size, 3)`` and its class indices ``(size, size)``, both uint8.
 
-    Args:
-        rng: source of all choices.
-        size: side of the image in pixels.
-        own_ground: probability that an object is one of those that belong to the ground it stands on.
-            With 0 no object ever stands on, or before, its own ground.
-
-    Returns:
-        RGB image ``(size, size, 3)`` and class indices ``(size, size)``, both uint8.
+    ``own_ground`` is the probability that an object is one of those that belong to the ground it stands on.
+    With 0 no object ever stands on, or before, its own ground.
     """
     ground, objects = _choose_content(rng, own_ground)
     behind = _choose_behind(rng, ground, objects, own_ground)

@@ -7,16 +7,7 @@ import numpy as np
 
 
 def smooth_noise(rng: np.random.Generator, size: tuple[int, int], cell: tuple[float, float]) -> np.ndarray:
-    """Noise whose values change over about ``cell`` pixels.
-
-    Args:
-        rng: source of the noise.
-        size: height and width.
-        cell: height and width of one cell in pixels.
-
-    Returns:
-        Array ``size`` of float32 with mean about 0 and deviation about 1.
-    """
+    """Noise of float32 that changes over about ``cell`` pixels, with mean about 0 and deviation about 1."""
     coarse = (max(int(size[0] / cell[0]), 1) + 3, max(int(size[1] / cell[1]), 1) + 3)
     grid = rng.standard_normal(coarse, dtype=np.float32)
     large = cv2.resize(grid, (size[1] + 8, size[0] + 8), interpolation=cv2.INTER_CUBIC)
@@ -74,17 +65,7 @@ def road(rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
 
 
 def coat(rng: np.random.Generator, size: tuple[int, int], palette: np.ndarray, spotted: float) -> np.ndarray:
-    """Fur or feathers: one colour of the palette, now and then with spots of another.
-
-    Args:
-        rng: source of all choices.
-        size: height and width.
-        palette: colours ``(N, 3)``.
-        spotted: probability of spots.
-
-    Returns:
-        RGB float array ``(H, W, 3)``.
-    """
+    """Fur or feathers: one colour of a palette ``(N, 3)``, or spots of another on it; float ``(H, W, 3)``."""
     first, second = palette[rng.integers(len(palette), size=2)] + rng.normal(0, 10, (2, 3))
     texture = np.broadcast_to(first, (*size, 3)).copy()
     if rng.random() < spotted:
@@ -94,16 +75,7 @@ def coat(rng: np.random.Generator, size: tuple[int, int], palette: np.ndarray, s
 
 
 def paint(rng: np.random.Generator, size: tuple[int, int], palette: np.ndarray) -> np.ndarray:
-    """Painted metal or wood: one colour with a soft sheen and now and then a stripe.
-
-    Args:
-        rng: source of all choices.
-        size: height and width.
-        palette: colours ``(N, 3)``.
-
-    Returns:
-        RGB float array ``(H, W, 3)``.
-    """
+    """Painted metal or wood: one colour with a sheen and now and then a stripe; RGB float ``(H, W, 3)``."""
     first, second = palette[rng.integers(len(palette), size=2)] + rng.normal(0, 10, (2, 3))
     texture = np.broadcast_to(first, (*size, 3)).copy()
     if rng.random() < 0.4:

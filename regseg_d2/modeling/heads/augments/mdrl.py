@@ -43,11 +43,9 @@ class MDRL(nn.Module):
         aggregates_context: whether the context module does more than convolve.
         context_reads: what R_il is the context of: ``"R"`` (Eq. 3), or the ``"backbone"``'s feature.
         channels: Z; 0 is ``in_channels``.
-        num_classes: number of classes K.
         num_distributions: distributions per class N.
         momentum: mu of Eq. 8.
         base_loss_weight: eta of Eq. 18.
-        norm: name of the norm.
 
     Raises:
         ConfigError: if an option is out of its range.
@@ -128,15 +126,10 @@ class MDRL(nn.Module):
         return self.base(deep) if self.base_comes_first else deep
 
     def forward(self, x: Tensor, deep: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Adds what the memory says to the context.
+        """Adds what the memory says to the context ``(B, in_channels, h, w)``: ``(B, out_channels, h, w)``.
 
-        Args:
-            x: ``(B, in_channels, h, w)``, the context module's output.
-            deep: ``(B, entering_channels, h, w)``, what :meth:`before_context` gave.
-
-        Returns:
-            ``(B, out_channels, h, w)``, and in training the base prediction's logits ``(B, K, h, w)`` by
-            name.
+        ``deep`` is ``(B, entering_channels, h, w)``, what :meth:`before_context` gave. In training the base
+        prediction's logits ``(B, K, h, w)`` come by name.
         """
         base = deep if self.base_comes_first else self.base(deep if self.aggregates_context else x)
         base_logits = self.base_predictor(base)
@@ -156,9 +149,6 @@ class MDRL(nn.Module):
 
     def check_regularizers(self, regularizers: Mapping[str, nn.Module]) -> None:
         """Makes sure that training fills the memory.
-
-        Args:
-            regularizers: regularizers by name.
 
         Raises:
             ConfigError: if none of them moves the memory.

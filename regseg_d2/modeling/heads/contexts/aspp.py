@@ -21,11 +21,8 @@ class ASPP(Stage):
     Its image pooling covers the whole image, in training and at test, so that any size fits.
 
     Args:
-        in_channels: channels of the input.
-        out_channels: channels of each branch and of the output.
         dilations: three dilations: 6, 12, 18 at stride 16, twice that at stride 8.
         dropout: dropout probability on the output.
-        norm: name of the norm.
         depthwise_separable: separable convolutions in the branches (DeepLabV3+).
         narrow: a 1x1 block narrows the five branches to ``out_channels``, and the image pooling has no norm,
             as in Detectron2. Without, the branches stay side by side for the projection of the head to mix,

@@ -43,14 +43,12 @@ class ChannelizedAxialAttention(Stage):
     ``AUX.IN_FEATURE: fused`` here.
 
     Args:
-        in_channels: channels of the input.
         out_channels: channels of the values and of each of the two parts of the output.
         key_channels: channels of queries and keys.
         channel_gates: with the gates; False is plain axial attention, the baseline of the paper's ablation.
         hidden_layers: hidden layers of a gate.
         hidden_ratio: their width over that of the values.
         image_level: with the image's mean.
-        norm: name of the norm.
 
     Raises:
         ConfigError: if an option is out of its range.
@@ -121,8 +119,7 @@ class AxialAttention(nn.Module):
     made of is the mean of that result over the lines, divided by the number of q. That is exact, and a, which
     the published code computes in groups of p to bound its memory, need not exist.
 
-    Args:
-        gate: module ``(N, P, C) -> (N, P, C)``, or None for plain attention.
+    The gate is a module ``(N, P, C) -> (N, P, C)``, or None for plain attention.
     """
 
     def __init__(self, gate: nn.Module | None) -> None:
@@ -130,14 +127,9 @@ class AxialAttention(nn.Module):
         self.gate = gate
 
     def forward(self, key: Tensor, value: Tensor) -> Tensor:
-        """Attends.
+        """Maps keys ``(N, L, P, c)``, queries too, and values ``(N, L, P, C)`` to ``(N, L, P, C)``.
 
-        Args:
-            key: ``(N, L, P, c)``, L lines of P places; the query, too.
-            value: ``(N, L, P, C)``.
-
-        Returns:
-            ``(N, L, P, C)``.
+        There are L lines of P places.
         """
         attended = F.scaled_dot_product_attention(key, key, value, scale=1.0)
         if self.gate is None:
@@ -147,13 +139,7 @@ class AxialAttention(nn.Module):
 
 
 class ChannelGate(nn.Module):
-    """A perceptron with sigmoids at its end, without biases.
-
-    Args:
-        channels: channels of input and output.
-        hidden_channels: width of the hidden layers.
-        hidden_layers: number of these.
-    """
+    """A perceptron of ``hidden_layers`` hidden layers with sigmoids at its end, without biases."""
 
     def __init__(self, channels: int, hidden_channels: int, hidden_layers: int) -> None:
         super().__init__()

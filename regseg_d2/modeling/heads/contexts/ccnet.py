@@ -20,11 +20,7 @@ class CrissCross(ConvAttentionConv):
 
     One pass takes a pixel's row and column in; two passes, with the same weights, the whole image.
 
-    Args:
-        in_channels: channels of the input.
-        out_channels: channels of the output.
-        recurrence: number of passes R.
-        norm: name of the norm.
+    ``recurrence`` is the number of passes R.
 
     Raises:
         ConfigError: if the recurrence is below 1.
@@ -48,9 +44,6 @@ class CrissCrossAttention(nn.Module):
     """Attention of each pixel to its row and its column, with a residual (Huang et al., Eq. 1 and 2).
 
     As published, the attended values have a factor that starts at zero, which the paper does not mention.
-
-    Args:
-        channels: channels of input and output.
     """
 
     def __init__(self, channels: int) -> None:
@@ -71,13 +64,7 @@ def criss_cross(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
     The softmax is one over the h + w - 1 pixels: the pixel itself, which is in both, counts once.
 
-    Args:
-        query: ``(N, c, h, w)``.
-        key: ``(N, c, h, w)``.
-        value: ``(N, C, h, w)``.
-
-    Returns:
-        ``(N, C, h, w)``.
+    Query and key are ``(N, c, h, w)``, values and result ``(N, C, h, w)``.
     """
     height, width = query.shape[-2:]
     # (N, h, w, c) for the rows, (N, w, h, c) for the columns.

@@ -41,15 +41,11 @@ class ContextPrior(Stage):
     ``DETERMINISTIC: True``.
 
     Args:
-        in_channels: channels of the input.
         channels: channels of each of the two contexts.
         size: height and width of the grid; P is their product.
         kernel_size: length of the aggregation's kernels.
-        num_classes: number of classes K.
-        ignore_value: label of void pixels.
         affinity_loss_weight: weight of the loss of the prior.
         labels: how labels come to the grid: ``"center"`` or ``"corner"``, see ``downsample_labels``.
-        norm: name of the norm.
 
     Raises:
         ConfigError: if an option is out of its range.
@@ -105,14 +101,10 @@ class ContextPrior(Stage):
         self.others = conv_norm_relu(channels, channels, 1, norm)
 
     def forward(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Makes both contexts.
+        """Makes both contexts of ``(N, in_channels, h, w)``: ``(N, 2 * channels, h, w)``, the class's first.
 
-        Args:
-            x: ``(N, in_channels, h, w)``.
-
-        Returns:
-            ``(N, 2 * channels, h, w)``, the context of the same class first, and in training the prior's
-            logits ``(N, P, P)``: entry ``[n, i, j]`` is of whether position i is of the class of position j.
+        In training also the prior's logits ``(N, P, P)``: entry ``[n, i, j]`` is of whether position i is of
+        the class of position j.
         """
         values = _resample(self.aggregation(x), self.size)
         prior = self.prior(values).flatten(2)
@@ -131,12 +123,6 @@ class Aggregation(nn.Module):
     A 3x3 block, then two paths, k x 1 before 1 x k and 1 x k before k x 1, whose sum has a norm and a ReLU.
     (The authors' code has biases in the paths as well, which the norm behind takes out again except near the
     border.)
-
-    Args:
-        in_channels: channels of the input.
-        out_channels: channels of the output.
-        kernel_size: odd k.
-        norm: name of the norm.
     """
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int, norm: str) -> None:
@@ -167,8 +153,6 @@ class AffinityLoss(nn.Module):
 
     Args:
         size: height and width of the grid of P positions.
-        num_classes: number of classes K.
-        ignore_value: label of void pixels.
         labels: ``"center"``, the pixel at the center of a cell of the grid, where the features sit that were
             averaged or interpolated to it; or ``"corner"``, its first one.
     """
@@ -201,10 +185,7 @@ def _unary(prior: Tensor, classes: Tensor, valid: Tensor) -> Tensor:
     That of a logit x is softplus(x), less x where the labels are equal: sums by class, products with the
     labels, spare the P x P map of equal labels.
 
-    Args:
-        prior: logits ``(N, P, P)``.
-        classes: one-hot labels ``(N, K, P)``.
-        valid: 1 where a position has a class, ``(N, P)``.
+    Of logits ``(N, P, P)``, one-hot labels ``(N, K, P)``, and 1 where a position has a class, ``(N, P)``.
     """
     as_different = torch.bmm(valid.unsqueeze(1), F.softplus(prior)).squeeze(1) * valid
     return as_different.sum() - (torch.bmm(classes, prior) * classes).sum()
@@ -213,9 +194,8 @@ def _unary(prior: Tensor, classes: Tensor, valid: Tensor) -> Tensor:
 def _global(prior: Tensor, classes: Tensor) -> Tensor:
     """Minus the logarithms of precision, recall and specificity of each position's weights, ``(N, P)``.
 
-    Args:
-        prior: logits ``(N, P, P)``.
-        classes: one-hot labels ``(N, K, P)``; what comes out at a position without a class means nothing.
+    Of logits ``(N, P, P)`` and one-hot labels ``(N, K, P)``; what comes out at a position without a class
+    means nothing.
     """
     # Weights, and 1 minus weights, of all positions of a class together: (N, K, P). Sums of what is positive
     # only, so that small ones keep their digits.

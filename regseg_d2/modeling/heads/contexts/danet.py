@@ -24,13 +24,10 @@ class DualAttention(Stage):
     complete: behind it comes the classifier, ``MODEL.SEM_SEG_HEAD.PROJECTION: ""``.
 
     Args:
-        in_channels: channels of the input.
         out_channels: channels of all blocks and of the output.
         key_channels: channels of the position attention's queries and keys.
-        num_classes: number of classes K.
         side_loss_weight: weight of the loss of each of the two classifiers.
         dropout: dropout probability on their inputs.
-        norm: name of the norm.
         last: last block of each branch: ``"ConvBlock"``, 3x3, or ``"LinearConvBlock"``, CAR's linear
             convolution and 1x1 block in its place, as in the published code of "DANet + CAR".
 
@@ -105,9 +102,7 @@ def _last_block(name: str, channels: int, norm: str) -> nn.Module:
 class PositionAttention(nn.Module):
     """Attention between pixels (Fu et al., section 3.2, Eq. 1 and 2).
 
-    Args:
-        channels: channels of input and output.
-        key_channels: channels of query and key; as wide as the input in the paper, 64 in published code.
+    Query and key are as wide as the input in the paper, and have 64 channels in published code.
     """
 
     def __init__(self, channels: int, key_channels: int) -> None:

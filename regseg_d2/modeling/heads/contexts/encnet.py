@@ -29,14 +29,7 @@ class Encoding(Stage):
     authors' code, the feature is multiplied by 1 + the factor (the paper: by the factor), and the codewords'
     parts are averaged (the paper: summed).
 
-    Args:
-        in_channels: channels of the input.
-        out_channels: channels of the feature and of the output.
-        num_codes: number of codewords.
-        num_classes: number of classes K.
-        ignore_value: label of void pixels.
-        se_loss_weight: weight of the loss of the side output.
-        norm: name of the norm.
+    ``num_codes`` is the number of codewords, ``se_loss_weight`` the weight of the loss of the side output.
 
     Raises:
         ConfigError: if an option is out of its range.
@@ -98,14 +91,10 @@ class Encoding(Stage):
 
 
 class EncodingLayer(nn.Module):
-    """Residual encoding (Zhang et al., "Deep TEN: Texture Encoding Network", CVPR 2017).
+    """Residual encoding (Zhang et al., "Deep TEN: Texture Encoding Network", CVPR 2017), with D codewords.
 
     Every pixel is assigned to the codewords softly, by its distance from each, which a learned factor scales;
     a codeword's part is the sum of the differences of the pixels from it, weighted by the assignments.
-
-    Args:
-        channels: channels C of input and codewords.
-        num_codes: number of codewords D.
     """
 
     def __init__(self, channels: int, num_codes: int) -> None:
@@ -135,10 +124,6 @@ class PresenceLoss(nn.Module):
     A class that has a single pixel counts like one that has many. Images that are void everywhere do not
     count (mmsegmentation: they have no class); the mean is over the other images of all processes and the
     classes.
-
-    Args:
-        num_classes: number of classes K.
-        ignore_value: label of void pixels.
     """
 
     def __init__(self, num_classes: int, ignore_value: int) -> None:

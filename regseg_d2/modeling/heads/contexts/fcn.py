@@ -12,15 +12,7 @@ from regseg_d2.modeling.layers import check_head_key, conv_norm_relu, init_class
 
 @CONTEXT_MODULE.register()
 class FCN(Stage):
-    """A row of convolution blocks (Long et al., CVPR 2015, as PSPNet's authors write it).
-
-    Args:
-        in_channels: channels of the input.
-        out_channels: channels of the blocks.
-        num_convs: number of blocks; 0 passes the input through.
-        norm: name of the norm.
-        kernel_size: of all blocks.
-    """
+    """A row of ``num_convs`` convolution blocks (Long et al., CVPR 2015, as PSPNet's authors write it)."""
 
     aggregates_context = False
 
@@ -44,17 +36,7 @@ class FCN(Stage):
 
 
 class FCNAuxiliary(nn.Module):
-    """A small FCN head on an earlier feature, for deep supervision (Zhao et al., CVPR 2017).
-
-    Args:
-        in_channels: channels of the feature.
-        channels: channels of the convolution blocks.
-        num_convs: number of convolution blocks.
-        kernel_size: of these.
-        num_classes: number of classes.
-        dropout: dropout probability before the classifier.
-        norm: name of the norm.
-    """
+    """A small FCN head on an earlier feature, for deep supervision (Zhao et al., CVPR 2017)."""
 
     #: As in ``ContextHead``.
     dropout_feeds_predictor = True

@@ -17,10 +17,8 @@ class ConvAttentionConv(Stage):
     Both publish it with ``CONCAT_INPUT: True`` and a projection of the same width behind it.
 
     Args:
-        in_channels: channels of the input.
         out_channels: channels of both blocks, and of the attention.
         attention: module ``(N, out_channels, h, w) -> (N, out_channels, h, w)``.
-        norm: name of the norm.
         recurrence: how often the attention is applied, with the same weights.
     """
 
@@ -50,11 +48,8 @@ class NonLocal(ConvAttentionConv):
     segmentation.
 
     Args:
-        in_channels: channels of the input.
-        out_channels: channels of the output.
         reduction: how many times fewer channels queries, keys and values have.
         use_scale: see :class:`NonLocalBlock`.
-        norm: name of the norm.
 
     Raises:
         ConfigError: if the reduction is below 1.
@@ -83,10 +78,8 @@ class NonLocalBlock(nn.Module):
     at zero, so that the block starts as the identity. The paper does not scale the dot products.
 
     Args:
-        channels: channels of input and output.
         inner_channels: channels of query, key and value.
         use_scale: divide the dot products by the root of ``inner_channels`` (Vaswani et al., 2017).
-        norm: name of the norm.
     """
 
     def __init__(self, *, channels: int, inner_channels: int, use_scale: bool, norm: str) -> None:

@@ -29,10 +29,8 @@ class OCR(Stage):
     regions are the logits that have the auxiliary loss. Coarse logits of another size are resized.
 
     Args:
-        in_channels: channels of the input.
         out_channels: channels of the features and of the output.
         key_channels: channels of queries, keys and values.
-        norm: name of the norm.
         fuse: mix both by a 1x1 block (Eq. 11); False leaves it to ``MODEL.SEM_SEG_HEAD.PROJECTION``.
 
     Raises:
@@ -65,14 +63,9 @@ class OCR(Stage):
         self.fuse = conv_norm_relu(2 * out_channels, out_channels, 1, norm) if fuse else nn.Identity()
 
     def forward(self, x: Tensor, coarse: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Joins what each pixel gets of the regions to its feature.
+        """Joins what each pixel gets of the regions to its feature, ``(N, self.out_channels, h, w)``.
 
-        Args:
-            x: ``(N, in_channels, h, w)``.
-            coarse: logits ``(N, K, h', w')`` of the auxiliary head.
-
-        Returns:
-            ``(N, self.out_channels, h, w)``; no side outputs.
+        ``x`` is ``(N, in_channels, h, w)``, ``coarse`` the auxiliary head's logits ``(N, K, h', w')``.
         """
         x = self.bottleneck(x)
         regions = gather_regions(x, resize_to(coarse, x))
@@ -83,12 +76,8 @@ class OCR(Stage):
 def gather_regions(features: Tensor, coarse: Tensor) -> Tensor:
     """Means of the features over soft object regions (Eq. 8): the softmax of each class over all pixels.
 
-    Args:
-        features: ``(N, C, h, w)``.
-        coarse: logits ``(N, K, h, w)``.
-
-    Returns:
-        ``(N, C, K, 1)``: the classes are rows of an image one pixel wide.
+    Of features ``(N, C, h, w)`` and logits ``(N, K, h, w)``: ``(N, C, K, 1)``, the classes are rows of an
+    image one pixel wide.
     """
     shares = coarse.flatten(2).softmax(dim=2)
     return torch.bmm(features.flatten(2), shares.transpose(1, 2)).unsqueeze(3)
@@ -100,13 +89,7 @@ def attend_to_regions(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     In plain products, with the pixels last, as convolutions leave them: on so few keys that takes about three
     quarters of the time of ``F.scaled_dot_product_attention``, for which they would have to be copied.
 
-    Args:
-        query: ``(N, D, h, w)``.
-        key: ``(N, D, K, 1)``.
-        value: ``(N, D, K, 1)``.
-
-    Returns:
-        ``(N, D, h, w)``.
+    The query is ``(N, D, h, w)``, as is the result; key and value are ``(N, D, K, 1)``.
     """
     keys = key.flatten(2).transpose(1, 2) * key.shape[1] ** -0.5
     relations = torch.bmm(keys, query.flatten(2)).softmax(dim=1)

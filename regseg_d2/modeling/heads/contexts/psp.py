@@ -24,10 +24,7 @@ class PPM(Stage):
     gradient of the averages: it refuses to train this module with ``DETERMINISTIC: True``.
 
     Args:
-        in_channels: channels of the input.
-        out_channels: channels of the output.
         pool_sizes: side of each grid.
-        norm: name of the norm.
         branch_channels: channels that each average is narrowed to; 0 is ``in_channels`` divided by the
             number of grids, as in the paper.
     """

@@ -23,13 +23,11 @@ class SelfAttention(Stage):
     baseline and CAR's linear one with it; ``CONCAT_INPUT`` is False.
 
     Args:
-        in_channels: channels of the input.
         out_channels: channels of the block, of the values and of the output.
         key_channels: channels of query and key.
         query_key: ``shared`` is one convolution for both: the attention is symmetric before its softmax.
             ``shared_start`` is two that start from the same values and then go their ways, which is what the
             published code does. ``separate`` is two.
-        norm: name of the norm.
 
     Raises:
         ConfigError: if an option is out of its range.

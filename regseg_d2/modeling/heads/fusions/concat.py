@@ -20,9 +20,6 @@ class Concat(Fusion):
     Regions", 2019, section 3.2; mmsegmentation's ``resize_concat``). It has no parameters: the 1x1 block of
     that head is ``CONTEXT: FCN`` with ``FCN_NUM_CONVS: 1``, ``FCN_KERNEL_SIZE: 1`` and ``CONTEXT_CHANNELS``
     the sum of the branches' widths, without a projection.
-
-    Args:
-        in_channels: channels of each feature.
     """
 
     #: The output is the encoder's stages side by side; nothing mixes them yet.

@@ -23,12 +23,6 @@ class JPU(Fusion):
     separable 3x3 convolutions of several dilations, whose outputs side by side are what the context module
     reads in place of a dilated backbone's last feature. The authors' code resizes with aligned corners,
     mmsegmentation and this module without.
-
-    Args:
-        in_channels: channels of each feature, by increasing stride.
-        channels: channels of each block and of each dilated branch.
-        dilations: one branch each.
-        norm: name of the norm.
     """
 
     head_keys = {"channels": "JPU_CHANNELS", "dilations": "JPU_DILATIONS"}

@@ -25,10 +25,8 @@ class MLPFusion(Fusion):
     The authors concatenate by decreasing stride; here, as in mmsegmentation, the smallest stride is first.
 
     Args:
-        in_channels: channels of each feature, by increasing stride.
         channels: channels that each is brought to: 256 for MiT-B0 and B1, 768 for larger ones in the paper;
             256 for all in mmsegmentation.
-        norm: name of the norm.
         level_norm: a norm and a ReLU behind the linear layer of each feature.
     """
 

@@ -31,12 +31,7 @@ class SemanticFPN(Fusion):
     The paper has group norm in the blocks (``NORM: GN``). Detectron2's FPN with its ``SemSegFPNHead`` is the
     same function where sides are multiples of the largest stride.
 
-    Args:
-        in_channels: channels of each feature, by increasing stride.
-        strides: their strides.
-        pyramid_channels: channels of the pyramid's levels.
-        channels: channels of the blocks, and of the output.
-        norm: name of the blocks' norm.
+    ``pyramid_channels`` are those of the pyramid's levels, ``channels`` those of the blocks and the output.
     """
 
     head_keys = {"pyramid_channels": "FPN_CHANNELS"}

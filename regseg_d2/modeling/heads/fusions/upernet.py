@@ -22,12 +22,6 @@ class UPerFPN(Fusion):
     size, are the output. The 3x3 block that mixes them (``fpn_bottleneck`` of mmsegmentation's ``UPerHead``,
     whose layout this is) is the projection of the head; between them stands ``CONTEXT: FCN`` with
     ``FCN_NUM_CONVS: 0``. The paper's heads for objects, parts, materials and scenes are not here.
-
-    Args:
-        in_channels: channels of each feature, by increasing stride.
-        channels: channels of each level, and of each branch of the pooling.
-        pool_sizes: side of each grid of the pooling.
-        norm: name of the norm.
     """
 
     head_keys = {"pool_sizes": "PPM_POOL_SIZES"}
