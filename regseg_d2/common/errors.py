@@ -37,6 +37,12 @@ class OptionError(ConfigError):
         return "{}: {} {}".format(*self.args)
 
 
+def check_key(key: str, value: object, fine: bool, expected: str) -> None:
+    """Raises ConfigError where the value of a key is not fine, with what is expected instead."""
+    if not fine:
+        raise ConfigError(f"{key} is {value!r}; expected {expected}")
+
+
 class DatasetError(UserError):
     """A data set, image or label file that cannot be used."""
 

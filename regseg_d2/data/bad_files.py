@@ -11,7 +11,7 @@ from detectron2.config import CfgNode
 from detectron2.utils import comm
 from torch.utils.data import Dataset
 
-from regseg_d2.common.errors import ConfigError, DatasetError, UserError
+from regseg_d2.common.errors import DatasetError, UserError, check_key
 
 logger = logging.getLogger(__name__)
 
@@ -27,11 +27,10 @@ def skips_bad_files(cfg: CfgNode) -> bool:
     Raises:
         ConfigError: it, or ``DATALOADER.MAX_BAD_FILES``, has a value that means nothing.
     """
-    if cfg.DATALOADER.BAD_FILES not in ("stop", "skip"):
-        raise ConfigError(f'DATALOADER.BAD_FILES is "{cfg.DATALOADER.BAD_FILES}"; expected "stop" or "skip".')
-    if cfg.DATALOADER.MAX_BAD_FILES < 0:
-        raise ConfigError(f"DATALOADER.MAX_BAD_FILES is {cfg.DATALOADER.MAX_BAD_FILES}; expected 0 or more.")
-    return cfg.DATALOADER.BAD_FILES == "skip"
+    reaction, most = cfg.DATALOADER.BAD_FILES, cfg.DATALOADER.MAX_BAD_FILES
+    check_key("DATALOADER.BAD_FILES", reaction, reaction in ("stop", "skip"), "'stop' or 'skip'")
+    check_key("DATALOADER.MAX_BAD_FILES", most, most >= 0, "0 or more")
+    return reaction == "skip"
 
 
 class ReplacingSamples(Dataset):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -85,13 +84,9 @@ def write_frequencies(path: str | Path, dataset: str, balance: ClassBalance) -> 
     content = {
         "dataset": dataset,
         "num_images": balance.num_images,
-        "pixels": _integers(balance.pixels),
-        "images_with_class": _integers(balance.images_with_class),
-        "pixels_of_images_with_class": _integers(balance.pixels_of_images_with_class),
+        "pixels": balance.pixels.tolist(),
+        "images_with_class": balance.images_with_class.tolist(),
+        "pixels_of_images_with_class": balance.pixels_of_images_with_class.tolist(),
         "ignored_pixels": int(balance.ignored_pixels),
     }
     write_text(path, json.dumps(content, indent=2) + "\n")
-
-
-def _integers(values: Sequence[int] | np.ndarray) -> list[int]:
-    return [int(value) for value in values]

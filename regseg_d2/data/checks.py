@@ -8,7 +8,7 @@ import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
-from regseg_d2.common.errors import ConfigError, DatasetError
+from regseg_d2.common.errors import ConfigError, DatasetError, check_key
 from regseg_d2.data.bad_files import skips_bad_files
 from regseg_d2.data.labels import LabelReader, label_reader_for
 from regseg_d2.data.mapper import read_pair
@@ -29,8 +29,8 @@ def check_datasets(cfg: CfgNode) -> None:
             head is not that of the data.
         DatasetError: a data set cannot be loaded, class lists differ, or a sample cannot be used.
     """
-    if cfg.DATASETS.CHECK_SAMPLES < 0:
-        raise ConfigError(f"DATASETS.CHECK_SAMPLES is {cfg.DATASETS.CHECK_SAMPLES}; expected 0 or more.")
+    num_samples = cfg.DATASETS.CHECK_SAMPLES
+    check_key("DATASETS.CHECK_SAMPLES", num_samples, num_samples >= 0, "0 or more")
     names = list(dict.fromkeys([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]))
     records = {name: load_records(name) for name in names}
     check_equal_classes(names)
@@ -38,7 +38,7 @@ def check_datasets(cfg: CfgNode) -> None:
         check_head(cfg, name)
     for name in names:
         skip_bad = skips_bad_files(cfg) and name in cfg.DATASETS.TRAIN and name not in cfg.DATASETS.TEST
-        check_samples(name, records[name][: cfg.DATASETS.CHECK_SAMPLES], skip_bad=skip_bad)
+        check_samples(name, records[name][:num_samples], skip_bad=skip_bad)
 
 
 def check_head(cfg: CfgNode, dataset_name: str) -> None:

@@ -88,7 +88,7 @@ def repeat_factors(present: np.ndarray, threshold: float, square_root: bool = Tr
     return np.where(present, of_class, 1.0).max(axis=1)
 
 
-class RepeatFactorOrder:
+class RepeatFactorOrder(SampleOrder):
     """Records in proportion to their factors ``(N,)``, each rounded up or down by chance in every epoch.
 
     (Detectron2's sampler makes epochs longer by the mean factor; here they keep their length, so that the
@@ -109,12 +109,8 @@ class RepeatFactorOrder:
         ends[-1] = len(records)
         return rng.permutation(np.repeat(records, np.diff(ends, prepend=0)))
 
-    def wanted_class(self, sample_number: int) -> None:
-        """No sample is for one class."""
-        return None
 
-
-class RareClassOrder:
+class RareClassOrder(SampleOrder):
     """A class by chance, rare ones more often, then one of the records that show it.
 
     Hoyer, Dai, Van Gool, "DAFormer: Improving Network Architectures and Training Strategies for

@@ -10,7 +10,7 @@ import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
-from regseg_d2.common.errors import ConfigError
+from regseg_d2.common.errors import ConfigError, check_key
 from regseg_d2.common.json_files import read_json
 from regseg_d2.data.balance import ClassBalance, enet_weights, median_frequency_weights
 from regseg_d2.data.label_counts import from_main_process, training_label_counts
@@ -68,17 +68,14 @@ def measured_class_weights(cfg: CfgNode) -> list[float] | None:
     head = cfg.MODEL.SEM_SEG_HEAD
     if not head.CLASS_WEIGHTING:
         return None
-    if head.CLASS_WEIGHTING not in WEIGHTINGS:
-        raise ConfigError(
-            f'{_KEY} is "{head.CLASS_WEIGHTING}"; expected one of {", ".join(WEIGHTINGS)}, or "".'
-        )
+    known, beta = f"one of {', '.join(WEIGHTINGS)}, or ''", head.CLASS_WEIGHTING_BETA
+    check_key(_KEY, head.CLASS_WEIGHTING, head.CLASS_WEIGHTING in WEIGHTINGS, known)
+    check_key(f"{_KEY}_BETA", beta, 0 <= beta < 1, "0 or more, and less than 1")
     if len(head.CLASS_WEIGHTS):
         raise ConfigError(
             f"{_KEY} is {head.CLASS_WEIGHTING}, and MODEL.SEM_SEG_HEAD.CLASS_WEIGHTS gives weights too: "
             "empty one of them."
         )
-    if not 0 <= head.CLASS_WEIGHTING_BETA < 1:
-        raise ConfigError(f"{_KEY}_BETA is {head.CLASS_WEIGHTING_BETA}; expected 0 or more, and less than 1.")
     return from_main_process(lambda: _weights(cfg))
 
 

@@ -46,7 +46,7 @@ def decode_rgb(data: bytes) -> np.ndarray | None:
     if data.startswith(_JPEG_START):
         return _decode_jpeg(data) if _is_plain_jpeg(data) else None
     png = _read_png_header(data)
-    if png is None or not png.is_plain or png.color_type not in (_GREY, _RGB):
+    if png is None or png.other_chunks or png.color_type not in (_GREY, _RGB):
         return None
     pixels = _decode_png(data, png)
     if pixels is not None and png.color_type == _GREY:
@@ -85,11 +85,6 @@ class _PngHeader:
     color_type: int
     pixels: list[tuple[int, int]]
     other_chunks: frozenset[bytes]
-
-    @property
-    def is_plain(self) -> bool:
-        """Whether nothing but the pixels decides what the image looks like."""
-        return not self.other_chunks
 
 
 def _read_png_header(data: bytes) -> _PngHeader | None:

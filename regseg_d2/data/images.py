@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from regseg_d2.common.errors import ConfigError, DatasetError
+from regseg_d2.common.errors import DatasetError, check_key
 from regseg_d2.data.decoders import decode_rgb
 
 # Modes that Pillow converts to RGB without losing more than an alpha channel. The 16- and 32-bit
@@ -109,6 +109,11 @@ def _unreadable(path: str | Path, kind: str, error: BaseException) -> str:
     )
 
 
+def check_format(format: str) -> None:
+    """Raises ConfigError unless ``INPUT.FORMAT`` is an order of channels."""
+    check_key("INPUT.FORMAT", format, format in ("RGB", "BGR"), "'RGB' or 'BGR'")
+
+
 def read_image(path: str | Path, format: str = "RGB") -> np.ndarray:
     """Reads an image as 8-bit colour, turned as its EXIF orientation says.
 
@@ -125,8 +130,7 @@ def read_image(path: str | Path, format: str = "RGB") -> np.ndarray:
         DatasetError: the file is missing, cut off, no image, or has more than 8 bits a channel.
         ConfigError: ``format`` is neither "RGB" nor "BGR".
     """
-    if format not in ("RGB", "BGR"):
-        raise ConfigError(f'INPUT.FORMAT is "{format}"; expected "RGB" or "BGR".')
+    check_format(format)
     pixels = decode_rgb(read_bytes(path, "image"))
     if pixels is None:
         pixels = _decode_with_pillow(path)

@@ -226,7 +226,7 @@ class LabelReader:
 
 
 class _ByteTable:
-    """Looks up 8-bit file values whose classes, and whether they are unknown, are in tables of 256 bytes."""
+    """Looks up the classes of 8-bit file values, and which are unknown, in passes over single bytes."""
 
     def __init__(self, targets: np.ndarray, is_unknown: np.ndarray) -> None:
         self.targets = targets

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 from collections.abc import Callable, Iterator
-from multiprocessing.context import BaseContext
+from typing import Any
 
 import cv2
 import torch
@@ -14,7 +14,7 @@ from detectron2.data.samplers import InferenceSampler
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset
 
-from regseg_d2.common.errors import ConfigError, UserError
+from regseg_d2.common.errors import ConfigError, UserError, check_key
 from regseg_d2.data.bad_files import ReplacingSamples, skips_bad_files
 from regseg_d2.data.class_sampling import build_sample_order
 from regseg_d2.data.mapper import TestMapper, TrainMapper
@@ -33,8 +33,7 @@ def forward_batch_size(cfg: CfgNode, world_size: int) -> int:
         ConfigError: that is not a whole number.
     """
     total, steps = cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.ACCUM_STEPS
-    if steps < 1:
-        raise ConfigError(f"SOLVER.ACCUM_STEPS is {steps}; expected 1 or more.")
+    check_key("SOLVER.ACCUM_STEPS", steps, steps >= 1, "1 or more")
     parts = steps * world_size
     if total < 1 or total % parts:
         below, above = total // parts * parts, (total // parts + 1) * parts
@@ -111,26 +110,22 @@ def _start_worker(worker: int) -> None:
     obey_the_parent_alone()
 
 
-def _worker_context(cfg: CfgNode) -> BaseContext | None:
-    """How workers begin: as the system does it, also in a process begun by a spawn (``--num-gpus``).
-
-    On Linux that is a fork: a worker has everything imported and shares the records; a spawned one imports
-    torch anew.
-    """
-    if cfg.DATALOADER.NUM_WORKERS < 1:
-        return None
-    return multiprocessing.get_context(multiprocessing.get_all_start_methods()[0])
-
-
-def _prefetch(cfg: CfgNode) -> int | None:
-    """Batches that each worker has ready; torch wants None where there is no worker."""
-    if cfg.DATALOADER.PREFETCH < 1:
-        raise ConfigError(f"DATALOADER.PREFETCH is {cfg.DATALOADER.PREFETCH}; expected 1 or more.")
-    return cfg.DATALOADER.PREFETCH if cfg.DATALOADER.NUM_WORKERS > 0 else None
-
-
-def _uses_gpu(cfg: CfgNode) -> bool:
-    return cfg.MODEL.DEVICE.startswith("cuda") and torch.cuda.is_available()
+def _worker_options(cfg: CfgNode) -> dict[str, Any]:
+    """Arguments of torch's loader that training and evaluation share."""
+    workers, prefetch = cfg.DATALOADER.NUM_WORKERS, cfg.DATALOADER.PREFETCH
+    check_key("DATALOADER.PREFETCH", prefetch, prefetch >= 1, "1 or more")
+    # Workers begin as the system does it, also in a process begun by a spawn (--num-gpus). On Linux that is a
+    # fork: a worker has everything imported and shares the records; a spawned one imports torch anew.
+    method = multiprocessing.get_all_start_methods()[0]
+    return {
+        "num_workers": workers,
+        "collate_fn": collate_for_transport,
+        "worker_init_fn": _start_worker,
+        "multiprocessing_context": multiprocessing.get_context(method) if workers > 0 else None,
+        "prefetch_factor": prefetch if workers > 0 else None,
+        # Pinned memory goes to a GPU faster; without one it is only a copy more.
+        "pin_memory": cfg.MODEL.DEVICE.startswith("cuda") and torch.cuda.is_available(),
+    }
 
 
 def build_train_loader(cfg: CfgNode, *, seed: int, start_iter: int = 0) -> SampleLoader:
@@ -160,7 +155,6 @@ def build_train_loader(cfg: CfgNode, *, seed: int, start_iter: int = 0) -> Sampl
         batch_size_per_process=per_process,
         start=start_iter * cfg.SOLVER.IMS_PER_BATCH,
     )
-    workers = cfg.DATALOADER.NUM_WORKERS
     samples: Dataset = _MappedSamples(records, TrainMapper(cfg, seed=seed), order.wanted_class)
     if skips_bad_files(cfg):
         samples = ReplacingSamples(samples, seed=seed, max_bad_files=cfg.DATALOADER.MAX_BAD_FILES)
@@ -168,16 +162,10 @@ def build_train_loader(cfg: CfgNode, *, seed: int, start_iter: int = 0) -> Sampl
         DataLoader(
             samples,
             batch_sampler=sampler,
-            num_workers=workers,
-            collate_fn=collate_for_transport,
-            worker_init_fn=_start_worker,
-            multiprocessing_context=_worker_context(cfg),
-            persistent_workers=workers > 0,
-            prefetch_factor=_prefetch(cfg),
-            # Pinned memory goes to a GPU faster; without one it is only a copy more.
-            pin_memory=_uses_gpu(cfg),
+            persistent_workers=cfg.DATALOADER.NUM_WORKERS > 0,
             # Its own generator: torch would draw the workers' seeds from the global one.
             generator=torch.Generator().manual_seed(seed),
+            **_worker_options(cfg),
         )
     )
 
@@ -199,13 +187,8 @@ def build_test_loader(cfg: CfgNode, dataset_name: str) -> SampleLoader:
             _MappedSamples(records, TestMapper(cfg)),
             batch_size=1,
             sampler=InferenceSampler(len(records)),
-            num_workers=cfg.DATALOADER.NUM_WORKERS,
-            collate_fn=collate_for_transport,
-            worker_init_fn=_start_worker,
-            multiprocessing_context=_worker_context(cfg),
             # Not persistent: the workers end with the evaluation, and with them what they hold.
-            prefetch_factor=_prefetch(cfg),
-            pin_memory=_uses_gpu(cfg),
             generator=torch.Generator().manual_seed(0),
+            **_worker_options(cfg),
         )
     )

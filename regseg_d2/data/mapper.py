@@ -9,8 +9,8 @@ import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.data import transforms as T  # noqa: N812 (the name that Detectron2 itself uses)
 
-from regseg_d2.common.errors import ConfigError, DatasetError
-from regseg_d2.data.images import read_image
+from regseg_d2.common.errors import DatasetError, check_key
+from regseg_d2.data.images import check_format, read_image
 from regseg_d2.data.labels import LabelReader, label_reader_for
 from regseg_d2.data.resampling import nearest_indices, resize_crop, resize_image, scaled_size, take_nearest
 from regseg_d2.data.sampler import sample_generator
@@ -94,28 +94,21 @@ class TrainMapper:
         Raises:
             ConfigError: a key under ``INPUT`` has a value that is not supported.
         """
-        if cfg.INPUT.FORMAT not in ("RGB", "BGR"):
-            raise ConfigError(f'INPUT.FORMAT is "{cfg.INPUT.FORMAT}"; expected "RGB" or "BGR".')
-        if cfg.INPUT.RANDOM_FLIP not in ("horizontal", "none"):
-            raise ConfigError(
-                f'INPUT.RANDOM_FLIP is "{cfg.INPUT.RANDOM_FLIP}"; expected "horizontal" or "none".'
-            )
-        if len(cfg.INPUT.SCALE_RANGE) != 2:
-            raise ConfigError(
-                f"INPUT.SCALE_RANGE is {list(cfg.INPUT.SCALE_RANGE)}; expected [smallest, largest]."
-            )
+        check_format(cfg.INPUT.FORMAT)
+        flip, scales = cfg.INPUT.RANDOM_FLIP, list(cfg.INPUT.SCALE_RANGE)
+        check_key("INPUT.RANDOM_FLIP", flip, flip in ("horizontal", "none"), "'horizontal' or 'none'")
+        check_key("INPUT.SCALE_RANGE", scales, len(scales) == 2, "[smallest, largest]")
         ignore_value = cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE
-        smallest, largest = cfg.INPUT.SCALE_RANGE
         amounts = cfg.INPUT.COLOR_JITTER
         return {
             "label_readers": {name: label_reader_for(name) for name in cfg.DATASETS.TRAIN},
             "seed": seed,
-            "scale": RandomScale(smallest, largest, cfg.INPUT.SCALE_STEP),
+            "scale": RandomScale(scales[0], scales[1], cfg.INPUT.SCALE_STEP),
             "crop": _crop_from_config(cfg, ignore_value),
             "jitter": ColorJitter(
                 amounts.BRIGHTNESS, amounts.CONTRAST, amounts.SATURATION, amounts.HUE, amounts.PROBABILITY
             ),
-            "flip": cfg.INPUT.RANDOM_FLIP == "horizontal",
+            "flip": flip == "horizontal",
             "pad_value": cfg.MODEL.PIXEL_MEAN,
             "ignore_value": ignore_value,
             "image_format": cfg.INPUT.FORMAT,
@@ -166,14 +159,12 @@ class TrainMapper:
 
 
 def _crop_from_config(cfg: CfgNode, ignore_value: int) -> RandomCrop | None:
-    if not cfg.INPUT.CROP.ENABLED:
+    crop = cfg.INPUT.CROP
+    if not crop.ENABLED:
         return None
-    if cfg.INPUT.CROP.TYPE != "absolute":
-        raise ConfigError(
-            f'INPUT.CROP.TYPE is "{cfg.INPUT.CROP.TYPE}"; expected "absolute", a crop of INPUT.CROP.SIZE '
-            "pixels."
-        )
-    return RandomCrop(tuple(cfg.INPUT.CROP.SIZE), cfg.INPUT.CROP.SINGLE_CATEGORY_MAX_AREA, ignore_value)
+    known = "'absolute', a crop of INPUT.CROP.SIZE pixels"
+    check_key("INPUT.CROP.TYPE", crop.TYPE, crop.TYPE == "absolute", known)
+    return RandomCrop(tuple(crop.SIZE), crop.SINGLE_CATEGORY_MAX_AREA, ignore_value)
 
 
 class TestMapper:

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import Protocol
 
 import numpy as np
 from torch.utils.data import Sampler
 
-from regseg_d2.common.errors import ConfigError
+from regseg_d2.common.errors import ConfigError, check_key
 from regseg_d2.data.transforms import WantedClass
 
 # First words of the seeds of the kinds of randomness, so that they never share a stream.
 PERMUTATION_STREAM = 0
 AUGMENTATION_STREAM = 1
 CLASS_STREAM = 2
-
-
-def epoch_permutation(size: int, seed: int, epoch: int) -> np.ndarray:
-    """Order of the record indices ``(size,)`` in one epoch, a number from 0 on."""
-    return np.random.default_rng((PERMUTATION_STREAM, seed, epoch)).permutation(size)
 
 
 def sample_generator(seed: int, sample_number: int) -> np.random.Generator:
@@ -31,19 +26,19 @@ def sample_generator(seed: int, sample_number: int) -> np.random.Generator:
     return np.random.default_rng((AUGMENTATION_STREAM, seed, sample_number))
 
 
-class SampleOrder(Protocol):
+class SampleOrder(ABC):
     """Which records an epoch holds, in which order, and which class each is for."""
 
+    @abstractmethod
     def epoch(self, epoch: int) -> np.ndarray:
-        """Record indices of an epoch, as many as there are records."""
-        ...
+        """Record indices of an epoch, counted from 0 on, as many as there are records."""
 
     def wanted_class(self, sample_number: int) -> WantedClass | None:
         """The class that the crop of a sample should show, if any."""
-        ...
+        return None
 
 
-class RandomOrder:
+class RandomOrder(SampleOrder):
     """Every record once an epoch."""
 
     def __init__(self, size: int, seed: int) -> None:
@@ -52,11 +47,7 @@ class RandomOrder:
 
     def epoch(self, epoch: int) -> np.ndarray:
         """Returns a permutation of the record indices."""
-        return epoch_permutation(self.size, self.seed, epoch)
-
-    def wanted_class(self, sample_number: int) -> None:
-        """No sample is for one class."""
-        return None
+        return np.random.default_rng((PERMUTATION_STREAM, self.seed, epoch)).permutation(self.size)
 
 
 class ResumableTrainingSampler(Sampler[list[tuple[int, int]]]):
@@ -93,8 +84,7 @@ class ResumableTrainingSampler(Sampler[list[tuple[int, int]]]):
     ) -> None:
         if size < 1:
             raise ConfigError("The training data sets hold no record.")
-        if seed < 0:
-            raise ConfigError(f"The data loader's seed is {seed}; expected 0 or more.")
+        check_key("The data loader's seed", seed, seed >= 0, "0 or more")
         if not 0 <= rank < world_size or batch_size_per_process < 1:
             raise ConfigError(
                 f"Cannot sample for process {rank} of {world_size} in batches of {batch_size_per_process}."

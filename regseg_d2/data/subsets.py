@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from detectron2.config import CfgNode
 
-from regseg_d2.common.errors import ConfigError
+from regseg_d2.common.errors import check_key
 from regseg_d2.data.records import load_training_records
 
 logger = logging.getLogger(__name__)
@@ -35,10 +35,9 @@ def load_train_subset(cfg: CfgNode, seed: int) -> list[dict]:
     """
     records = load_training_records(cfg.DATASETS.TRAIN)
     fraction, grouping = cfg.DATASETS.TRAIN_FRACTION, cfg.DATASETS.TRAIN_FRACTION_BY
-    if grouping not in GROUPINGS:
-        raise ConfigError(f"DATASETS.TRAIN_FRACTION_BY is {grouping!r}; expected one of {tuple(GROUPINGS)}")
-    if not 0 < fraction <= 1:
-        raise ConfigError(f"DATASETS.TRAIN_FRACTION is {fraction}; expected a number above 0, up to 1")
+    known = f"one of {tuple(GROUPINGS)}"
+    check_key("DATASETS.TRAIN_FRACTION_BY", grouping, grouping in GROUPINGS, known)
+    check_key("DATASETS.TRAIN_FRACTION", fraction, 0 < fraction <= 1, "a number above 0, up to 1")
     if fraction == 1:
         return records
     groups = [(r["dataset_name"], GROUPINGS[grouping](Path(r["file_name"]))) for r in records]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from regseg_d2.common.errors import ConfigError
+from regseg_d2.common.errors import check_key
 from regseg_d2.data.resampling import Window, take_nearest
 
 # Weights of red, green and blue in luminance (ITU-R BT.601).
@@ -32,13 +32,9 @@ class RandomScale:
 
     def __post_init__(self) -> None:
         """Checks the range."""
-        if not 0 < self.smallest <= self.largest:
-            raise ConfigError(
-                f"INPUT.SCALE_RANGE is [{self.smallest}, {self.largest}]; expected two positive factors, "
-                "the smaller one first."
-            )
-        if self.step < 0:
-            raise ConfigError(f"INPUT.SCALE_STEP is {self.step}; expected 0 or more.")
+        scales, fine = [self.smallest, self.largest], 0 < self.smallest <= self.largest
+        check_key("INPUT.SCALE_RANGE", scales, fine, "two positive factors, the smaller one first")
+        check_key("INPUT.SCALE_STEP", self.step, self.step >= 0, "0 or more")
 
     def draw(self, rng: np.random.Generator) -> float:
         """Returns a factor, drawn uniformly."""
@@ -81,15 +77,11 @@ class RandomCrop:
 
     def __post_init__(self) -> None:
         """Checks size and share."""
-        if len(self.size) != 2 or min(self.size) < 1 or any(side != int(side) for side in self.size):
-            raise ConfigError(
-                f"INPUT.CROP.SIZE is {list(self.size)}; expected a height and a width in pixels."
-            )
-        if not 0 < self.max_share <= 1:
-            raise ConfigError(
-                f"INPUT.CROP.SINGLE_CATEGORY_MAX_AREA is {self.max_share}; expected a share above 0, at most "
-                "1."
-            )
+        sides, share = list(self.size), self.max_share
+        fine = len(sides) == 2 and min(sides) >= 1 and all(side == int(side) for side in sides)
+        check_key("INPUT.CROP.SIZE", sides, fine, "a height and a width in pixels")
+        key = "INPUT.CROP.SINGLE_CATEGORY_MAX_AREA"
+        check_key(key, share, 0 < share <= 1, "a share above 0, at most 1")
 
     def draw(
         self,
@@ -166,12 +158,9 @@ class ColorJitter:
     def __post_init__(self) -> None:
         """Checks the amounts and the probability."""
         for key in ("brightness", "contrast", "saturation", "probability"):
-            if not 0 <= getattr(self, key) <= 1:
-                raise ConfigError(
-                    f"INPUT.COLOR_JITTER.{key.upper()} is {getattr(self, key)}; expected 0 to 1."
-                )
-        if not 0 <= self.hue <= 0.5:
-            raise ConfigError(f"INPUT.COLOR_JITTER.HUE is {self.hue}; expected 0 to 0.5.")
+            value = getattr(self, key)
+            check_key(f"INPUT.COLOR_JITTER.{key.upper()}", value, 0 <= value <= 1, "0 to 1")
+        check_key("INPUT.COLOR_JITTER.HUE", self.hue, 0 <= self.hue <= 0.5, "0 to 0.5")
 
     def apply(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Returns a changed copy of an RGB image ``(H, W, 3)`` of uint8; the image itself if all are 0."""

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from detectron2.layers import Conv2d, DepthwiseSeparableConv2d, get_norm
 from torch import Tensor, nn
 
-from regseg_d2.common.errors import ConfigError
+from regseg_d2.common.errors import check_key
 
 
 def conv_norm_relu(in_channels: int, out_channels: int, kernel_size: int, norm: str) -> Conv2d:
@@ -105,5 +105,4 @@ def pixel_attention(query: Tensor, key: Tensor, value: Tensor, scale: float) -> 
 
 def check_head_key(key: str, value: Any, fine: bool, expected: str) -> None:
     """Raises ConfigError where a value of a key of ``MODEL.SEM_SEG_HEAD`` is not fine, with what would be."""
-    if not fine:
-        raise ConfigError(f"MODEL.SEM_SEG_HEAD.{key} is {value!r}; expected {expected}")
+    check_key(f"MODEL.SEM_SEG_HEAD.{key}", value, fine, expected)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from regseg_d2.common.distributed import global_mean
 from regseg_d2.common.errors import ConfigError
+from regseg_d2.modeling.layers import check_head_key
 from regseg_d2.ops.upsampled_cross_entropy import upsampled_cross_entropy, upsampled_pixel_losses
 
 LOSS_TYPES = ("cross_entropy", "ohem")
@@ -52,22 +53,15 @@ class SegmentationLoss(nn.Module):
         ohem_min_kept_per: str = "image",
     ) -> None:
         super().__init__()
-        if loss_type not in LOSS_TYPES:
-            raise ConfigError(f"MODEL.SEM_SEG_HEAD.LOSS_TYPE is {loss_type!r}; expected one of {LOSS_TYPES}")
+        check_head_key("LOSS_TYPE", loss_type, loss_type in LOSS_TYPES, f"one of {LOSS_TYPES}")
         if len(class_weights) not in (0, num_classes) or any(not weight >= 0 for weight in class_weights):
             raise ConfigError(
                 f"MODEL.SEM_SEG_HEAD.CLASS_WEIGHTS has {len(class_weights)} numbers {list(class_weights)}; "
                 f"expected none or {num_classes} numbers >= 0, one a class"
             )
-        if not 0 < ohem_threshold <= 1:
-            raise ConfigError(
-                f"MODEL.SEM_SEG_HEAD.OHEM_THRESHOLD is {ohem_threshold}; expected 0 < value <= 1"
-            )
-        if ohem_min_kept_per not in MIN_KEPT_PER:
-            raise ConfigError(
-                f"MODEL.SEM_SEG_HEAD.OHEM_MIN_KEPT_PER is {ohem_min_kept_per!r}; "
-                f"expected one of {MIN_KEPT_PER}"
-            )
+        check_head_key("OHEM_THRESHOLD", ohem_threshold, 0 < ohem_threshold <= 1, "0 < value <= 1")
+        known = f"one of {MIN_KEPT_PER}"
+        check_head_key("OHEM_MIN_KEPT_PER", ohem_min_kept_per, ohem_min_kept_per in MIN_KEPT_PER, known)
         self.ignore_value = ignore_value
         self.loss_type = loss_type
         self.ohem_threshold = ohem_threshold

@@ -9,7 +9,7 @@ from detectron2.utils import comm
 from timm.layers import BatchNormAct2d, SyncBatchNormAct
 from torch import Tensor, nn
 
-from regseg_d2.common.errors import ConfigError
+from regseg_d2.common.errors import ConfigError, check_key
 
 NORMS = ("auto", "BN", "SyncBN", "naiveSyncBN", "FrozenBN", "GN")
 
@@ -31,8 +31,7 @@ def resolve_auto_norm(cfg: CfgNode) -> CfgNode:
     Raises:
         ConfigError: if ``MODEL.NORM`` is unknown.
     """
-    if cfg.MODEL.NORM not in NORMS:
-        raise ConfigError(f"MODEL.NORM is {cfg.MODEL.NORM!r}; expected one of {NORMS}")
+    check_key("MODEL.NORM", cfg.MODEL.NORM, cfg.MODEL.NORM in NORMS, f"one of {NORMS}")
     cfg = cfg.clone()
     cfg.defrost()
     if cfg.MODEL.NORM == "auto":

@@ -125,7 +125,7 @@ def test_more_than_the_budget_ends_the_run_and_lists_them(toy, caplog):
 
 
 def test_unknown_values(toy):
-    with pytest.raises(ConfigError, match='BAD_FILES is "ignore"; expected "stop" or "skip"'):
+    with pytest.raises(ConfigError, match="BAD_FILES is 'ignore'; expected 'stop' or 'skip'"):
         batches(1, DATALOADER__BAD_FILES="ignore")
     with pytest.raises(ConfigError, match="MAX_BAD_FILES is -1"):
         batches(1, DATALOADER__MAX_BAD_FILES=-1)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from regseg_d2.common.errors import ConfigError
-from regseg_d2.data.sampler import ResumableTrainingSampler, epoch_permutation, sample_generator
+from regseg_d2.data.sampler import RandomOrder, ResumableTrainingSampler, sample_generator
 
 
 def _take(count, size=7, **options):
@@ -65,16 +65,16 @@ def test_iterating_again_starts_again():
 def test_global_random_state_is_neither_read_nor_changed():
     np.random.seed(0)
     before = np.random.get_state()[1].copy()
-    first = epoch_permutation(50, 1, 2)
+    first = RandomOrder(50, 1).epoch(2)
     np.testing.assert_array_equal(np.random.get_state()[1], before)
     np.random.seed(1)
-    np.testing.assert_array_equal(epoch_permutation(50, 1, 2), first)
+    np.testing.assert_array_equal(RandomOrder(50, 1).epoch(2), first)
 
 
 def test_permutation_and_augmentation_have_streams_of_their_own():
     assert sample_generator(1, 2).random() != sample_generator(2, 1).random()
     assert sample_generator(1, 2).random() == sample_generator(1, 2).random()
-    assert not np.array_equal(epoch_permutation(50, 1, 2), sample_generator(1, 2).permutation(50))
+    assert not np.array_equal(RandomOrder(50, 1).epoch(2), sample_generator(1, 2).permutation(50))
 
 
 @pytest.mark.parametrize(

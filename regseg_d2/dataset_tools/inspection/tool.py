@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 
 import regseg_d2.data  # noqa: F401  registers the built-in data sets
-from regseg_d2.common.errors import ConfigError, printable
+from regseg_d2.common.errors import ConfigError, check_key, printable
 from regseg_d2.common.files import write_text
 from regseg_d2.data.balance import write_frequencies
 from regseg_d2.data.datasets.declared import register_declared
@@ -46,10 +46,8 @@ def check_named_datasets(
         ConfigError: an argument cannot be used, or no data set has such a name.
         DatasetError: a declaration cannot be used.
     """
-    if workers is not None and workers < 0:
-        raise ConfigError(f"--workers is {workers}; expected 0 or more.")
-    if num_shown < 0:
-        raise ConfigError(f"--num-shown is {num_shown}; expected 0 or more.")
+    check_key("--workers", workers, workers is None or workers >= 0, "0 or more")
+    check_key("--num-shown", num_shown, num_shown >= 0, "0 or more")
     for option, file in (("--output", output), ("--json", frequencies)):
         if file and Path(file).is_dir():
             raise ConfigError(f"{option} is {file}, which is a folder; expected a file in it to write.")

@@ -13,7 +13,7 @@ from detectron2.data import MetadataCatalog
 from PIL import Image, ImageDraw
 
 import regseg_d2.data  # noqa: F401  registers the built-in data sets
-from regseg_d2.common.errors import ConfigError
+from regseg_d2.common.errors import check_key
 from regseg_d2.config.files import load_config
 from regseg_d2.data.checks import check_head
 from regseg_d2.data.datasets.declared import register_declared
@@ -52,8 +52,7 @@ def draw_training_samples(config_file: str, opts: list[str], *, number: int, out
     Raises:
         UserError: a key, a value or a file of the data set cannot be used.
     """
-    if number < 1:
-        raise ConfigError(f"--num is {number}; expected 1 or more.")
+    check_key("--num", number, number >= 1, "1 or more")
     cfg = load_config(config_file, opts)
     register_declared(cfg.DATASETS.DECLARED)
     samples = training_samples(cfg, number)

@@ -11,7 +11,7 @@ from detectron2.modeling import BACKBONE_REGISTRY, ResNet
 from detectron2.projects.deeplab.resnet import build_resnet_deeplab_backbone
 from torch import nn
 
-from regseg_d2.common.errors import ConfigError
+from regseg_d2.common.errors import check_key
 
 # Output stride -> dilations of res4 and res5.
 DILATIONS = {32: (1, 1), 16: (1, 2), 8: (2, 4)}
@@ -38,18 +38,13 @@ def build_dilated_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNe
         ConfigError: if stride, depth or dilations are not offered.
     """
     resnets = cfg.MODEL.RESNETS
-    if resnets.OUTPUT_STRIDE not in DILATIONS:
-        raise ConfigError(
-            f"MODEL.RESNETS.OUTPUT_STRIDE is {resnets.OUTPUT_STRIDE}; expected one of {sorted(DILATIONS)}"
-        )
-    if resnets.DEPTH not in DEPTHS:
-        raise ConfigError(
-            f"MODEL.RESNETS.DEPTH is {resnets.DEPTH}; expected one of {DEPTHS} "
-            "(ResNet-18 and -34 come from MODEL.BACKBONE.NAME build_timm_backbone)"
-        )
+    stride, depth = resnets.OUTPUT_STRIDE, resnets.DEPTH
+    check_key("MODEL.RESNETS.OUTPUT_STRIDE", stride, stride in DILATIONS, f"one of {sorted(DILATIONS)}")
+    known = f"one of {DEPTHS} (ResNet-18 and -34 come from MODEL.BACKBONE.NAME build_timm_backbone)"
+    check_key("MODEL.RESNETS.DEPTH", depth, depth in DEPTHS, known)
     cfg = cfg.clone()
     cfg.defrost()
-    dilations = DILATIONS[resnets.OUTPUT_STRIDE]
+    dilations = DILATIONS[stride]
     cfg.MODEL.RESNETS.RES4_DILATION, cfg.MODEL.RESNETS.RES5_DILATION = dilations
     resnet = build_resnet_deeplab_backbone(cfg, input_shape)
     stages = {name: getattr(resnet, name) for name in resnet.stage_names}
@@ -76,11 +71,9 @@ def _set_dilations(stages: dict[str, nn.Sequential], resnets: CfgNode) -> None:
     dilations = list(resnets.RES5_DILATIONS)
     if not dilations or "res5" not in stages:
         return
-    if len(dilations) != len(stages["res5"]) or min(dilations) < 1:
-        raise ConfigError(
-            f"MODEL.RESNETS.RES5_DILATIONS is {dilations}; expected one dilation for each of the "
-            f"{len(stages['res5'])} blocks of res5, such as [1, 2, 4], or []"
-        )
+    known = f"one dilation for each of the {len(stages['res5'])} blocks of res5, such as [1, 2, 4], or []"
+    fine = len(dilations) == len(stages["res5"]) and min(dilations) >= 1
+    check_key("MODEL.RESNETS.RES5_DILATIONS", dilations, fine, known)
     _dilate(list(stages["res5"]), dilations)
 
 

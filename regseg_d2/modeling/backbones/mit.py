@@ -15,7 +15,7 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from regseg_d2.common.errors import ConfigError
+from regseg_d2.common.errors import check_key
 from regseg_d2.modeling.backbones.timm_private import MATCH_PREV_GROUP
 from regseg_d2.modeling.layers import zero_bias
 
@@ -203,7 +203,15 @@ class MixVisionTransformer(Backbone):
         freeze_at: int = 0,
     ) -> None:
         super().__init__()
-        _check(embed_dims, num_layers, out_features, drop_path, freeze_at)
+        widths, depths, names = list(embed_dims), list(num_layers), list(out_features)
+        fine = len(widths) == 4 and all(w >= 1 and w % h == 0 for w, h in zip(widths, HEADS, strict=True))
+        check_key("MODEL.MIT.EMBED_DIMS", widths, fine, f"[] or four multiples of {list(HEADS)}")
+        fine = len(depths) == 4 and min(depths) >= 1
+        check_key("MODEL.MIT.NUM_LAYERS", depths, fine, "[] or four numbers of 1 or more")
+        fine = bool(names) and set(names) <= set(FEATURES)
+        check_key("MODEL.MIT.OUT_FEATURES", names, fine, f"one or more of {list(FEATURES)}")
+        check_key("MODEL.MIT.DROP_PATH", drop_path, 0 <= drop_path < 1, "0 or more and less than 1")
+        check_key("MODEL.BACKBONE.FREEZE_AT", freeze_at, 0 <= freeze_at <= 5, "0 to 5")
         last = max(sum(num_layers) - 1, 1)
         rates = [drop_path * i / last for i in range(last + 1)]
         depth = max(FEATURES.index(name) for name in out_features) + 1
@@ -236,8 +244,7 @@ class MixVisionTransformer(Backbone):
             ConfigError: if the depth is unknown.
         """
         options = cfg.MODEL.MIT
-        if options.DEPTH not in DEPTHS:
-            raise ConfigError(f"MODEL.MIT.DEPTH is {options.DEPTH!r}; expected one of {sorted(DEPTHS)}")
+        check_key("MODEL.MIT.DEPTH", options.DEPTH, options.DEPTH in DEPTHS, f"one of {sorted(DEPTHS)}")
         width, num_layers = DEPTHS[options.DEPTH]
         return {
             "embed_dims": list(options.EMBED_DIMS) or [width * heads for heads in HEADS],
@@ -283,34 +290,6 @@ class MixVisionTransformer(Backbone):
     def size_divisibility(self) -> int:
         """32: all strides, and the grids that the keys come from, divide it."""
         return STRIDES[-1]
-
-
-def _check(
-    embed_dims: Sequence[int],
-    num_layers: Sequence[int],
-    out_features: Sequence[str],
-    drop_path: float,
-    freeze_at: int,
-) -> None:
-    """Raises ConfigError for what :class:`MixVisionTransformer` cannot be built with."""
-    if len(embed_dims) != len(HEADS) or any(
-        width < 1 or width % heads for width, heads in zip(embed_dims, HEADS, strict=True)
-    ):
-        raise ConfigError(
-            f"MODEL.MIT.EMBED_DIMS is {list(embed_dims)}; expected [] or four multiples of {list(HEADS)}"
-        )
-    if len(num_layers) != len(HEADS) or min(num_layers) < 1:
-        raise ConfigError(
-            f"MODEL.MIT.NUM_LAYERS is {list(num_layers)}; expected [] or four numbers of 1 or more"
-        )
-    if not out_features or set(out_features) - set(FEATURES):
-        raise ConfigError(
-            f"MODEL.MIT.OUT_FEATURES is {list(out_features)}; expected one or more of {list(FEATURES)}"
-        )
-    if not 0 <= drop_path < 1:
-        raise ConfigError(f"MODEL.MIT.DROP_PATH is {drop_path}; expected 0 or more and less than 1")
-    if not 0 <= freeze_at <= 5:
-        raise ConfigError(f"MODEL.BACKBONE.FREEZE_AT is {freeze_at}; expected 0 to 5")
 
 
 def _initialise(module: nn.Module) -> None:

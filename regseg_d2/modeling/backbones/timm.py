@@ -14,7 +14,7 @@ from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from timm.layers import DropPath
 from torch import Tensor, nn
 
-from regseg_d2.common.errors import ConfigError
+from regseg_d2.common.errors import ConfigError, check_key
 from regseg_d2.common.suggestions import did_you_mean
 from regseg_d2.modeling.backbones.checkpointing import enable_checkpointing
 from regseg_d2.modeling.backbones.freezing import frozen_modules
@@ -82,8 +82,7 @@ class TimmBackbone(Backbone):
             raise ConfigError(
                 f"MODEL.TIMM.NAME: timm has no {name!r}{did_you_mean(name, timm.list_models())}"
             )
-        if out_norm not in OUT_NORMS:
-            raise ConfigError(f"MODEL.TIMM.OUT_NORM is {out_norm!r}; expected one of {OUT_NORMS}")
+        check_key("MODEL.TIMM.OUT_NORM", out_norm, out_norm in OUT_NORMS, f"one of {OUT_NORMS}")
         arguments = creation_options(
             name,
             output_stride=output_stride,

@@ -14,7 +14,7 @@ from timm.models.resnet import BasicBlock
 from timm.models.swin_transformer import SwinTransformerBlock, window_partition, window_reverse
 from torch import Tensor, nn
 
-from regseg_d2.common.errors import ConfigError
+from regseg_d2.common.errors import check_key
 
 CONVENTIONS = ("timm", "mmseg")
 
@@ -34,8 +34,7 @@ def apply_convention(network: nn.Module, convention: str) -> None:
     Raises:
         ConfigError: if the convention is unknown.
     """
-    if convention not in CONVENTIONS:
-        raise ConfigError(f"MODEL.TIMM.CONVENTION is {convention!r}; expected one of {CONVENTIONS}")
+    check_key("MODEL.TIMM.CONVENTION", convention, convention in CONVENTIONS, f"one of {CONVENTIONS}")
     if convention == "timm":
         return
     for module in network.modules():

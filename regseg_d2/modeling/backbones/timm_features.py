@@ -13,7 +13,7 @@ import torch
 from timm.models.efficientnet import EfficientNetFeatures
 from torch import nn
 
-from regseg_d2.common.errors import ConfigError
+from regseg_d2.common.errors import ConfigError, check_key
 
 STAGES = ("res1", "res2", "res3", "res4", "res5")
 
@@ -47,16 +47,7 @@ _RESERVED = {
 }
 
 # What timm's constructors raise for arguments they do not take.
-_REFUSALS = (
-    AssertionError,
-    AttributeError,
-    IndexError,
-    KeyError,
-    NotImplementedError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-)
+_REFUSALS = (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
 
 @dataclass(frozen=True)
@@ -91,8 +82,7 @@ def creation_options(
         if option in _RESERVED:
             hint = f"; it is {_RESERVED[option]}" if _RESERVED[option] else ""
             raise ConfigError(f"MODEL.TIMM.OPTIONS.{option} cannot be given{hint}")
-    if not 0 <= drop_path < 1:
-        raise ConfigError(f"MODEL.TIMM.DROP_PATH is {drop_path}; expected a number from 0 to below 1")
+    check_key("MODEL.TIMM.DROP_PATH", drop_path, 0 <= drop_path < 1, "a number from 0 to below 1")
     if drop_path and "drop_path_rate" in options:
         raise ConfigError("MODEL.TIMM.DROP_PATH and MODEL.TIMM.OPTIONS.drop_path_rate: give one of them")
     arguments = {"in_chans": in_channels, **FAMILY_OPTIONS.get(family(name), {}), **options}

@@ -18,6 +18,7 @@ from regseg_d2.common.suggestions import registered
 from regseg_d2.modeling.heads.contexts.fcn import FCNAuxiliary
 from regseg_d2.modeling.heads.registries import AUGMENT, CONTEXT_MODULE, FUSION, PROJECTION
 from regseg_d2.modeling.layers import (
+    check_head_key,
     conv_norm_relu,
     init_classifier,
     resize_to,
@@ -279,10 +280,7 @@ class LowLevelSkip(nn.Module):
 
 def _of_all(stages: Sequence[nn.Module], name: str) -> dict[str, Any]:
     """Joins the dict of this name of all stages that have one."""
-    joined: dict[str, Any] = {}
-    for stage in stages:
-        joined.update(getattr(stage, name, {}))
-    return joined
+    return {key: value for stage in stages for key, value in getattr(stage, name, {}).items()}
 
 
 def _build_skips(cfg: CfgNode, shapes: Sequence[ShapeSpec], channels: int) -> list[nn.Module]:
@@ -290,12 +288,12 @@ def _build_skips(cfg: CfgNode, shapes: Sequence[ShapeSpec], channels: int) -> li
     head = cfg.MODEL.SEM_SEG_HEAD
     if not shapes:
         return []
-    if len(head.PROJECT_CHANNELS) != len(shapes):
-        raise ConfigError(
-            f"MODEL.SEM_SEG_HEAD.PROJECT_CHANNELS is {list(head.PROJECT_CHANNELS)}; expected {len(shapes)} "
-            f"numbers, one for each of the low-level features, those of IN_FEATURES {list(head.IN_FEATURES)} "
-            "but the deepest"
-        )
+    narrow = list(head.PROJECT_CHANNELS)
+    expected = (
+        f"{len(shapes)} numbers, one for each of the low-level features, those of IN_FEATURES "
+        f"{list(head.IN_FEATURES)} but the deepest"
+    )
+    check_head_key("PROJECT_CHANNELS", narrow, len(narrow) == len(shapes), expected)
     widths = [channels] + [head.CONTEXT_CHANNELS] * (len(shapes) - 1)
     return [
         LowLevelSkip(
@@ -306,9 +304,7 @@ def _build_skips(cfg: CfgNode, shapes: Sequence[ShapeSpec], channels: int) -> li
             norm=head.NORM,
             separable=head.SKIP_SEPARABLE,
         )
-        for shape, project_channels, width in zip(
-            shapes[::-1], list(head.PROJECT_CHANNELS)[::-1], widths, strict=True
-        )
+        for shape, project_channels, width in zip(shapes[::-1], narrow[::-1], widths, strict=True)
     ]
 
 

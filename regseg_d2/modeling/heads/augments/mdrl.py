@@ -10,7 +10,7 @@ from detectron2.config import CfgNode, configurable
 from detectron2.layers import get_norm
 from torch import Tensor, nn
 
-from regseg_d2.common.errors import ConfigError
+from regseg_d2.common.errors import ConfigError, check_key
 from regseg_d2.modeling.heads.registries import AUGMENT, CONTEXT_MODULE
 from regseg_d2.modeling.layers import conv_norm_relu, init_classifier
 from regseg_d2.ops.mdrl import aggregate, vote_and_fuse
@@ -163,5 +163,4 @@ class MDRL(nn.Module):
 
 
 def _check(key: str, value: Any, fine: bool, expected: str) -> None:
-    if not fine:
-        raise ConfigError(f"MODEL.REGULARIZERS.MDRL.{key} is {value!r}; expected {expected}")
+    check_key(f"MODEL.REGULARIZERS.MDRL.{key}", value, fine, expected)
