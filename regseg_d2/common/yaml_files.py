@@ -124,7 +124,8 @@ def read_yaml(path: Path) -> dict[Any, Any]:
     except (OSError, ValueError) as error:
         if isinstance(error, ConfigError):
             raise
-        raise ConfigError(f"{name} cannot be read: {_reason(error)}.") from error
+        reason = (error.strerror if isinstance(error, OSError) else None) or printable(str(error))
+        raise ConfigError(f"{name} cannot be read: {reason}.") from error
     content = parse_yaml(text, name)
     if content is None:
         return {}
@@ -172,10 +173,6 @@ def is_text(value: str) -> bool:
         and "\0" not in value
         or not any(c == "\0" or "\ud800" <= c <= "\udfff" for c in value)
     )
-
-
-def _reason(error: Exception) -> str:
-    return (error.strerror if isinstance(error, OSError) else None) or printable(str(error))
 
 
 def _problem(error: yaml.YAMLError) -> str:

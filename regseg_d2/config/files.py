@@ -71,7 +71,7 @@ def load_config_with_origins(
     another value than the default.
     """
     cfg = get_regseg_cfg()
-    known = _all_keys(cfg)
+    known = list(flatten_config(cfg))
     origins: dict[str, str] = {}
     chain = _Chain()
     if config_file:
@@ -156,7 +156,9 @@ class _Chain:
                 f"{_MOST_BASES} files, some of them repeatedly. Name fewer bases."
             )
         if resolved not in self._contents:
-            self._contents[resolved] = _read_yaml(path)
+            if not path.is_file():
+                raise ConfigError(_missing_file_message(path))
+            self._contents[resolved] = read_yaml(path)
         content = dict(self._contents[resolved])
         for base in _base_files(content.pop(BASE_KEY, []), path):
             yield from self.read(base, (*chain, resolved))
@@ -175,12 +177,6 @@ def _checked_path(path: Path) -> Path:
         reason = error.strerror if isinstance(error, OSError) else "its name is no text"
         raise ConfigError(f"Config file '{printable(str(path), 500)}' cannot be read: {reason}.") from error
     return path
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise ConfigError(_missing_file_message(path))
-    return read_yaml(path)
 
 
 def _missing_file_message(path: Path) -> str:
@@ -241,10 +237,6 @@ def _leaves(node: Mapping[Any, Any], prefix: str) -> Iterator[tuple[str, Any]]:
             yield from _leaves(value, prefix=f"{key}.")
         else:
             yield key, value
-
-
-def _all_keys(cfg: CfgNode) -> list[str]:
-    return [key for key, _ in _leaves(cfg, prefix="")]
 
 
 def _value_of(cfg: CfgNode, key: str) -> Any:
@@ -327,15 +319,11 @@ def _coerce(value: Any, current: Any, *, key: str, origin: str) -> Any:
     hint = ""
     if isinstance(current, (list, tuple)):
         hint = f" Write it as a list: [{printable(str(value), 80)}]." if isinstance(value, (str, int)) else ""
+    kinds = {bool: "True or False", int: "a whole number", float: "a number", str: "a text"}
     raise ConfigError(
-        f"{origin}: '{key}' is {shown(value)} ({type(value).__name__}); expected {_type_name(current)}, "
-        f"such as {_to_yaml(current)}.{hint}"
+        f"{origin}: '{key}' is {shown(value)} ({type(value).__name__}); expected "
+        f"{kinds.get(type(current), 'a list')}, such as {_to_yaml(current)}.{hint}"
     )
-
-
-def _type_name(value: Any) -> str:
-    names = {bool: "True or False", int: "a whole number", float: "a number", str: "a text"}
-    return names.get(type(value), "a list")
 
 
 # ------------------------------------------------------------------------------------------ overrides

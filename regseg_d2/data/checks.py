@@ -112,13 +112,8 @@ def check_samples(dataset_name: str, records: list[dict], *, skip_bad: bool = Fa
 
 def _check_binary_mask(dataset_name: str, reader: LabelReader, pixels: np.ndarray, ignored: int) -> None:
     """Finds {0, 255} masks, whose foreground would silently count as "ignore"."""
-    if (
-        reader.label_map is None
-        and reader.ignore_value == 255
-        and len(pixels) == 2
-        and ignored
-        and not pixels[1]
-    ):
+    has_two_classes = reader.label_map is None and reader.ignore_value == 255 and len(pixels) == 2
+    if has_two_classes and ignored and not pixels[1]:
         raise DatasetError(
             f'The labels of "{dataset_name}" hold only 0 and 255, and 255 is its ignore value: these look '
             "like binary masks whose foreground would be ignored. Declare the data set with "

@@ -48,11 +48,16 @@ def init_classifier(predictor: nn.Conv2d | nn.Linear) -> None:
     zero_bias(predictor)
 
 
-def resize_to(x: Tensor, reference: Tensor) -> Tensor:
-    """``x (N, C, h, w)`` at the height and width of ``reference``, bilinearly; as it is where they agree."""
-    if x.shape[-2:] == reference.shape[-2:]:
+def resize(x: Tensor, size: Sequence[int]) -> Tensor:
+    """``x (N, C, h, w)`` at another height and width, bilinearly; as it is where it has that size."""
+    if tuple(x.shape[-2:]) == tuple(size):
         return x
-    return F.interpolate(x, size=reference.shape[-2:], mode="bilinear", align_corners=False)
+    return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=False)
+
+
+def resize_to(x: Tensor, reference: Tensor) -> Tensor:
+    """``x`` at the height and width of ``reference``, see :func:`resize`."""
+    return resize(x, reference.shape[-2:])
 
 
 def resize_and_concat(features: Sequence[Tensor]) -> Tensor:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import difflib
 import os
 import pickle
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import safetensors.torch
 import torch
 from torch import Tensor
 
@@ -39,7 +40,7 @@ def load_file(path: str, *, trust_pickle: bool = False) -> Any:
     if not os.path.isfile(path):
         raise CheckpointError(missing_message(path))
     try:
-        return _reader(path, trust_pickle)(path)
+        return _read(path, trust_pickle)
     except Refused as error:
         raise CheckpointError(
             f"Refused to load '{path}': it holds more than tensors, arrays and plain containers, or is no "
@@ -123,18 +124,15 @@ def as_tensor(value: Any) -> Any:
     return torch.from_numpy(value) if is_numeric else value
 
 
-def _reader(path: str, trust_pickle: bool) -> Callable[[str], Any]:
+def _read(path: str, trust_pickle: bool) -> Any:
     if path.endswith(".safetensors"):
-        return _read_safetensors
-    if trust_pickle:
-        return _read_trusted_pickle if path.endswith(".pkl") else _read_trusted_torch
-    return _read_data
-
-
-def _read_safetensors(path: str) -> Any:
-    from safetensors.torch import load_file as load_safetensors
-
-    return load_safetensors(path)
+        return safetensors.torch.load_file(path)
+    if not trust_pickle:
+        return _read_data(path)
+    if path.endswith(".pkl"):
+        with open(path, "rb") as file:
+            return pickle.load(file, encoding="latin1")
+    return torch.load(path, map_location="cpu", weights_only=False)
 
 
 def _read_data(path: str) -> Any:
@@ -150,12 +148,3 @@ def _read_data(path: str) -> Any:
         # Twice: once for the text of old protocols that becomes bytes, once for the array of these.
         copied = Budget(2 * size)
         return read_pickle(Window(file, size), plain_names(copied), copied)
-
-
-def _read_trusted_pickle(path: str) -> Any:
-    with open(path, "rb") as file:
-        return pickle.load(file, encoding="latin1")
-
-
-def _read_trusted_torch(path: str) -> Any:
-    return torch.load(path, map_location="cpu", weights_only=False)

@@ -76,9 +76,8 @@ def read_zip(file: BinaryIO, size: int) -> Any:
         entries = {entry.filename: entry for entry in archive.infolist()}
         if len(entries) < len(archive.infolist()):
             raise Damaged("two of its parts have the same name")
-        folders = [
-            name.removesuffix("data.pkl") for name in entries if name.count("/") == 1 and _is_pickle(name)
-        ]
+        pickles = [name for name in entries if name.count("/") == 1 and name.endswith("/data.pkl")]
+        folders = [name.removesuffix("data.pkl") for name in pickles]
         if len(folders) != 1:
             raise Damaged("it is a zip archive and none of torch.save")
         (folder,) = folders
@@ -259,7 +258,3 @@ def _attribute(owner: Any, name: Any) -> Unread:
 def _device(kind: Any, index: Any = None) -> str:
     """The name of a device: nothing of a file goes anywhere but to the CPU."""
     return f"{kind}:{index}" if isinstance(kind, str) and isinstance(index, int) else str(kind)[:40]
-
-
-def _is_pickle(name: str) -> bool:
-    return name.rpartition("/")[2] == "data.pkl"

@@ -160,7 +160,7 @@ def test_no_frequencies(toy, content):
 @pytest.mark.parametrize(
     "changes, words",
     [
-        ({"MODEL__SEM_SEG_HEAD__CLASS_WEIGHTING": "balanced"}, 'CLASS_WEIGHTING is "balanced"'),
+        ({"MODEL__SEM_SEG_HEAD__CLASS_WEIGHTING": "balanced"}, "CLASS_WEIGHTING is 'balanced'"),
         ({"MODEL__SEM_SEG_HEAD__CLASS_WEIGHTS": [1.0, 1.0, 1.0]}, "CLASS_WEIGHTS gives weights too"),
         ({"MODEL__SEM_SEG_HEAD__CLASS_WEIGHTING_BETA": 1.0}, "CLASS_WEIGHTING_BETA is 1.0"),
     ],

@@ -110,6 +110,12 @@ def is_short(text: str) -> bool:
     return len(text) <= _LONGEST_TEXT and all(len(name.encode()) <= 255 for name in text.split("/"))
 
 
+def is_color(value: Any) -> bool:
+    """Whether a value is a list of red, green and blue."""
+    is_triple = isinstance(value, list) and len(value) == 3
+    return is_triple and all(type(part) is int and 0 <= part <= 255 for part in value)
+
+
 class _Declaration:
     """The checked content of a file."""
 
@@ -254,11 +260,7 @@ class _Declaration:
         return tuple(names), filled_colors(colors)
 
     def _color(self, key: str, value: Any) -> tuple[int, int, int]:
-        if (
-            not isinstance(value, list)
-            or len(value) != 3
-            or not all(type(part) is int and 0 <= part <= 255 for part in value)
-        ):
+        if not is_color(value):
             self.wrong(key, value, "[red, green, blue], three whole numbers from 0 to 255")
         return value[0], value[1], value[2]
 

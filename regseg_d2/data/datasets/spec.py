@@ -88,7 +88,11 @@ class DatasetSpec:
                 f'Data set "{self.name}": ignore_value {self.ignore_value} is also the index of class '
                 f'"{self.classes[self.ignore_value]}"; take another, usually 255.'
             )
-        LabelReader(
+        self.label_reader()
+
+    def label_reader(self) -> LabelReader:
+        """Returns the reader of its labels."""
+        return LabelReader(
             label_map=self.label_map,
             color_table=self.color_table,
             ignore_value=self.ignore_value,
@@ -146,15 +150,23 @@ class DatasetSpec:
                 f'Data set "{self.name}": {same} is an image and its own label. Name different folders, or '
                 "suffixes that tell images and labels apart."
             )
-        return [
-            {
-                "file_name": str(image),
-                "sem_seg_file_name": str(label),
-                "image_id": stem,
-                "dataset_name": self.name,
-            }
-            for stem, (image, label) in pairs.items()
-        ]
+        return [self.record(stem, image, label) for stem, (image, label) in pairs.items()]
+
+    def record(self, stem: str, image: Path, label: Path) -> dict:
+        """Returns the record of a pair."""
+        return {
+            "file_name": str(image),
+            "sem_seg_file_name": str(label),
+            "image_id": stem,
+            "dataset_name": self.name,
+        }
+
+    def files(self, kind: str) -> dict[str, list[Path]]:
+        """Finds the files of a kind, "image" or "label", by stem; more than one of a stem is an ambiguity."""
+        roots = {"image": self.base() / self.image_root, "label": self.base() / self.label_root}
+        suffixes = {"image": self.image_suffixes, "label": self.label_suffixes}
+        other = suffixes["label" if kind == "image" else "image"] if len(set(roots.values())) == 1 else ()
+        return files_by_stem(roots[kind], suffixes[kind], other)
 
     def _folder_pairs(self) -> dict[str, tuple[Path, Path]]:
         """All files of the folders, which must all have partners."""
@@ -232,21 +244,21 @@ class DatasetSpec:
 
     def _files(self, kind: str, wanted: set[str] | None = None) -> dict[str, Path]:
         """Images or labels by stem; of those that are wanted, if only some are."""
-        roots = {"image": self.base() / self.image_root, "label": self.base() / self.label_root}
-        suffixes = {"image": self.image_suffixes, "label": self.label_suffixes}
-        partner = "label" if kind == "image" else "image"
-        root = roots[kind]
+        root = self.base() / (self.image_root if kind == "image" else self.label_root)
         if not root.is_dir():
             raise DatasetError(self._missing_root(root, kind))
-        files = files_by_stem(root, suffixes[kind], suffixes[partner] if root == roots[partner] else ())
-        if wanted is not None:
-            return {stem: self._only(paths, stem, kind) for stem, paths in files.items() if stem in wanted}
-        if not files:
+        files = self.files(kind)
+        if wanted is None and not files:
+            suffixes = ", ".join(self.image_suffixes if kind == "image" else self.label_suffixes)
             raise DatasetError(
-                f'Data set "{self.name}" is empty: no {kind} file that ends in {", ".join(suffixes[kind])} '
-                f"below {root}." + self._cure()
+                f'Data set "{self.name}" is empty: no {kind} file that ends in {suffixes} below {root}.'
+                + self._cure()
             )
-        return {stem: self._only(paths, stem, kind) for stem, paths in files.items()}
+        return {
+            stem: self._only(paths, stem, kind)
+            for stem, paths in files.items()
+            if wanted is None or stem in wanted
+        }
 
     def _only(self, paths: list[Path], stem: str, kind: str) -> Path:
         if len(paths) > 1:

@@ -13,7 +13,6 @@ annotation covers are a class.
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
 import json
 import os
@@ -27,10 +26,10 @@ import numpy as np
 import yaml
 
 from regseg_d2.common.errors import DatasetError, printable_lines
-from regseg_d2.common.files import write_text
+from regseg_d2.common.files import digest_of, write_text
 from regseg_d2.common.json_files import read_json
 from regseg_d2.common.yaml_files import shown
-from regseg_d2.data.datasets.declared import IGNORE, is_control, is_short
+from regseg_d2.data.datasets.declared import IGNORE, is_color, is_control, is_short
 from regseg_d2.dataset_tools.coco.drawing import draw_instances, draw_panoptic
 from regseg_d2.dataset_tools.preparation import Conversion, check_files, convert_files
 from regseg_d2.drawing.colors import filled_colors
@@ -190,17 +189,14 @@ class _AnnotationFile:
             if len(set(values)) != len(values):
                 self._fail(f"two of its categories have the same {what}")
         colors = [self._color(entry) for entry in entries]
-        if (uncovered or (IGNORE if self.panoptic else BACKGROUND)) == BACKGROUND and BACKGROUND not in names:
+        with_background = (uncovered or (IGNORE if self.panoptic else BACKGROUND)) == BACKGROUND
+        if with_background and BACKGROUND not in names:
             names, colors = [BACKGROUND, *names], [(0, 0, 0), *colors]
-            first = 1
-        else:
-            first = 0
         ignore_value = 255 if len(names) <= 255 else 65535
-        with_background = uncovered == BACKGROUND or (not uncovered and not self.panoptic)
         return _Categories(
             names=tuple(names),
             colors=filled_colors(colors),
-            index={entry["id"]: i for i, entry in enumerate(entries, start=first)},
+            index={entry["id"]: i for i, entry in enumerate(entries, start=len(names) - len(entries))},
             uncovered=names.index(BACKGROUND) if with_background else ignore_value,
             ignore_value=ignore_value,
         )
@@ -272,22 +268,14 @@ class _AnnotationFile:
 
     def _read(self) -> tuple[dict, str]:
         try:
-            text = self.path.read_bytes()
-            content = json.loads(text)
-        except FileNotFoundError as error:
+            content = read_json(self.path, DatasetError)
+        except DatasetError as error:
             raise DatasetError(
-                f"The annotation file {self.path} does not exist; correct its name."
-            ) from error
-        except OSError as error:
-            raise DatasetError(f"The annotation file {self.path} cannot be read: {error}.") from error
-        except (ValueError, RecursionError) as error:
-            raise DatasetError(
-                f"The annotation file {self.path} is no JSON: {str(error)[:200]}. It may be cut off; copy or "
-                "export it again."
+                f"The annotation file {error} Correct its name; if it is cut off, copy or export it again."
             ) from error
         if not isinstance(content, dict):
             self._fail(f"it holds a {type(content).__name__}; expected images, annotations and categories")
-        return content, hashlib.sha256(text).hexdigest()
+        return content, digest_of(self.path)
 
     def _entries(self, key: str, fields: Mapping[str, type]) -> list[dict]:
         entries = self._typed(self._content.get(key), key, fields)
@@ -324,11 +312,7 @@ class _AnnotationFile:
         color = entry.get("color")
         if color is None:
             return None
-        if (
-            not isinstance(color, list)
-            or len(color) != 3
-            or not all(type(c) is int and 0 <= c < 256 for c in color)
-        ):
+        if not is_color(color):
             self._fail(f"the category {entry['id']} has the color {shown(color)}; expected [r, g, b]")
         return color[0], color[1], color[2]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from regseg_d2.common.errors import DatasetError
 from regseg_d2.data.datasets.spec import DatasetSpec, registered_spec
-from regseg_d2.data.datasets.splits import files_by_stem, read_list, without_suffix
+from regseg_d2.data.datasets.splits import read_list, without_suffix
 from regseg_d2.data.loader import load_records
 from regseg_d2.dataset_tools.inspection.samples import FILES, Problem
 
@@ -60,19 +60,8 @@ def _missing_folders(spec: DatasetSpec) -> list[Problem]:
     ]
 
 
-def _files(spec: DatasetSpec) -> tuple[dict[str, list[Path]], dict[str, list[Path]]]:
-    """Images and labels by stem."""
-    base = spec.base()
-    image_root, label_root = base / spec.image_root, base / spec.label_root
-    shared = image_root == label_root
-    return (
-        files_by_stem(image_root, spec.image_suffixes, spec.label_suffixes if shared else ()),
-        files_by_stem(label_root, spec.label_suffixes, spec.image_suffixes if shared else ()),
-    )
-
-
 def _in_folders(spec: DatasetSpec) -> list[_Candidate]:
-    images, labels = _files(spec)
+    images, labels = spec.files("image"), spec.files("label")
     return [
         _Candidate(stem, images.get(stem, ()), labels.get(stem, ()))
         for stem in sorted(images.keys() | labels.keys())
@@ -94,7 +83,7 @@ def _listed(spec: DatasetSpec) -> list[_Candidate]:
             )
             for line in lines
         ]
-    images, labels = _files(spec)
+    images, labels = spec.files("image"), spec.files("label")
     candidates = []
     for line in lines:
         stem = without_suffix(line.image, spec.image_suffixes)
@@ -121,27 +110,16 @@ def _problems(candidate: _Candidate, spec: DatasetSpec) -> list[Problem]:
             problems.append(Problem(FILES, str(files[0]), f"{text} Keep one."))
         elif not files:
             wanted_by = candidate.named_by or str(partners[0])
-            expected = spec.base() / root / candidate.stem
-            problems.append(
-                Problem(
-                    FILES,
-                    wanted_by,
-                    f'{wanted_by} has no {kind} for "{candidate.stem}"; expected {expected} with the ending '
-                    f"{' or '.join(suffixes)}.",
-                )
-            )
+            expected = f"{spec.base() / root / candidate.stem} with the ending {' or '.join(suffixes)}"
+            text = f'{wanted_by} has no {kind} for "{candidate.stem}"; expected {expected}.'
+            problems.append(Problem(FILES, wanted_by, text))
     return problems
 
 
 def _records(candidates: Sequence[_Candidate], spec: DatasetSpec) -> list[dict]:
     """Records as :meth:`DatasetSpec.load` makes them, of what is complete."""
     return [
-        {
-            "file_name": str(candidate.images[0]),
-            "sem_seg_file_name": str(candidate.labels[0]),
-            "image_id": candidate.stem,
-            "dataset_name": spec.name,
-        }
+        spec.record(candidate.stem, candidate.images[0], candidate.labels[0])
         for candidate in candidates
         if len(candidate.images) == len(candidate.labels) == 1
     ]

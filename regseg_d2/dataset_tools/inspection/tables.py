@@ -90,13 +90,11 @@ def _size(size: tuple[int, int]) -> str:
 
 def _kinds(facts: DatasetFacts) -> Table:
     rows = [
-        (kind, count, what)
+        (what, kind, str(count))
         for what, kinds in (("images", facts.image_kinds), ("labels", facts.label_kinds))
         for kind, count in kinds.most_common()
     ]
-    return Table(
-        "Formats and modes", ("files", "format and mode", "number"), [(w, k, str(c)) for k, c, w in rows]
-    )
+    return Table("Formats and modes", ("files", "format and mode", "number"), rows)
 
 
 def _sizes(facts: DatasetFacts) -> Table:

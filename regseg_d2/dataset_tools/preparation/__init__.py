@@ -8,7 +8,6 @@ from regseg_d2.dataset_tools.preparation.conversion import (
     Conversion,
     convert_files,
     reported_writing,
-    write_failure,
     write_label,
 )
 
@@ -19,6 +18,5 @@ __all__ = [
     "check_sum",
     "convert_files",
     "reported_writing",
-    "write_failure",
     "write_label",
 ]

@@ -105,7 +105,7 @@ class _Limits:
     """Counts members and bytes before anything of them is read."""
 
     def __init__(self, archive: Path) -> None:
-        self._archive = archive
+        self.archive = archive
         self._members_left = _MOST_MEMBERS
         self._bytes = self._bytes_left = _FREE_SIZE + _MOST_GROWTH * archive.stat().st_size
 
@@ -115,16 +115,9 @@ class _Limits:
         self._bytes_left -= size
         if size < 0 or self._members_left < 0 or self._bytes_left < 0:
             raise DatasetError(
-                f"The archive {self._archive} would unpack to more than {self._bytes} bytes or "
+                f"The archive {self.archive} would unpack to more than {self._bytes} bytes or "
                 f"{_MOST_MEMBERS} files: it is not what is published. Download it again."
             )
-
-    def refuse_encryption(self) -> NoReturn:
-        """Raises as for a member that needs a password."""
-        raise DatasetError(
-            f"The archive {self._archive} is encrypted: it is not what is published. Download it again, or "
-            "unpack it yourself."
-        )
 
 
 class _PlainTarInfo(tarfile.TarInfo):
@@ -156,7 +149,10 @@ def _members(file: IO[bytes], limits: _Limits) -> Iterator[tuple[str, int, IO[by
             for member in archive.infolist():
                 limits.count(member.file_size)
                 if member.flag_bits & 1:
-                    limits.refuse_encryption()
+                    raise DatasetError(
+                        f"The archive {limits.archive} is encrypted: it is not what is published. Download "
+                        "it again, or unpack it yourself."
+                    )
             for member in archive.infolist():
                 if not member.is_dir():
                     with archive.open(member) as content:

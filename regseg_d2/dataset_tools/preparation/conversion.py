@@ -120,15 +120,12 @@ def reported_writing(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, WriteError) as error:
-        raise DatasetError(write_failure(path, error)) from error
-
-
-def write_failure(path: Path, error: OSError | WriteError) -> str:
-    """Says why a file could not be written and what to do."""
-    if is_disk_full(error):
-        return (
-            f"The disk is full: {path} could not be written, and nothing of it is left. Make room and start "
-            "again; files that are done are not made again."
-        )
-    reason = error.__cause__ or error  # the system's own words
-    return f"{path} cannot be written: {reason}. Make its folder writable, or name another place (--output)."
+        if is_disk_full(error):
+            raise DatasetError(
+                f"The disk is full: {path} could not be written, and nothing of it is left. Make room and "
+                "start again; files that are done are not made again."
+            ) from error
+        reason = error.__cause__ or error  # the system's own words
+        raise DatasetError(
+            f"{path} cannot be written: {reason}. Make its folder writable, or name another place (--output)."
+        ) from error

@@ -15,7 +15,6 @@ from regseg_d2.common.errors import DatasetError
 from regseg_d2.common.files import write_text
 from regseg_d2.common.parallel import parallel_results
 from regseg_d2.data.datasets.spec import DatasetSpec
-from regseg_d2.data.labels import LabelReader
 from regseg_d2.data.mapper import read_pair
 from regseg_d2.dataset_tools.preparation.checks import check_number
 from regseg_d2.dataset_tools.preparation.conversion import reported_writing
@@ -103,12 +102,7 @@ def _count_pixels(
     split, records = chunk
     spec = specs[split]
     classes = len(spec.classes)
-    reader = LabelReader(
-        label_map=spec.label_map,
-        color_table=spec.color_table,
-        ignore_value=spec.ignore_value,
-        num_classes=classes,
-    )
+    reader = spec.label_reader()
     pixels = np.zeros(classes + 1, dtype=np.int64)
     for record in records:
         _, label = read_pair(record, reader)

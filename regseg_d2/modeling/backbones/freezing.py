@@ -9,7 +9,7 @@ from timm.models import FeatureHookNet
 from torch import nn
 
 from regseg_d2.common.errors import ConfigError
-from regseg_d2.modeling.backbones.timm_features import Feature, stage_names
+from regseg_d2.modeling.backbones.timm_features import Feature, has_one_stride, stage_names
 
 # HRNet's features all come from its last stage. Where its stages begin and end, as mmsegmentation freezes it.
 _HRNET_ENDS = {"res2": "transition1", "res3": "transition2", "res4": "transition3", "res5": "stage4"}
@@ -43,14 +43,16 @@ def frozen_modules(
             f"MODEL.BACKBONE.FREEZE_AT is {freeze_at}; expected 0 to 5"
             + (", 0 for a network that is not a sequence of stages" if 0 < freeze_at <= 5 else "")
         )
-    one_stride = len(known) > 1 and len({info["reduction"] for info in known}) == 1
-    names = [feature.name for feature in features] if one_stride else stage_names(known)
-    modules = [feature.module for feature in features] if one_stride else [i["module"] for i in known]
-    ends = dict(zip(names, modules, strict=True))
-    first = str(known[0]["module"]) if one_stride else str(ends.get("res2", known[0]["module"]))
+    first = str(known[0]["module"])
     if hasattr(network, "transition1"):
         ends, first = _HRNET_ENDS, "layer1"
-    target = first if freeze_at == 1 else str(ends.get(f"res{freeze_at}", ""))
+    elif has_one_stride(known):
+        ends = {feature.name: feature.module for feature in features}
+    else:
+        modules = [str(info["module"]) for info in known]
+        ends = dict(zip(stage_names(known), modules, strict=True))
+        first = ends.get("res2", first)
+    target = first if freeze_at == 1 else ends.get(f"res{freeze_at}", "")
     found = _find(network, target)
     if found is None:
         raise ConfigError(

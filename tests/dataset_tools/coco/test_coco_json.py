@@ -309,10 +309,10 @@ def test_missing_and_damaged_files(tmp_path):
     with pytest.raises(DatasetError, match=r"1 of 1 images of .*train\.json.*kitchen/a\.jpg"):
         convert_coco("kitchen", [split], tmp_path / "labels")
     split.annotations.write_text('{"images": [')
-    with pytest.raises(DatasetError, match=r"train\.json is no JSON.*cut off"):
+    with pytest.raises(DatasetError, match=r"train\.json' is not valid JSON.*cut off"):
         convert_coco("kitchen", [split], tmp_path / "labels")
     split.annotations.unlink()
-    with pytest.raises(DatasetError, match=r"train\.json does not exist"):
+    with pytest.raises(DatasetError, match=r"train\.json' does not exist"):
         convert_coco("kitchen", [split], tmp_path / "labels")
 
 
@@ -352,4 +352,4 @@ def test_command(tmp_path, capsys):
     with pytest.raises(SystemExit) as end:
         main(options)
     assert end.value.code == 2
-    assert "val.json does not exist" in capsys.readouterr().err
+    assert "val.json' does not exist" in capsys.readouterr().err

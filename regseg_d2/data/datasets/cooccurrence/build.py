@@ -8,7 +8,7 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -115,33 +115,28 @@ def _move_into_place(draft: Path, folder: Path) -> None:
 
 def _write_splits(folder: Path, parameters: CooccurrenceParameters) -> None:
     for split_number, split in enumerate(_SPLITS):
-        images, labels = folder / split / "images", folder / split / "labels"
-        images.mkdir(parents=True)
-        labels.mkdir(parents=True)
         own_ground = 0.0 if split == "swapped" else parameters.own_ground
-        for i in range(getattr(parameters, split)):
-            rng = np.random.default_rng((parameters.seed, split_number, i))
-            _save_scene(*draw_scene(rng, parameters.size, own_ground), images, labels, f"{i:04d}")
+        rngs = (
+            np.random.default_rng((parameters.seed, split_number, i))
+            for i in range(getattr(parameters, split))
+        )
+        _write_scenes((draw_scene(rng, parameters.size, own_ground) for rng in rngs), folder / split)
     if parameters.pasted:
-        images, labels = (folder / "pasted" / kind for kind in ("images", "labels"))
-        images.mkdir(parents=True)
-        labels.mkdir(parents=True)
-        for i, scene in enumerate(pasted_scenes(folder / "train", parameters.seed)):
-            _save_scene(*scene, images, labels, f"{i:04d}")
+        _write_scenes(pasted_scenes(folder / "train", parameters.seed), folder / "pasted")
     text = json.dumps({"version": _VERSION, "classes": CLASSES, **asdict(parameters)}, indent=2)
     (folder / "parameters.json").write_text(text + "\n")
 
 
-def _save_scene(image: np.ndarray, label: np.ndarray, images: Path, labels: Path, name: str) -> None:
-    Image.fromarray(image).save(images / f"{name}.jpg", quality=95, subsampling=0)
-    _save_label(label, labels / f"{name}.png")
-
-
-def _save_label(label: np.ndarray, path: Path) -> None:
-    """Writes class indices as a palette PNG, which viewers show in colour."""
-    image = Image.fromarray(label)
-    image.putpalette([part for color in COLORS for part in color])
-    image.save(path)
+def _write_scenes(scenes: Iterable[tuple[np.ndarray, np.ndarray]], folder: Path) -> None:
+    """Writes images, and class indices as palette PNGs, which viewers show in colour."""
+    images, labels = folder / "images", folder / "labels"
+    images.mkdir(parents=True)
+    labels.mkdir()
+    for i, (image, label) in enumerate(scenes):
+        Image.fromarray(image).save(images / f"{i:04d}.jpg", quality=95, subsampling=0)
+        picture = Image.fromarray(label)
+        picture.putpalette([part for color in COLORS for part in color])
+        picture.save(labels / f"{i:04d}.png")
 
 
 def register_cooccurrence() -> None:

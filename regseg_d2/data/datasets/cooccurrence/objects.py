@@ -100,22 +100,12 @@ def draw_cow(rng: np.random.Generator, side: int) -> Canvas:
     canvas.line([(0.16, back + 0.05), (0.11, back + rng.uniform(0.2, 0.32))], 0.03, shade=0.8)
     canvas.ellipse((0.43, (back + belly) / 2), (0.28, (belly - back) / 2 + 0.01))
     canvas.ellipse((0.36, belly), (0.05, 0.04), color=np.array([214, 160, 150]))
-    head = (rng.uniform(0.80, 0.84), rng.uniform(0.32, 0.50))
-    canvas.polygon(
-        [
-            (0.60, back + 0.02),
-            (head[0] - 0.03, head[1] - 0.05),
-            (head[0], head[1] + 0.06),
-            (0.64, belly - 0.04),
-        ]
-    )
-    canvas.ellipse(head, (0.10, 0.06), angle=rng.uniform(15, 50))
+    x, y = rng.uniform(0.80, 0.84), rng.uniform(0.32, 0.50)  # middle of the head
+    canvas.polygon([(0.60, back + 0.02), (x - 0.03, y - 0.05), (x, y + 0.06), (0.64, belly - 0.04)])
+    canvas.ellipse((x, y), (0.10, 0.06), angle=rng.uniform(15, 50))
+    horn = np.array([226, 216, 190])
     for lean in (-0.05, 0.03):
-        canvas.line(
-            [(head[0] - 0.04, head[1] - 0.05), (head[0] - 0.04 + lean, head[1] - 0.13)],
-            0.025,
-            color=np.array([226, 216, 190]),
-        )
+        canvas.line([(x - 0.04, y - 0.05), (x - 0.04 + lean, y - 0.13)], 0.025, color=horn)
     return canvas
 
 
@@ -155,19 +145,12 @@ def draw_hen(rng: np.random.Generator, side: int) -> Canvas:
     canvas.polygon(
         [(0.28, 0.60), (rng.uniform(0.06, 0.14), rng.uniform(0.22, 0.34)), (0.36, 0.42)], shade=0.85
     )
-    head = _bird_body(canvas, rng, rng.uniform(-15, 0))
-    canvas.polygon(
-        [
-            (head[0] + 0.07, head[1] - 0.03),
-            (head[0] + 0.17, head[1] + 0.02),
-            (head[0] + 0.06, head[1] + 0.04),
-        ],
-        color=beak,
-    )
+    x, y = _bird_body(canvas, rng, rng.uniform(-15, 0))
+    canvas.polygon([(x + 0.07, y - 0.03), (x + 0.17, y + 0.02), (x + 0.06, y + 0.04)], color=beak)
     comb = np.array([196, 48, 40])
     for shift in (-0.05, 0.0, 0.05):
-        canvas.ellipse((head[0] + shift, head[1] - 0.09), (0.035, 0.05), color=comb)
-    _eye(canvas, head)
+        canvas.ellipse((x + shift, y - 0.09), (0.035, 0.05), color=comb)
+    _eye(canvas, (x, y))
     return canvas
 
 
@@ -199,30 +182,18 @@ def _cabin(
     inner_left, inner_right = left + slope_left + 0.02, right - slope_right - 0.01
     width = (inner_right - inner_left) / count
     for i in range(count):
-        x = inner_left + i * width
-        canvas.polygon(
-            [
-                (x, bottom - 0.03),
-                (x, top + 0.03),
-                (x + width - 0.025, top + 0.03),
-                (x + width - 0.025, bottom - 0.03),
-            ],
-            color=_GLASS + rng.normal(0, 8),
-        )
+        x, low, high = inner_left + i * width, bottom - 0.03, top + 0.03
+        end = x + width - 0.025
+        color = _GLASS + rng.normal(0, 8)
+        canvas.polygon([(x, low), (x, high), (end, high), (end, low)], color=color)
 
 
 def draw_car(rng: np.random.Generator, side: int) -> Canvas:
     """A car: body on two wheels, cabin."""
     canvas = Canvas(side, paint(rng, (side, side), _PAINTS))
     belt, floor = rng.uniform(0.46, 0.54), rng.uniform(0.72, 0.78)
-    _cabin(
-        canvas,
-        rng,
-        rng.uniform(0.14, 0.26),
-        rng.uniform(0.66, 0.80),
-        belt - rng.uniform(0.16, 0.24),
-        belt + 0.02,
-    )
+    left, right, height = rng.uniform(0.14, 0.26), rng.uniform(0.66, 0.80), rng.uniform(0.16, 0.24)
+    _cabin(canvas, rng, left, right, belt - height, belt + 0.02)
     nose = rng.uniform(0.0, 0.08)
     canvas.polygon(
         [(0.06, belt), (0.90 - nose, belt), (0.95, belt + nose + 0.03), (0.95, floor), (0.06, floor)]
@@ -241,19 +212,11 @@ def draw_boat(rng: np.random.Generator, side: int) -> Canvas:
     if rng.random() < 0.35:
         mast = rng.uniform(0.40, 0.52)
         canvas.line([(mast, 0.08), (mast, deck)], 0.025, color=np.array([110, 84, 58]))
-        canvas.polygon(
-            [(mast + 0.03, 0.10), (mast + 0.03, deck - 0.04), (0.84, deck - 0.04)],
-            color=np.array([232, 228, 214]),
-        )
+        sail = [(mast + 0.03, 0.10), (mast + 0.03, deck - 0.04), (0.84, deck - 0.04)]
+        canvas.polygon(sail, color=np.array([232, 228, 214]))
     else:
-        _cabin(
-            canvas,
-            rng,
-            rng.uniform(0.18, 0.30),
-            rng.uniform(0.60, 0.74),
-            deck - rng.uniform(0.16, 0.24),
-            deck + 0.02,
-        )
+        left, right, height = rng.uniform(0.18, 0.30), rng.uniform(0.60, 0.74), rng.uniform(0.16, 0.24)
+        _cabin(canvas, rng, left, right, deck - height, deck + 0.02)
     bow = rng.uniform(0.0, 0.06)
     canvas.polygon([(0.05, deck), (0.96, deck - bow), (0.80, keel), (0.18, keel)])
     return canvas

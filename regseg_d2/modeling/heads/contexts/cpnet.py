@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from regseg_d2.common.distributed import global_mean
 from regseg_d2.modeling.heads.registries import CONTEXT_MODULE
 from regseg_d2.modeling.heads.stages import Stage
-from regseg_d2.modeling.layers import check_head_key, conv_norm_relu
+from regseg_d2.modeling.layers import check_head_key, conv_norm_relu, resize
 from regseg_d2.ops.labels import downsample_labels, one_hot_labels
 from regseg_d2.ops.precision import full_precision
 
@@ -113,7 +113,7 @@ class ContextPrior(Stage):
         # Weights that add up to 1 take the mean apart: no second product with P x P weights.
         others = values.mean(dim=2, keepdim=True) - same
         contexts = [self.same(same.unflatten(2, self.size)), self.others(others.unflatten(2, self.size))]
-        features = _interpolate(torch.cat(contexts, dim=1), x.shape[-2:])
+        features = resize(torch.cat(contexts, dim=1), x.shape[-2:])
         return features, {self.prior_name: prior} if self.training else {}
 
 
@@ -229,10 +229,4 @@ def _resample(x: Tensor, size: tuple[int, int]) -> Tensor:
     kept = (min(x.shape[-2], size[0]), min(x.shape[-1], size[1]))
     if kept != tuple(x.shape[-2:]):
         x = F.adaptive_avg_pool2d(x, kept)
-    return _interpolate(x, size)
-
-
-def _interpolate(x: Tensor, size: Sequence[int]) -> Tensor:
-    if tuple(x.shape[-2:]) == tuple(size):
-        return x
-    return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=False)
+    return resize(x, size)
