@@ -6,7 +6,7 @@ A conversion can be stopped and started again at any moment: the files that are 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from regseg_d2.common.errors import DatasetError, WriteError
-from regseg_d2.common.files import atomic_writer, is_disk_full, remove_partial_files
+from regseg_d2.common.files import atomic_writer, is_disk_full, remove_partial_files, write_text
 from regseg_d2.common.parallel import parallel_results
 from regseg_d2.data.images import decoded_file
 
@@ -129,3 +129,9 @@ def reported_writing(path: Path) -> Iterator[None]:
         raise DatasetError(
             f"{path} cannot be written: {reason}. Make its folder writable, or name another place (--output)."
         ) from error
+
+
+def write_list(path: Path, names: Iterable[str]) -> None:
+    """Writes a list of a split, a name in each line; raises DatasetError, see :func:`reported_writing`."""
+    with reported_writing(path):
+        write_text(path, "".join(f"{name}\n" for name in names))

@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 
 from regseg_d2.common.errors import DatasetError
-from regseg_d2.common.files import write_text
 from regseg_d2.common.json_files import read_json
 from regseg_d2.data.datasets.splits import read_list
 from regseg_d2.dataset_tools.preparation.checks import check_files, check_number, check_sum
@@ -25,7 +24,7 @@ from regseg_d2.dataset_tools.preparation.conversion import (
     Conversion,
     check_made_alike,
     convert_files,
-    reported_writing,
+    write_list,
 )
 from regseg_d2.dataset_tools.preparation.matlab import label_values, read_matlab
 from regseg_d2.dataset_tools.preparation.preparation import Copy, Preparation
@@ -69,7 +68,8 @@ def _make_labels(copy: Copy, *, source: str | None = None) -> list[str]:
     title = "labels of Pascal Context"
     written = convert_files(conversions, function, title=title, workers=copy.workers)
     for split in splits:
-        _write_list(folder / _LISTS / f"{split}.txt", splits[split])
+        stems = [conversion.output.stem for conversion in splits[split]]
+        write_list(folder / _LISTS / f"{split}.txt", stems)
     return [f"{_LABELS}: {written} labels written, {len(conversions) - written} were there"]
 
 
@@ -176,11 +176,6 @@ def _check_split(folder: Path, split: str, stems: list[str], expected: int | Non
         f"images of the split {split}",
         "Unpack VOCtrainval_03-May-2010.tar again.",
     )
-
-
-def _write_list(path: Path, conversions: list[Conversion]) -> None:
-    with reported_writing(path):
-        write_text(path, "".join(f"{conversion.output.stem}\n" for conversion in conversions))
 
 
 prepare_pascal_context = Preparation(

@@ -12,12 +12,11 @@ from pathlib import Path
 import numpy as np
 
 from regseg_d2.common.errors import DatasetError
-from regseg_d2.common.files import write_text
 from regseg_d2.data.datasets.definitions import load_definition
 from regseg_d2.data.datasets.splits import read_list
 from regseg_d2.data.labels import LabelReader
 from regseg_d2.dataset_tools.preparation.checks import check_files, check_number
-from regseg_d2.dataset_tools.preparation.conversion import Conversion, convert_files, reported_writing
+from regseg_d2.dataset_tools.preparation.conversion import Conversion, convert_files, write_list
 from regseg_d2.dataset_tools.preparation.matlab import label_values, read_matlab
 from regseg_d2.dataset_tools.preparation.preparation import Copy, Preparation
 
@@ -48,8 +47,7 @@ def _make_train_aug(copy: Copy) -> list[str]:
         for name in names
     ]
     written = convert_files(conversions, _indices, title="SegmentationClassAug", workers=copy.workers)
-    with reported_writing(lists / "trainaug.txt"):
-        write_text(lists / "trainaug.txt", "".join(f"{name}\n" for name in names))
+    write_list(lists / "trainaug.txt", names)
     return [f"SegmentationClassAug: {written} labels written, {len(names) - written} were there"]
 
 

@@ -26,6 +26,8 @@ class Stage(nn.Module):
     ``channels`` or ``out_channels``; ``NORM``, ``NUM_CLASSES`` and ``IGNORE_VALUE`` by these names; and those
     that ``head_keys`` names.
 
+    A value that is out of its range is a ConfigError of the constructor.
+
     Attributes:
         head_keys: the keys of its other arguments.
     """

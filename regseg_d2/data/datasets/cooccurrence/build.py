@@ -18,8 +18,7 @@ import numpy as np
 from PIL import Image
 
 from regseg_d2.common.errors import DatasetError
-from regseg_d2.data.datasets.cooccurrence.pasting import pasted_scenes
-from regseg_d2.data.datasets.cooccurrence.scenes import CLASSES, COLORS, draw_scene
+from regseg_d2.data.datasets.cooccurrence.scenes import CLASSES, COLORS, draw_scene, pasted_scenes
 from regseg_d2.data.datasets.spec import DatasetSpec
 
 # Counts up when the drawings change, so that an old cache is not taken for a new one.

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import cv2
 import numpy as np
 
 from regseg_d2.data.datasets.cooccurrence import textures
 from regseg_d2.data.datasets.cooccurrence.objects import DRAWINGS, Canvas
+from regseg_d2.data.images import open_image
 
 GROUNDS = ("grass", "sand", "water", "road")
 # Ground on which each object stands in train and val.
@@ -157,3 +159,36 @@ def _draw_shadow(image: np.ndarray, label: np.ndarray, feet: int, columns: tuple
     width = max((columns[1] - columns[0]) // 2, 1)
     cv2.ellipse(shadow, middle, (width, max(width // 5, 1)), 0, 0, 360, 1, thickness=-1)
     image[(shadow > 0) & (label < len(GROUNDS))] *= 0.75
+
+
+def paste_objects(
+    image: np.ndarray, label: np.ndarray, donor_image: np.ndarray, donor_label: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Pastes all objects of one scene into another one of the same size, at the same place.
+
+    Images are ``(H, W, 3)``, labels ``(H, W)``; new ones are returned.
+    """
+    objects = donor_label >= len(GROUNDS)
+    return np.where(objects[..., None], donor_image, image), np.where(objects, donor_label, label)
+
+
+def pasted_scenes(train: Path, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Gives each scene of a training split the objects of another one; the seed draws which.
+
+    Nothing but the training split is used: this is a data augmentation, drawn once.
+
+    The split's folder has ``images/*.jpg`` and ``labels/*.png``; the scenes stay in its order.
+    """
+    names = sorted(path.stem for path in (train / "images").iterdir())
+    scenes = [
+        (
+            np.asarray(open_image(train / "images" / f"{name}.jpg", "image")),
+            np.asarray(open_image(train / "labels" / f"{name}.png", "label")),
+        )
+        for name in names
+    ]
+    rng = np.random.default_rng((seed, len(names)))
+    # A shift of a random order: nobody is his own donor.
+    order = rng.permutation(len(names))
+    donors = dict(zip(order.tolist(), np.roll(order, 1).tolist(), strict=True))
+    return [paste_objects(*scene, *scenes[donors[i]]) for i, scene in enumerate(scenes)]

@@ -49,9 +49,6 @@ class ChannelizedAxialAttention(Stage):
         hidden_layers: hidden layers of a gate.
         hidden_ratio: their width over that of the values.
         image_level: with the image's mean.
-
-    Raises:
-        ConfigError: if an option is out of its range.
     """
 
     head_keys = {

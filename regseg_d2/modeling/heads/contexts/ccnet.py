@@ -21,9 +21,6 @@ class CrissCross(ConvAttentionConv):
     One pass takes a pixel's row and column in; two passes, with the same weights, the whole image.
 
     ``recurrence`` is the number of passes R.
-
-    Raises:
-        ConfigError: if the recurrence is below 1.
     """
 
     head_keys = {"recurrence": "CCNET_RECURRENCE"}

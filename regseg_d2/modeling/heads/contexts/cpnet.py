@@ -46,9 +46,6 @@ class ContextPrior(Stage):
         kernel_size: length of the aggregation's kernels.
         affinity_loss_weight: weight of the loss of the prior.
         labels: how labels come to the grid: ``"center"`` or ``"corner"``, see ``downsample_labels``.
-
-    Raises:
-        ConfigError: if an option is out of its range.
     """
 
     #: Name of the prior's logits among the side outputs: their loss is ``loss_sem_seg_affinity``.

@@ -30,9 +30,6 @@ class DualAttention(Stage):
         dropout: dropout probability on their inputs.
         last: last block of each branch: ``"ConvBlock"``, 3x3, or ``"LinearConvBlock"``, CAR's linear
             convolution and 1x1 block in its place, as in the published code of "DANet + CAR".
-
-    Raises:
-        ConfigError: if an option is out of its range.
     """
 
     head_keys = {

@@ -30,9 +30,6 @@ class Encoding(Stage):
     parts are averaged (the paper: summed).
 
     ``num_codes`` is the number of codewords, ``se_loss_weight`` the weight of the loss of the side output.
-
-    Raises:
-        ConfigError: if an option is out of its range.
     """
 
     #: Name of the presence of classes among the side outputs: its loss is ``loss_sem_seg_se``.

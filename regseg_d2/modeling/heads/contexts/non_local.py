@@ -50,9 +50,6 @@ class NonLocal(ConvAttentionConv):
     Args:
         reduction: how many times fewer channels queries, keys and values have.
         use_scale: see :class:`NonLocalBlock`.
-
-    Raises:
-        ConfigError: if the reduction is below 1.
     """
 
     head_keys = {"reduction": "ATTENTION_REDUCTION", "use_scale": "ATTENTION_USE_SCALE"}

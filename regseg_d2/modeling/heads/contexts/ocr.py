@@ -32,9 +32,6 @@ class OCR(Stage):
         out_channels: channels of the features and of the output.
         key_channels: channels of queries, keys and values.
         fuse: mix both by a 1x1 block (Eq. 11); False leaves it to ``MODEL.SEM_SEG_HEAD.PROJECTION``.
-
-    Raises:
-        ConfigError: if ``key_channels`` is below 1.
     """
 
     reads_coarse_logits = True

@@ -28,9 +28,6 @@ class SelfAttention(Stage):
         query_key: ``shared`` is one convolution for both: the attention is symmetric before its softmax.
             ``shared_start`` is two that start from the same values and then go their ways, which is what the
             published code does. ``separate`` is two.
-
-    Raises:
-        ConfigError: if an option is out of its range.
     """
 
     head_keys = {"key_channels": "ATTENTION_KEY_CHANNELS", "query_key": "ATTENTION_QUERY_KEY"}
