@@ -52,6 +52,7 @@ setup(
         "deflate>=0.9",  # PNG decoder: decompression
         "kornia_rs>=0.2",  # PNG decoder: lines
         "jinja2>=3.1",  # pages; torch needs it, too
+        "pydantic>=2.10",  # files against types
         "rich",
         "scipy>=1.15",  # statistics of experiments
         "simplejpeg>=1.8",  # JPEG decoder

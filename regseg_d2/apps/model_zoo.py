@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from detectron2.config import CfgNode
+from pydantic import ConfigDict, PlainValidator
+from pydantic.dataclasses import dataclass
 from tabulate import tabulate
 
-from regseg_d2.common.errors import ConfigError
+from regseg_d2.common.schema import checked
 from regseg_d2.common.yaml_files import read_yaml
 from regseg_d2.config.files import load_config
 from regseg_d2.segmentor.build import build_model
@@ -48,7 +49,16 @@ All but those of CamVid start from ImageNet weights that are downloaded, see [we
 """
 
 
-@dataclass(frozen=True)
+def _figure(value: Any) -> str:
+    if not isinstance(value, str) or not re.fullmatch(r"(\d\d\.\d\d?)?", value):
+        raise ValueError("a text such as '78.10'")
+    return value
+
+
+Figure = Annotated[str, PlainValidator(_figure)]
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class Row:
     """A config in a table.
 
@@ -62,12 +72,12 @@ class Row:
 
     config: str
     network: str
-    paper: str = ""
-    ours: str = ""
+    paper: Figure = ""
+    ours: Figure = ""
     quoted: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class Table:
     """A table of the page.
 
@@ -82,7 +92,7 @@ class Table:
     note: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class Zoo:
     """All that the page shows but for what is counted.
 
@@ -106,19 +116,7 @@ def read_zoo(path: str | Path) -> Zoo:
     Raises:
         ConfigError: if the file is no YAML of the expected form.
     """
-    try:
-        data = read_yaml(Path(path))
-        tables = tuple(
-            Table(**{**table, "rows": tuple(Row(**row) for row in table["rows"])}) for table in data["tables"]
-        )
-        zoo = Zoo(tables, tuple(data["left_out"]))
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ConfigError(f"{path}: not the data of a model zoo: {type(error).__name__}: {error}") from error
-    for row in (row for table in zoo.tables for row in table.rows):
-        for figure in (row.paper, row.ours):
-            if not isinstance(figure, str) or (figure and not re.fullmatch(r"\d\d\.\d\d?", figure)):
-                raise ConfigError(f"{path}: {row.config} has the figure {figure!r}; expected such as '78.10'")
-    return zoo
+    return checked(Zoo, read_yaml(Path(path)), Path(path), advice="It is not the data of a model zoo.")
 
 
 def count_parameters(config_files: Iterable[str | Path]) -> dict[str, int]:

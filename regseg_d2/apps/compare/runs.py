@@ -7,9 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import Field
+
 from regseg_d2.common.errors import ConfigError, UserError
 from regseg_d2.common.json_files import read_json
-from regseg_d2.common.yaml_files import read_yaml, shown
+from regseg_d2.common.schema import Number, Part, Whole, checked
+from regseg_d2.common.yaml_files import read_yaml
 from regseg_d2.config.files import flatten_config
 
 # Keys in which the runs of one group may differ.
@@ -130,13 +133,9 @@ def load_run(folder: str | Path) -> Run:
         flat = flatten_config(read_yaml(config_file))
     except ConfigError as error:
         raise CompareError(str(error)) from error
-    for key, (is_right, expected) in _NEEDED_KEYS.items():
-        if key not in flat:
-            raise CompareError(
-                f"'{config_file}' has no {key}: it is not the config of a run of this package."
-            )
-        if not is_right(flat[key]):
-            raise CompareError(f"'{config_file}': {key} is {shown(flat[key])}; expected {expected}.")
+    checked(
+        _Config, flat, config_file, error=CompareError, advice="It is no config of a run of this package."
+    )
     files = {file.stem: file for file in sorted((path / "evaluation").glob("*.json"))}
     order = [name for name in flat["DATASETS.TEST"] if name in files]
     order += [name for name in files if name not in order and not name.endswith("_predictions")]
@@ -155,67 +154,39 @@ def read_evaluation(file: Path) -> dict[str, Any]:
         CompareError: it is no JSON, or not of this package.
     """
     content = read_json(file, CompareError)
-    if not isinstance(content, dict):
-        raise CompareError(
-            f"'{file}' holds {shown(content)}: it is no evaluation of this package, which is an object."
-        )
-    missing = {"metrics", "classes", "num_images"} - set(content)
-    if missing:
-        raise CompareError(
-            f"'{file}' has no {', '.join(sorted(missing))}: it is no evaluation of this package."
-        )
-    for key, (is_right, expected) in _EVALUATION_PARTS.items():
-        if not is_right(content.get(key, {})):
-            raise CompareError(f"'{file}': {key} is {shown(content[key])}; expected {expected}.")
+    checked(_Evaluation, content, file, error=CompareError, advice="It is no evaluation of this package.")
     return content
 
 
-def _is_texts(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(item, str) for item in value)
+class _Config(Part):
+    """What is read of a run's config."""
+
+    seed: int = Field(strict=True, alias="SEED")
+    regularizers: list[str] = Field(alias="MODEL.REGULARIZERS.NAMES")
+    test_sets: list[str] = Field(alias="DATASETS.TEST")
 
 
-def _is_score(value: Any) -> bool:
-    return value is None or type(value) in (int, float) and abs(value) < math.inf
+class _Metrics(Part):
+    mIoU: Number | None
 
 
-def _is_count(value: Any) -> bool:
-    return type(value) is int and value >= 0
+class _Class(Part):
+    name: str
+    IoU: Number | None
+    pixels: Whole
 
 
-def _is_class(value: Any) -> bool:
-    return (
-        isinstance(value, dict)
-        and isinstance(value.get("name"), str)
-        and "IoU" in value
-        and _is_score(value["IoU"])
-        and _is_count(value.get("pixels"))
-    )
+class _Model(Part):
+    completed_steps: Whole | None = None
 
 
-_NEEDED_KEYS = {
-    "SEED": (lambda value: type(value) is int, "a whole number"),
-    f"{REGULARIZERS}NAMES": (_is_texts, "a list of names"),
-    "DATASETS.TEST": (_is_texts, "a list of names"),
-}
-# What comparisons read of an evaluation; "model" is not in old ones.
-_EVALUATION_PARTS = {
-    "metrics": (
-        lambda value: isinstance(value, dict) and "mIoU" in value and _is_score(value["mIoU"]),
-        "an object with the number mIoU, or null where that is not defined",
-    ),
-    "classes": (
-        lambda value: isinstance(value, list) and all(map(_is_class, value)),
-        "a list of objects with name, IoU and pixels",
-    ),
-    "num_images": (_is_count, "a whole number"),
-    "model": (
-        lambda value: (
-            isinstance(value, dict)
-            and (value.get("completed_steps") is None or _is_count(value["completed_steps"]))
-        ),
-        "an object with the whole number completed_steps",
-    ),
-}
+class _Evaluation(Part):
+    """What is read of an evaluation."""
+
+    metrics: _Metrics
+    classes: list[_Class]
+    num_images: Whole
+    model: _Model = _Model()  # not in old ones
 
 
 def _or_nan(value: float | None) -> float:

@@ -56,7 +56,7 @@ def perform(run: Run, output: Path, *, keep_weights: bool = False) -> None:
             "arm": run.arm,
             "control": run.experiment.arms[run.arm].control,
             "seed": run.seed,
-            "commit": commit.recorded,
+            "commit": commit,
             "config_digest": config_digest(cfg),
             "overrides": run.overrides,
             "iterations": cfg.SOLVER.MAX_ITER,
@@ -92,7 +92,7 @@ def _measures(run: Run, folder: Path, cfg: Any) -> dict[str, Any]:
     return measure(
         cfg,
         load_trained_model(cfg).model,
-        wanted["datasets"] or list(cfg.DATASETS.TEST),
-        train_images=wanted.get("train_images"),
-        corruptions=wanted["corruptions"],
+        wanted.datasets or list(cfg.DATASETS.TEST),
+        train_images=wanted.train_images,
+        corruptions=wanted.corruptions,
     )

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from regseg_d2.apps.experiment.spec import Condition, Experiment
+from regseg_d2.apps.experiment.spec import Experiment
 from regseg_d2.common.errors import ConfigError
 from regseg_d2.config.files import load_config
 
@@ -70,27 +70,26 @@ def plan_runs(experiment: Experiment) -> list[Run]:
     """
     runs = [
         run
-        for condition in experiment.conditions.values()
+        for name, condition in experiment.conditions.items()
         for arm in condition.arms
-        for run in _runs_of(experiment, condition, arm)
+        for run in _runs_of(experiment, name, arm)
     ]
     order = {seed: i for i, seed in enumerate(dict.fromkeys(run.seed for run in runs))}
     runs.sort(key=lambda run: order[run.seed])
     return runs + _longer_runs(experiment)
 
 
-def _runs_of(experiment: Experiment, condition: Condition, arm: str) -> list[Run]:
+def _runs_of(experiment: Experiment, condition: str, arm: str) -> list[Run]:
     seeds = experiment.planned_seeds(condition, arm)
     if seeds is not None:
-        overrides = experiment.overrides(condition.name, arm)
-        return [Run(experiment, condition.name, arm, seed, overrides) for seed in seeds]
+        overrides = experiment.overrides(condition, arm)
+        return [Run(experiment, condition, arm, seed, overrides) for seed in seeds]
     folders = experiment.arms[arm].runs
     seeds = [_seed_of(folder) for folder in folders]
     if len(set(seeds)) != len(seeds):
         raise ConfigError(f"{experiment.file}: arms.{arm}.runs have the seeds {seeds}: one is there twice")
     return [
-        Run(experiment, condition.name, arm, seed, {}, folder)
-        for seed, folder in zip(seeds, folders, strict=True)
+        Run(experiment, condition, arm, seed, {}, folder) for seed, folder in zip(seeds, folders, strict=True)
     ]
 
 

@@ -6,18 +6,18 @@ import hashlib
 import json
 import subprocess
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from detectron2.config import CfgNode
+from pydantic import AliasPath, BeforeValidator, Field, model_validator
 
 import regseg_d2
 from regseg_d2.apps.compare.runs import read_evaluation
-from regseg_d2.apps.experiment.checked_json import Checked, load
 from regseg_d2.common.errors import ConfigError
 from regseg_d2.common.files import write_text
-from regseg_d2.common.json_files import read_json_lines
+from regseg_d2.common.json_files import read_json, read_json_lines
+from regseg_d2.common.schema import Number, Part, Whole, checked
 from regseg_d2.config.files import flatten_config
 
 VERSION = 1
@@ -38,26 +38,12 @@ _LOSS_POINTS = 20
 _SCORE = "sem_seg/mIoU"
 
 
-@dataclass(frozen=True)
-class Commit:
-    """The code that runs.
+def current_commit() -> str:
+    """The commit of the code that runs, as records have it.
 
-    Attributes:
-        name: of the commit, or the package's version where there is no git.
-        dirty: whether files under version control differ from it.
+    Its name, with ``+changes`` where files under version control differ from it; the package's version where
+    there is no git.
     """
-
-    name: str
-    dirty: bool
-
-    @property
-    def recorded(self) -> str:
-        """As it stands in records: ``+changes`` where files differ."""
-        return self.name + ("+changes" if self.dirty else "")
-
-
-def current_commit() -> Commit:
-    """Asks git about the folder that this package is in."""
     folder = Path(regseg_d2.__file__).parent
 
     def git(*words: str) -> str | None:
@@ -69,11 +55,11 @@ def current_commit() -> Commit:
 
     name = git("rev-parse", "HEAD")
     if name is None:
-        return Commit(f"version {regseg_d2.__version__}", dirty=False)
+        return f"version {regseg_d2.__version__}"
     changed = git(
         "status", "--porcelain", "--untracked-files=no", "--", str(folder), str(folder.parent / "configs")
     )
-    return Commit(name, dirty=bool(changed))
+    return f"{name}+changes" if changed else name
 
 
 def config_digest(cfg: CfgNode) -> str:
@@ -157,12 +143,32 @@ def _history(lines: list[dict[str, Any]], datasets: list[str]) -> dict[str, Any]
     }
 
 
-@dataclass(frozen=True)
-class Record:
+def _without_iou(data: Any) -> Any:
+    """Takes the IoU of classes, which a file has among the metrics of a data set, into a part of its own."""
+    metrics = data.get("metrics") if isinstance(data, dict) else None
+    if not isinstance(metrics, dict) or not all(isinstance(entry, dict) for entry in metrics.values()):
+        return data  # refused by the type
+    return {
+        **data,
+        "iou": {name: entry.get("IoU", {}) for name, entry in metrics.items()},
+        "metrics": {name: {k: v for k, v in entry.items() if k != "IoU"} for name, entry in metrics.items()},
+    }
+
+
+def _point(point: Any) -> Any:
+    if not isinstance(point, dict) or point.get("iteration") is None:
+        raise ValueError('an object with "iteration"')
+    return {key: value for key, value in point.items() if value is not None}
+
+
+Numbers = dict[str, Number | None]
+
+
+class Record(Part):
     """What is kept of a run.
 
     Attributes:
-        file: where it was read from.
+        version: of the file's form.
         experiment: its name.
         condition: the setting it was run in.
         arm: what was run.
@@ -180,22 +186,24 @@ class Record:
         seconds: wall time, or None.
     """
 
-    file: Path
+    version: Whole
     experiment: str
     condition: str
     arm: str
-    control: str | None
-    seed: int
+    control: str | None = None
+    seed: Whole
     commit: str
     config_digest: str
-    iterations: int
-    metrics: Mapping[str, Mapping[str, float | None]]
-    iou: Mapping[str, Mapping[str, float | None]]
-    curve: tuple[Mapping[str, float], ...]
-    measures: Mapping[str, Mapping[str, float | None]]
-    diagnostics: Mapping[str, float | None]
-    skipped_steps: int
-    seconds: float | None
+    iterations: Whole
+    metrics: dict[str, Numbers]
+    iou: dict[str, Numbers]
+    curve: tuple[Annotated[dict[str, Number], BeforeValidator(_point)], ...] = ()
+    measures: dict[str, Numbers] = {}
+    diagnostics: Numbers = {}
+    skipped_steps: Whole = 0
+    seconds: Annotated[Number | None, Field(validation_alias=AliasPath("run", "seconds"))] = None
+
+    _iou_apart = model_validator(mode="before")(_without_iou)
 
 
 def read_record(file: Path) -> Record:
@@ -204,46 +212,24 @@ def read_record(file: Path) -> Record:
     Raises:
         ConfigError: it is damaged, or of another version.
     """
-    checked = load(file)
-    version = checked.count("version")
-    if version != VERSION:
-        raise checked.error(
-            "version", version, f"{VERSION}, which this code reads; delete it or use its code"
+    record: Record = read_checked(Record, file)
+    if record.version != VERSION:
+        raise ConfigError(
+            f"{file}: version is {record.version}; expected {VERSION}, which this code reads; delete it or "
+            "use its code"
         )
-    metrics, iou = _read_metrics(checked.part("metrics"))
-    measures = checked.part("measures", {})
-    curve = checked.take("curve", list, "a list", [])
-    points = tuple(Checked(file, point, f"curve[{i}]").numbers() for i, point in enumerate(curve))
-    for i, point in enumerate(points):
-        if point.get("iteration") is None:
-            raise checked.error(f"curve[{i}]", curve[i], 'an object with "iteration"')
-    return Record(
-        file=file,
-        experiment=checked.text("experiment"),
-        condition=checked.text("condition"),
-        arm=checked.text("arm"),
-        control=checked.take("control", str, "an arm or null", None),
-        seed=checked.count("seed"),
-        commit=checked.text("commit"),
-        config_digest=checked.text("config_digest"),
-        iterations=checked.count("iterations"),
-        metrics=metrics,
-        iou=iou,
-        curve=tuple({k: v for k, v in point.items() if v is not None} for point in points),
-        measures={name: measures.part(name).numbers() for name in measures.data},
-        diagnostics=checked.part("diagnostics", {}).numbers(),
-        skipped_steps=checked.count("skipped_steps", 0),
-        seconds=checked.part("run", {}).take("seconds", (int, float), "a number", None),
-    )
+    return record
 
 
-def _read_metrics(
-    part: Checked,
-) -> tuple[dict[str, dict[str, float | None]], dict[str, dict[str, float | None]]]:
-    metrics, iou = {}, {}
-    for dataset in part.data:
-        entry = part.part(dataset)
-        iou[dataset] = entry.part("IoU", {}).numbers()
-        scalars = {key: value for key, value in entry.data.items() if key != "IoU"}
-        metrics[dataset] = Checked(part.file, scalars, entry.where).numbers()
-    return metrics, iou
+def read_checked(kind: Any, file: Path) -> Any:
+    """Reads a JSON file of an experiment as a type, see ``schema.checked``.
+
+    Raises:
+        ConfigError: it is no JSON, or not of the type.
+    """
+    advice = f"Delete '{file}', and the next call makes it again."
+    try:
+        data = read_json(file)
+    except ConfigError as error:
+        raise ConfigError(f"{error} {advice}") from error
+    return checked(kind, data, file, advice=advice)

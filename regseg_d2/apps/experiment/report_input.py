@@ -8,20 +8,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from regseg_d2.apps.experiment.checked_json import Checked, load
-from regseg_d2.apps.experiment.records import Record, read_record
-from regseg_d2.apps.experiment.spec import ScheduleCheck
+from regseg_d2.apps.experiment.records import Record, read_checked, read_record
+from regseg_d2.apps.experiment.spec import Arm, Primary, ScheduleCheck
 from regseg_d2.common.errors import ConfigError
+from regseg_d2.common.schema import Number, Part, Whole, require_known
 from regseg_d2.common.suggestions import did_you_mean
-
-
-@dataclass(frozen=True)
-class Primary:
-    """The one number that verdicts are about."""
-
-    condition: str
-    dataset: str
-    metric: str
 
 
 @dataclass(frozen=True)
@@ -77,11 +68,23 @@ class Results:
         return sorted(names, key=lambda name: (name != self.primary.dataset, name))
 
 
+class _Condition(Part):
+    # None in an old file; the seeds are None for an arm of runs that existed.
+    planned: dict[str, tuple[Whole, ...] | None] | None = None
+
+
+class _Description(Part):
+    """``experiment.json``."""
+
+    name: str
+    primary: Primary
+    arms: dict[str, Arm]
+    conditions: dict[str, _Condition]
+    schedule_check: ScheduleCheck | None = None
+
+
 def read_results(folder: Path) -> Results:
     """Reads a folder of results: ``experiment.json``, ``classes.json``, ``<condition>/<arm>/seed<k>.json``.
-
-    Args:
-        folder: the folder.
 
     Raises:
         ConfigError: a file is missing, damaged, of another version, or does not fit the others.
@@ -90,85 +93,65 @@ def read_results(folder: Path) -> Results:
     for name in ("experiment.json", "classes.json"):
         if not (folder / name).is_file():
             raise ConfigError(f"'{folder}' is no folder of results: it has no {name}.")
-    described = load(folder / "experiment.json")
-    arms, overrides = _read_arms(described)
-    conditions = described.part("conditions")
-    primary = _read_primary(described.part("primary"), list(conditions.data))
-    check = _read_check(described, arms, list(conditions.data))
-    names = sorted(conditions.data, key=lambda name: name != primary.condition)
-    known = [*names, *([check.name] if check else [])]
-    records = read_records(folder, described.text("name"), arms, known)
-    shares = load(folder / "classes.json")
+    file = folder / "experiment.json"
+    described: _Description = read_checked(_Description, file)
+    arms = _ordered_arms(file, described.arms)
+    primary, check = described.primary, described.schedule_check
+    require_known(file, "primary.condition", primary.condition, described.conditions)
+    if check is not None:
+        require_known(file, "schedule_check.arm", check.arm, arms)
+        require_known(file, "schedule_check.condition", check.condition, described.conditions)
+    names = sorted(described.conditions, key=lambda name: name != primary.condition)
+    records = read_records(folder, described.name, arms, [*names, *([check.name] if check else [])])
+    for name, condition in described.conditions.items():
+        for arm in condition.planned or ():
+            require_known(file, f"conditions.{name}.planned", arm, arms)
     return Results(
-        name=described.text("name"),
+        name=described.name,
         primary=primary,
         arms=arms,
-        overrides=overrides,
+        overrides={name: arm.overrides for name, arm in described.arms.items()},
         conditions=tuple(names),
-        planned={name: _planned(conditions.part(name), arms, name, records) for name in names},
+        planned={name: _planned(described.conditions[name].planned, arms, name, records) for name in names},
         schedule_check=check,
-        class_shares={name: shares.part(name).numbers() for name in shares.data},  # type: ignore[misc]
+        class_shares=read_checked(dict[str, dict[str, Number]], folder / "classes.json"),
         records=records,
     )
 
 
-def _read_arms(described: Checked) -> tuple[dict[str, str | None], dict[str, dict[str, Any]]]:
-    part = described.part("arms")
-    entries = {name: part.part(name) for name in part.data}
-    controls = {name: entry.take("control", str, "an arm or null", None) for name, entry in entries.items()}
-    for name, control in controls.items():
-        if control is not None and control not in controls:
-            raise entries[name].error("control", control, f"one of {sorted(controls)}, or null")
+def _ordered_arms(file: Path, arms: Mapping[str, Arm]) -> dict[str, str | None]:
+    """``{arm: its control}``, an arm after its control."""
     ordered: dict[str, str | None] = {}
-    for name in controls:
+    for name in arms:
         path: list[str] = []
         each: str | None = name
         while each is not None and each not in ordered:
+            require_known(file, f"arms.{path[-1] if path else name}.control", each, arms)
             if each in path:
-                raise described.error(
-                    "arms", [*path, each], "controls that lead to a baseline, not in a circle"
+                raise ConfigError(
+                    f"{file}: arms are {[*path, each]}; expected controls that lead to a baseline, not in a "
+                    "circle"
                 )
             path.append(each)
-            each = controls[each]
-        ordered.update({arm: controls[arm] for arm in reversed(path)})
-    return ordered, {name: entry.part("overrides", {}).data for name, entry in entries.items()}
-
-
-def _read_primary(part: Checked, conditions: list[str]) -> Primary:
-    condition = part.text("condition")
-    if condition not in conditions:
-        raise part.error("condition", condition, f"one of {conditions}")
-    return Primary(condition, part.text("dataset"), part.text("metric"))
-
-
-def _read_check(described: Checked, arms: Mapping[str, Any], conditions: list[str]) -> ScheduleCheck | None:
-    if described.data.get("schedule_check") is None:
-        return None
-    part = described.part("schedule_check")
-    for key, known in (("arm", list(arms)), ("condition", conditions)):
-        if part.text(key) not in known:
-            raise part.error(key, part.data[key], f"one of {known}")
-    seeds = tuple(part.take("seeds", list, "a list of seeds", []))
-    return ScheduleCheck(part.text("arm"), part.text("condition"), part.count("factor"), seeds)
+            each = arms[each].control
+        ordered.update({arm: arms[arm].control for arm in reversed(path)})
+    return ordered
 
 
 def _planned(
-    condition: Checked, arms: Mapping[str, Any], name: str, records: Mapping[tuple[str, str, int], Record]
+    planned: Mapping[str, tuple[int, ...] | None] | None,
+    arms: Mapping[str, Any],
+    name: str,
+    records: Mapping[tuple[str, str, int], Record],
 ) -> dict[str, tuple[int, ...]]:
     """Who is run in a condition, and with which seeds."""
     there: dict[str, set[int]] = {}
     for where, arm, seed in records:
         if where == name:
             there.setdefault(arm, set()).add(seed)
-    planned = condition.take("planned", dict, "an object of arms and their seeds", None)
     if planned is None:
         every = tuple(sorted(set().union(*there.values())))
         return {arm: every for arm in arms if arm in there}
-    for arm, seeds in planned.items():
-        if arm not in arms:
-            raise condition.error("planned", arm, f"some of {sorted(arms)}")
-        if seeds is not None and not (isinstance(seeds, list) and all(type(seed) is int for seed in seeds)):
-            raise condition.error(f"planned.{arm}", seeds, "a list of seeds, or null for runs that exist")
     # Existing runs are planned as far as they are there.
     return {
         arm: tuple(sorted(there.get(arm, ()) if seeds is None else seeds)) for arm, seeds in planned.items()
@@ -178,10 +161,10 @@ def _planned(
 def read_records(
     folder: Path, experiment: str, arms: Mapping[str, str | None], conditions: list[str]
 ) -> dict[tuple[str, str, int], Record]:
-    """Reads all records of a folder.
+    """Reads all records of a folder, ``<condition>/<arm>/seed<k>.json``.
 
     Args:
-        folder: with ``<condition>/<arm>/seed<k>.json``.
+        folder: the folder.
         experiment: name that every record must have.
         arms: ``{arm: control}`` that records must agree with. A record of another arm is an error: what was
             run is shown.
@@ -196,7 +179,7 @@ def read_records(
     records = {}
     for file in folder.glob("*/*/seed*.json"):
         record = read_record(file)
-        _require_fit(record, experiment, arms, conditions)
+        _require_fit(file, record, experiment, arms, conditions)
         records[record.condition, record.arm, record.seed] = record
     places = {name: i for i, name in enumerate(arms)}
     ordered = sorted(records, key=lambda key: (conditions.index(key[0]), places[key[1]], key[2]))
@@ -204,10 +187,10 @@ def read_records(
 
 
 def _require_fit(
-    record: Record, experiment: str, arms: Mapping[str, str | None], conditions: list[str]
+    file: Path, record: Record, experiment: str, arms: Mapping[str, str | None], conditions: list[str]
 ) -> None:
     def error(key: str, value: Any, expected: str) -> ConfigError:
-        return ConfigError(f"{record.file}: {key} is {value!r}; expected {expected}")
+        return ConfigError(f"{file}: {key} is {value!r}; expected {expected}")
 
     if record.experiment != experiment:
         raise error("experiment", record.experiment, f"{experiment!r}; move the file away")
@@ -221,7 +204,7 @@ def _require_fit(
                 "away",
             )
     name = f"{record.condition}/{record.arm}/seed{record.seed}.json"
-    if record.file.relative_to(record.file.parents[2]).as_posix() != name:
-        raise ConfigError(f"{record.file}: it says that it is {name}: name it so")
+    if file.relative_to(file.parents[2]).as_posix() != name:
+        raise ConfigError(f"{file}: it says that it is {name}: name it so")
     if record.control != arms[record.arm]:
         raise error("control", record.control, f"{arms[record.arm]!r}, as in experiment.json")

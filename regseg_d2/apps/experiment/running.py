@@ -58,7 +58,7 @@ def check_records(runs: Sequence[Run], allow_commit_mix: bool) -> None:
     Raises:
         ConfigError: a record is damaged, of another commit, or of an arm that has changed since.
     """
-    commit = current_commit().recorded
+    commit = current_commit()
     digests: dict[tuple[str, str], str] = {}
     for run in runs:
         if not run.record.is_file():
@@ -220,8 +220,8 @@ class Progress:
         record, primary = read_record(run.record), run.experiment.primary
         seconds = record.seconds or 0.0
         self._seconds.append(seconds)
-        score = record.metrics.get(primary["dataset"], {}).get(primary["metric"])
-        result = f", {primary['dataset']} {primary['metric']} {score:.2f}" if score is not None else ""
+        score = record.metrics.get(primary.dataset, {}).get(primary.metric)
+        result = f", {primary.dataset} {primary.metric} {score:.2f}" if score is not None else ""
         self._line(f"{run.name}: {seconds:.0f} s{result}")
 
     def failed(self, run: Run, how: str, log: Path) -> None:

@@ -39,8 +39,8 @@ def test_scores_curve_and_losses(folder):
         ("metrics.json", b"\xff\n", r"metrics\.json' is not valid JSON"),
         ("metrics.json", b"[" * 100_000, "nested too deep"),
         ("metrics.json", None, "does not exist"),
-        ("evaluation/val.json", b"{}", "has no classes, metrics, num_images"),
-        ("evaluation/val.json", b"null", "it is no evaluation of this package"),
+        ("evaluation/val.json", b"{}", "metrics, classes, num_images are missing"),
+        ("evaluation/val.json", b"null", "It is no evaluation of this package"),
         ("evaluation/val.json", None, "has no result on 'val'"),
     ],
 )
