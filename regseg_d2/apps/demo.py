@@ -33,14 +33,7 @@ class TrainingFailed(UserError):
 
 @dataclass
 class Training:
-    """A training in a process of its own.
-
-    Attributes:
-        name: shown to the user.
-        folder: its OUTPUT_DIR.
-        process: the process.
-        log: what the process prints.
-    """
+    """A training in a process of its own."""
 
     name: str
     folder: Path
@@ -68,10 +61,7 @@ class Training:
 def run_demo(root: Path, output: Path, overrides: list[str]) -> None:
     """Trains both networks, prints the comparison and writes pictures.
 
-    Args:
-        root: the checkout, with ``configs`` and ``tools``.
-        output: folder for the runs; what an earlier demo left there is replaced.
-        overrides: ``KEY VALUE`` pairs for both configs.
+    What an earlier demo left in the folder is replaced.
 
     Raises:
         TrainingFailed: if a training ends with an error.

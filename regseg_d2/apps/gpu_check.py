@@ -13,11 +13,8 @@ from pathlib import Path
 class Part:
     """One part of the check.
 
-    Attributes:
-        name: its title.
-        command: arguments of Python.
-        seconds: it is ended after so many, and what it printed is kept.
-        may_end_early: whether being ended is no failure: its results are complete one by one.
+    After its seconds it is ended, and what it printed is kept; that is no failure of a part that
+    ``may_end_early``, whose results are complete one by one.
     """
 
     name: str
@@ -27,11 +24,7 @@ class Part:
 
 
 def parts(output: Path) -> list[Part]:
-    """The parts, 510 seconds in all.
-
-    Args:
-        output: folder for what the trainings write.
-    """
+    """The parts, 510 seconds in all."""
     steps = ("tools/benchmark.py", "steps", "--rounds", "5", "--device", "cuda")
     return [
         Part("tests", ("-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider"), 100),
@@ -52,10 +45,6 @@ def parts(output: Path) -> list[Part]:
 
 def run(output: Path, chosen: list[Part] | None = None) -> int:
     """Runs the parts one after the other.
-
-    Args:
-        output: folder for ``gpu_check.txt`` and the trainings.
-        chosen: the parts; None takes all.
 
     Returns:
         Number of parts that failed.

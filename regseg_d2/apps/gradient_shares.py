@@ -42,9 +42,7 @@ class GradientShare(NamedTuple):
 def measure_gradient_shares(model: nn.Module, batches: Sequence[list[dict[str, Any]]]) -> list[GradientShare]:
     """Compares the gradients of the losses of a training step.
 
-    Args:
-        model: a segmentor with a ``backbone``; its state moves as in training.
-        batches: at least one batch of training samples.
+    The state of the model moves as in training.
 
     Raises:
         ConfigError: if the model has no loss named ``loss_sem_seg``, or nothing to train in its backbone.
@@ -80,10 +78,6 @@ def _gradient(loss: Tensor, parameters: Sequence[nn.Parameter]) -> Tensor:
 
 def run(cfg: CfgNode, num_batches: int) -> str:
     """Measures MODEL.WEIGHTS of a config on training batches; returns a table.
-
-    Args:
-        cfg: the config of a run.
-        num_batches: training batches to average over.
 
     Raises:
         CheckpointError: there are no weights, or they do not fit the model and its regularizers.

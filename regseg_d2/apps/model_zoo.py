@@ -79,13 +79,7 @@ class Row:
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class Table:
-    """A table of the page.
-
-    Attributes:
-        title: paper, number of its table, data set.
-        rows: its rows.
-        note: how its figures were measured, and what else has to be known.
-    """
+    """A table of the page."""
 
     title: str
     rows: tuple[Row, ...]
@@ -94,12 +88,7 @@ class Table:
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class Zoo:
-    """All that the page shows but for what is counted.
-
-    Attributes:
-        tables: in their order.
-        left_out: rows of the papers' tables that have no config, and why.
-    """
+    """All that the page shows but for what is counted."""
 
     tables: tuple[Table, ...]
     left_out: tuple[str, ...]
@@ -123,9 +112,6 @@ def count_parameters(config_files: Iterable[str | Path]) -> dict[str, int]:
     """Parameters of the exported networks of configs, built without memory.
 
     Configs of the same network are built once.
-
-    Args:
-        config_files: YAML files.
 
     Returns:
         The numbers by file.
@@ -162,13 +148,7 @@ def _without_training(cfg: CfgNode) -> str:
 
 
 def render(zoo: Zoo, configs: str | Path, parameters: Mapping[str, int]) -> str:
-    """The page.
-
-    Args:
-        zoo: its data.
-        configs: folder of the configs.
-        parameters: number of parameters by config, as :class:`Row` names it.
-    """
+    """The page."""
     parts = [INTRODUCTION]
     for table in zoo.tables:
         parts.append(f"## {table.title}\n")

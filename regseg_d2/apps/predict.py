@@ -37,9 +37,7 @@ INDEX_FOLDER, COLOR_FOLDER, OVERLAY_FOLDER = "labels", "colors", "overlays"
 class InputImage:
     """An image to predict.
 
-    Attributes:
-        path: the file.
-        name: path of what is written for it, below the output's folders, without ".png".
+    ``name`` is the path of what is written for it, below the output's folders, without ".png".
     """
 
     path: Path
@@ -170,9 +168,6 @@ def color_image(label: np.ndarray, colors: np.ndarray) -> Image.Image:
 
 class FilePredictor:
     """Predicts the classes of image files with the model and the inference protocol of a config.
-
-    Args:
-        cfg: the config, with MODEL.WEIGHTS.
 
     Raises:
         CheckpointError: there are no weights, or they do not fit the model.

@@ -16,11 +16,7 @@ def voc_color(index: int) -> tuple[int, int, int]:
 
 
 def filled_colors(colors: Sequence[tuple[int, int, int] | None]) -> tuple[tuple[int, int, int], ...]:
-    """Gives classes without a colour the one of the VOC colour map, or the next one that is free.
-
-    Args:
-        colors: one a class.
-    """
+    """Gives classes without a colour the one of the VOC colour map, or the next one that is free."""
     taken = {color for color in colors if color is not None}
     filled = []
     for number, color in enumerate(colors, start=1):

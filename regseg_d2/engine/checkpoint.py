@@ -100,10 +100,7 @@ class SafeCheckpointer:
     def save(self, name: str, *, tag: bool = True, **kwargs: Any) -> None:
         """Writes model and checkpointables to ``<save_dir>/<name>.pth``.
 
-        Args:
-            name: file name without its ending.
-            tag: whether ``--resume`` shall continue from this file.
-            kwargs: more to save.
+        ``tag`` makes it the file that ``--resume`` continues from; ``kwargs`` are saved along.
         """
         if not self.save_dir or not self.save_to_disk:
             return

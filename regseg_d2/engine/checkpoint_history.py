@@ -53,11 +53,9 @@ def holds_checkpoints(folder: str | Path) -> bool:
 def newest_whole_checkpoint(folder: str | Path) -> Path:
     """Returns the newest checkpoint of the run whose bytes are those that were written.
 
-    Every checkpoint that is passed over is named in a warning.
+    Where ``last_checkpoint`` is missing, the history says which they are.
 
-    Args:
-        folder: folder of the checkpoints. Where ``last_checkpoint`` is missing, the history says which
-            they are.
+    Every checkpoint that is passed over is named in a warning.
 
     Raises:
         CheckpointError: none is whole.
@@ -99,9 +97,6 @@ def damage_of(path: Path) -> str | None:
     """Returns what is wrong with a file of ``torch.save``, or None where it is whole.
 
     Such a file is a ZIP archive with a checksum of every tensor, which torch itself does not look at.
-
-    Args:
-        path: the file.
     """
     if not path.is_file():
         return "is missing"

@@ -149,10 +149,6 @@ def _leave_incomplete_state_new(model: nn.Module, state: dict[str, Tensor]) -> N
 
     They belong together: a bank that is new, with the counts of the one in the file, would be taken to
     be full.
-
-    Args:
-        model: the model that is loaded into.
-        state: tensors by key; changed in place.
     """
     fits = {key: state[key].shape == buffer.shape for key, buffer in model.named_buffers() if key in state}
     broken = {_module_of(key) for key, fit in fits.items() if not fit}

@@ -15,10 +15,6 @@ def apply_class_weighting(cfg: CfgNode, model: nn.Module) -> None:
 
     The config keeps the name: evaluating a checkpoint needs no frequencies. A collective call.
 
-    Args:
-        cfg: the run's config.
-        model: the model, on its device.
-
     Raises:
         ConfigError: the head has no loss that takes weights, or see ``measured_class_weights``.
         DatasetError: the labels cannot be counted.

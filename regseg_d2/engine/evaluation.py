@@ -37,15 +37,7 @@ def evaluate_on_all(
     completed_steps: int | None,
     is_stopping: Callable[[], bool],
 ) -> Results:
-    """Evaluates on DATASETS.TEST; see ``Trainer.test``.
-
-    Args:
-        parts: builds loaders and evaluators.
-        cfg: the config.
-        model: the model with the weights to evaluate, wrapped or not.
-        completed_steps: steps that it was trained for, where that is known.
-        is_stopping: whether this process has got a signal to end.
-    """
+    """Evaluates on DATASETS.TEST; see ``Trainer.test``."""
     model = unwrap_model(model)
     synchronize_buffers(model)
     provenance = describe_model(cfg, model, completed_steps)

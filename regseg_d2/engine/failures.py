@@ -31,8 +31,7 @@ class DeadWorkerError(UserError):
 def explain_failure(error: BaseException) -> UserError | None:
     """Returns an error that says what happened and what to do, or None for an error of the program.
 
-    Args:
-        error: what ended the run; what it was raised from, or while, counts too.
+    What the error was raised from, or while, counts too.
     """
     chain = list(_chain(error))
     for link in chain:

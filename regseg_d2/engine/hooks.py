@@ -232,11 +232,7 @@ def _iteration_of(path: Path) -> int:
 
 
 class RandomBackboneWarning(HookBase):
-    """Warns, when training begins and once more when it has ended, of a backbone that had random weights.
-
-    Args:
-        checkpointer: what loads the weights, or does not.
-    """
+    """Warns, when training begins and once more when it has ended, of a backbone that had random weights."""
 
     def __init__(self, checkpointer: SafeCheckpointer) -> None:
         self._checkpointer = checkpointer
@@ -268,10 +264,6 @@ def truncate_metrics(path: str | Path, start_iter: int) -> None:
     """Removes the lines of ``metrics.json`` that the coming steps will write again.
 
     Lines from ``start_iter`` on, and what a killed process or a full disk left unfinished or unreadable.
-
-    Args:
-        path: the file, one JSON object a line; it may be missing.
-        start_iter: first step that will be run.
     """
     path = Path(path)
     refuse_folder(path)

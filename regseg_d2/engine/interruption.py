@@ -88,9 +88,6 @@ class StopSignals:
     def ending_a_wait(self, awaited: str) -> Iterator[None]:
         """Around a wait that may have no end: a signal ends it after a while.
 
-        Args:
-            awaited: what is waited for, in words.
-
         Raises:
             EndlessWaitError: a signal has come, and what is waited for has not.
         """
@@ -125,13 +122,7 @@ class StoppableEvaluation(DatasetEvaluator):
     """
 
     def __init__(self, evaluator: DatasetEvaluator, loader: Any, is_stopping: Callable[[], bool]) -> None:
-        """Wraps both.
-
-        Args:
-            evaluator: what to evaluate with.
-            loader: sized iterable of its inputs.
-            is_stopping: whether this process has got a signal.
-        """
+        """Wraps both."""
         self._evaluator = evaluator
         self._is_stopping = is_stopping
         self.loader = _StoppableLoader(loader, is_stopping)
@@ -187,14 +178,7 @@ def let_go_of_lost_outputs() -> None:
 
 @contextmanager
 def signals_forwarded(children: Callable[[], list[Any]]) -> Iterator[None]:
-    """Hands SIGTERM, SIGHUP and the first SIGINT on to child processes, which then end by themselves.
-
-    Args:
-        children: gives the processes that run at the moment.
-
-    Yields:
-        Nothing.
-    """
+    """Hands SIGTERM, SIGHUP and the first SIGINT on to child processes, which then end by themselves."""
 
     def forward(number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT:

@@ -64,15 +64,7 @@ def build_argument_parser() -> argparse.ArgumentParser:
 
 @dataclass(frozen=True)
 class ProcessGroup:
-    """The place of this process among processes that somebody else started.
-
-    Attributes:
-        rank: its number among all.
-        world_size: how many there are.
-        local_rank: its number on this machine.
-        local_size: how many there are on this machine.
-        url: where they meet.
-    """
+    """The place of this process among processes that somebody else started."""
 
     rank: int
     world_size: int
@@ -150,12 +142,10 @@ def first_host(nodelist: str) -> str:
 def run(main: Callable[[argparse.Namespace], Any], args: argparse.Namespace) -> None:
     """Runs ``main(args)`` in every process, and ends this process with an exit code.
 
+    ``main`` has to be importable by its name.
+
     An error that the user can cure is printed without a traceback, exit code 2. A run that a signal
     ended, with a checkpoint, has exit code 75.
-
-    Args:
-        main: what each process does; importable by its name.
-        args: of :func:`build_argument_parser`.
     """
     try:
         # Before any process is started, so that a misspelt key is reported once and at once.
@@ -253,12 +243,7 @@ def _join(group: ProcessGroup, timeout: timedelta) -> None:
 
 
 def guarded(main: Callable[[argparse.Namespace], Any], args: argparse.Namespace) -> None:
-    """Runs ``main(args)``, and ends the process with 2 for an error that the user can cure, 75 on a signal.
-
-    Args:
-        main: what the process does.
-        args: its argument.
-    """
+    """Runs ``main(args)``; ends the process with 2 for an error that the user can cure, 75 on a signal."""
     try:
         main(args)
         # All end together: gloo may abort a process whose partner still writes the last checkpoint.

@@ -35,9 +35,6 @@ DECLARED_COPY = "declared.yaml"
 def main(args: argparse.Namespace) -> Results:
     """Trains or evaluates, as the arguments say.
 
-    Args:
-        args: of ``launch.build_argument_parser``.
-
     Returns:
         ``{data set: {task: {metric: score}}}`` of the last evaluation.
 
@@ -65,10 +62,6 @@ def main(args: argparse.Namespace) -> Results:
 def train(cfg: CfgNode, *, resume: bool = False) -> Results:
     """Trains, and writes ``config.yaml`` once the run has made a step.
 
-    Args:
-        cfg: the config.
-        resume: continue the run of OUTPUT_DIR.
-
     Raises:
         UserError: anything that the user can cure.
     """
@@ -86,10 +79,6 @@ def set_up(cfg: CfgNode, args: argparse.Namespace) -> None:
 
     Does what Detectron2's ``default_setup`` does, but for seeding (the trainer's) and ``config.yaml``
     (:func:`save_config`), and with this package's logger.
-
-    Args:
-        cfg: the config.
-        args: the command line, for the log.
     """
     if comm.is_main_process():
         Path(cfg.OUTPUT_DIR).mkdir(parents=True, exist_ok=True)
@@ -113,10 +102,6 @@ def _make_printable(record: logging.LogRecord) -> bool:
 def evaluate_checkpoint(cfg: CfgNode, *, resume: bool = False) -> Results:
     """Evaluates MODEL.WEIGHTS, or the last checkpoint of OUTPUT_DIR, on all of DATASETS.TEST.
 
-    Args:
-        cfg: the config.
-        resume: take the last checkpoint of OUTPUT_DIR where there is one.
-
     Raises:
         CheckpointError: there are no weights, or they do not fit the model.
     """
@@ -136,10 +121,6 @@ def save_config(cfg: CfgNode, *, seed: int) -> None:
     """Writes ``<OUTPUT_DIR>/config.yaml``: the config as given ("auto" stays), with the seed of the run.
 
     Files of ``DATASETS.DECLARED`` are copied into ``declared.yaml`` beside it: they may change later.
-
-    Args:
-        cfg: the config.
-        seed: the seed that is used.
     """
     if not comm.is_main_process():
         return
@@ -155,9 +136,6 @@ def save_config(cfg: CfgNode, *, seed: int) -> None:
 
 def warn_about_changes(cfg: CfgNode) -> None:
     """Logs which keys, and lines of declared data sets, differ from those of the run that is resumed.
-
-    Args:
-        cfg: the config of now.
 
     Raises:
         ConfigError: the run's ``config.yaml`` is damaged.

@@ -16,11 +16,7 @@ LARGE_BYTES = 2**30
 
 
 def log_memory_budget(model: nn.Module) -> None:
-    """Logs one line for each regularizer that keeps a bank; a warning where it is large.
-
-    Args:
-        model: the model, wrapped in DistributedDataParallel or not.
-    """
+    """Logs one line for each regularizer that keeps a bank; a warning where it is large."""
     regularizers = getattr(unwrap_model(model), "regularizers", {})
     for name, regularizer in regularizers.items():
         size = regularizer.memory_bytes if isinstance(regularizer, Regularizer) else 0

@@ -26,13 +26,7 @@ _INPUT_KEYS = ("INPUT.FORMAT", "INPUT.MIN_SIZE_TEST", "INPUT.MAX_SIZE_TEST")
 
 
 def describe_model(cfg: CfgNode, model: nn.Module, completed_steps: int | None) -> dict[str, Any]:
-    """Returns hashes that are equal for equal models; nothing of it depends on time or place.
-
-    Args:
-        cfg: the config of the model.
-        model: the model, not wrapped.
-        completed_steps: steps that it was trained for, or None where that is not known.
-    """
+    """Returns hashes that are equal for equal models; nothing of it depends on time or place."""
     return {
         "completed_steps": completed_steps,
         "config_sha256": _config_hash(cfg),

@@ -23,8 +23,7 @@ class FolderInUseError(UserError):
 def locked(path: Path) -> Iterator[None]:
     """Holds a lock on a file, which stays, empty.
 
-    Args:
-        path: the file; it and its folder are made where they are missing.
+    It and its folder are made where they are missing.
 
     Raises:
         FolderInUseError: another process holds it.
@@ -49,9 +48,6 @@ def locked(path: Path) -> Iterator[None]:
 @contextmanager
 def run_lock(folder: str | Path) -> Iterator[None]:
     """Keeps a second training out of a folder; to be entered by all processes of a run.
-
-    Args:
-        folder: OUTPUT_DIR; made where it is missing.
 
     Raises:
         UserError: on all processes, see :func:`locked`.

@@ -23,13 +23,7 @@ logger = logging.getLogger(__name__)
 class RunState:
     """All that a resumed run needs besides its model and the states of its hooks.
 
-    Attributes:
-        cfg: the config of the run; its SEED becomes that of the run which is resumed.
-        seed_is_given: whether SEED says which seed, and not chance.
-        optimizer: the optimizer of the run.
-        training_step: makes its steps.
-        bad_files: the files that were skipped.
-        completed_steps: steps that are done.
+    The SEED of ``cfg`` becomes that of the run which is resumed.
     """
 
     cfg: CfgNode

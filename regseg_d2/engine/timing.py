@@ -17,12 +17,7 @@ class TimedIterator:
     """
 
     def __init__(self, loader: Iterable[list[dict[str, Any]]], signals: StopSignals) -> None:
-        """Begins to iterate over a loader.
-
-        Args:
-            loader: gives the batches.
-            signals: know whether the run is to end.
-        """
+        """Begins to iterate over a loader."""
         self._iterator = iter(loader)
         self._signals = signals
         self.seconds = 0.0

@@ -78,9 +78,6 @@ class Trainer(TrainerBase):
     def __init__(self, cfg: CfgNode) -> None:
         """Builds model, optimizer, schedule, checkpointer and hooks; reads no data yet.
 
-        Args:
-            cfg: the config; it is not changed.
-
         Raises:
             ConfigError: a value that cannot be used.
         """
@@ -177,14 +174,7 @@ class Trainer(TrainerBase):
     def build_evaluator(
         cls, cfg: CfgNode, dataset_name: str, provenance: Mapping[str, Any], num_images_shown: int = 0
     ) -> StreamingSemSegEvaluator:
-        """Returns the evaluator of a test set.
-
-        Args:
-            cfg: the config.
-            dataset_name: the test set.
-            provenance: see ``provenance.describe_model``.
-            num_images_shown: images to keep as pictures.
-        """
+        """Returns the evaluator of a test set."""
         return StreamingSemSegEvaluator(
             dataset_name,
             cfg.OUTPUT_DIR,
@@ -225,9 +215,6 @@ class Trainer(TrainerBase):
 
     def resume_or_load(self, resume: bool = True) -> None:
         """Continues the run in OUTPUT_DIR, or loads MODEL.WEIGHTS or else MODEL.TIMM.PRETRAINED.
-
-        Args:
-            resume: continue from the last checkpoint where there is one, else start at step 0.
 
         Raises:
             CheckpointError: the file is missing, damaged, refused, or does not fit.
@@ -343,11 +330,7 @@ class Trainer(TrainerBase):
         self.storage.put_scalar("skipped_steps", self.training_step.skipped_steps, smoothing_hint=False)
 
     def request_stop(self, reason: str) -> None:
-        """Ends training after the current step; all processes must ask alike.
-
-        Args:
-            reason: for the log.
-        """
+        """Ends training after the current step; all processes must ask alike."""
         self.stop_reason = reason
         logger.info("Stopping after step %d: %s.", self.completed_steps, reason)
 

@@ -20,11 +20,6 @@ They are called when training begins.
 def build_writers(cfg: CfgNode, start_iter: int, max_iter: int) -> list[EventWriter]:
     """Builds the writers of a training.
 
-    Args:
-        cfg: the config.
-        start_iter: the first step that is run.
-        max_iter: number of steps of the whole training.
-
     Raises:
         ConfigError: a name in ``WRITERS`` is unknown.
     """

@@ -140,11 +140,7 @@ def valid_pixels(feature: Tensor, label: Tensor, num_classes: int) -> tuple[Tens
 
 
 def tail_classes(pixels: Sequence[float]) -> list[int]:
-    """The third of the classes (rounded up) with the fewest pixels, among those that have any.
-
-    Args:
-        pixels: number or share of the training pixels of each class.
-    """
+    """The third of the classes (rounded up) with the fewest pixels, among those that have any."""
     present = sorted((count, number) for number, count in enumerate(pixels) if count > 0)
     return sorted(number for _, number in present[: math.ceil(len(present) / 3)])
 

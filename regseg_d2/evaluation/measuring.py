@@ -40,10 +40,7 @@ DEFAULT_TAP = "sem_seg_head.predictor:in"
 class LabelledImages:
     """A data set's images as the network is tested with them, and their labels.
 
-    Args:
-        cfg: the config of the run.
-        dataset: name in the catalog.
-        limit: use so many images at most, from the first on.
+    With a ``limit`` so many images at most, from the first on.
 
     Raises:
         ConfigError: the data set has no label for an image.
@@ -69,12 +66,7 @@ class LabelledImages:
 
 
 class FeatureReader:
-    """Reads a tap of a model in evaluation.
-
-    Args:
-        model: a segmentor.
-        tap: where; see ``taps.py``.
-    """
+    """Reads a tap of a model in evaluation."""
 
     def __init__(self, model: nn.Module, tap: str) -> None:
         self._model: Any = model

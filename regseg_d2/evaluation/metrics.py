@@ -62,11 +62,7 @@ class SegmentationMetrics:
     predicted_pixels: np.ndarray
 
     def as_detectron2(self, class_names: list[str]) -> dict[str, float]:
-        """Returns the dict that Detectron2's evaluator returns, and ``mIoU_predicted``.
-
-        Args:
-            class_names: K names.
-        """
+        """Returns the dict that Detectron2's evaluator returns, and ``mIoU_predicted``."""
         scores = {"mIoU": self.miou, "mIoU_predicted": self.miou_predicted, "fwIoU": self.fwiou}
         scores |= {f"IoU-{name}": float(v) for name, v in zip(class_names, self.iou, strict=True)}
         scores |= {"mACC": self.macc, "pACC": self.pacc}
@@ -104,12 +100,7 @@ def compute_metrics(confusion: np.ndarray) -> SegmentationMetrics:
 
 
 def find_oddities(metrics: SegmentationMetrics, class_names: list[str]) -> list[str]:
-    """Returns one sentence for each thing that makes the scores mean less than they seem to.
-
-    Args:
-        metrics: the metrics of a data set.
-        class_names: K names.
-    """
+    """Returns one sentence for each thing that makes the scores mean less than they seem to."""
     present, predicted = metrics.pixels > 0, metrics.predicted_pixels > 0
     names = np.asarray(class_names, dtype=object)
     if not present.any():

@@ -139,7 +139,7 @@ def test_a_page_by_hand():
         ("left_out: []", "tables is missing"),
         (
             "{tables: [{title: T, rows: [{config: x, net: y}]}], left_out: []}",
-            r"tables\[0\].rows\[0\].network is missing",
+            r"tables\[0\].rows\[0\].net is an unknown key",
         ),
         (
             "{tables: [{title: T, rows: [{config: x, network: y, paper: 47.7}]}], left_out: []}",

@@ -44,12 +44,7 @@ class Estimate:
 
 @dataclass
 class Group:
-    """Runs that differ in their seed alone.
-
-    Attributes:
-        name: for the tables.
-        runs: sorted by seed.
-    """
+    """Runs that differ in their seed alone, sorted by it."""
 
     name: str
     runs: list[Run]
@@ -264,14 +259,7 @@ def pooled_std(a: Estimate, b: Estimate) -> float:
 
 
 def judge(delta: float, noise: float, seeds: int, words: tuple[str, str] = ("gain", "loss")) -> str:
-    """Returns what may be said of a difference.
-
-    Args:
-        delta: difference of the means.
-        noise: pooled standard deviation.
-        seeds: the smaller number of seeds.
-        words: what a positive and a negative difference are called.
-    """
+    """Returns what may be said of a difference."""
     if math.isnan(delta):
         return "not defined"
     if seeds == 1:

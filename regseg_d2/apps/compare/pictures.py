@@ -26,10 +26,6 @@ FINAL_WEIGHTS = "model_final.pth"
 def predict(folder: Path, dataset_name: str) -> dict[str, np.ndarray]:
     """Runs a trained model over a data set.
 
-    Args:
-        folder: OUTPUT_DIR of a finished run.
-        dataset_name: a registered data set.
-
     Returns:
         Class ids ``(H, W)`` by image file name.
     """
@@ -54,13 +50,6 @@ def compare_predictions(
     """Writes one picture: a row an image, with image, label and the prediction of each run.
 
     Shows the images on which the runs differ most.
-
-    Args:
-        runs: OUTPUT_DIR of finished runs, by the name to show.
-        dataset_name: a registered data set.
-        path: PNG file to write.
-        count: number of images.
-        scale: factor by which pixels are enlarged.
 
     Returns:
         ``path``.

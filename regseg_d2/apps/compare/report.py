@@ -24,15 +24,7 @@ def render(
     format: str = "text",
     per_class: bool = True,
 ) -> str:
-    """Returns all tables of a comparison.
-
-    Args:
-        groups: all groups, in the order to show them.
-        comparisons: of ``compare.compare_groups``.
-        notes: what else the reader must know.
-        format: text or markdown.
-        per_class: also show the IoU of each class.
-    """
+    """Returns all tables of a comparison."""
     style = TABLE_FORMATS[format]
     parts = [_title("mIoU (%), mean ± standard deviation over seeds", format), _scores(groups, style)]
     if comparisons:
@@ -54,13 +46,7 @@ def render(
 def as_data(
     groups: Sequence[Group], comparisons: Sequence[Comparison], notes: Sequence[str]
 ) -> dict[str, Any]:
-    """Returns a comparison as plain data for JSON; None stands for what is not defined.
-
-    Args:
-        groups: all groups.
-        comparisons: of ``compare.compare_groups``.
-        notes: what else the reader must know.
-    """
+    """Returns a comparison as plain data for JSON; None stands for what is not defined."""
     return {
         "groups": [_group_data(group) for group in groups],
         "comparisons": [

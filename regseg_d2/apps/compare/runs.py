@@ -119,9 +119,6 @@ class Run:
 def load_run(folder: str | Path) -> Run:
     """Reads the config and the evaluations of a run.
 
-    Args:
-        folder: OUTPUT_DIR of the run.
-
     Raises:
         CompareError: something is missing or cannot be read.
     """

@@ -40,10 +40,6 @@ def count_inference_flops(model: nn.Module, inputs: Any) -> FlopCount:
     adaptive pooling a few for each value. Operations without a formula, elementwise ones for the most part,
     are named in the result (arithmetic on sizes is among them, as a trace has it); copies, comparisons, ReLU
     and clamping count as nothing.
-
-    Args:
-        model: a module in evaluation mode.
-        inputs: what it is called with; of Detectron2's models a list of dicts.
     """
     adapter = TracingAdapter(model, inputs, allow_non_tensor=True)
     analysis = FlopCountAnalysis(adapter, adapter.flattened_inputs)
@@ -62,9 +58,6 @@ def count_training_flops(step: Callable[[], None]) -> int:
     """Counts the multiply-adds of convolutions, matrix products and attention, forward and backward.
 
     All else is left out.
-
-    Args:
-        step: runs one training step.
     """
     aten = torch.ops.aten
     counter = FlopCounterMode(

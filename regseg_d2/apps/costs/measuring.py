@@ -14,12 +14,7 @@ from rich.progress import track
 
 
 def announce(rounds: int, device: str) -> None:
-    """Prints what a benchmark runs on; on a CPU everything from here on takes one thread.
-
-    Args:
-        rounds: timed rounds.
-        device: ``"cpu"`` or ``"cuda"``.
-    """
+    """Prints what a benchmark runs on; on a CPU everything from here on takes one thread."""
     if device == "cpu":
         torch.set_num_threads(1)
     where = torch.cuda.get_device_name() if device == "cuda" else "one CPU thread"
@@ -29,14 +24,7 @@ def announce(rounds: int, device: str) -> None:
 def interleaved_medians(
     actions: dict[str, Callable[[], None]], rounds: int, device: str, title: str
 ) -> dict[str, float]:
-    """Seconds of each action: the median over rounds in which all take their turn, after a warm-up.
-
-    Args:
-        actions: what to time, by name.
-        rounds: timed rounds; one more is run before them.
-        device: ``"cuda"`` waits for the GPU before each reading of the clock.
-        title: shown with the progress.
-    """
+    """Seconds of each action: the median over rounds in which all take their turn, after a warm-up."""
     seconds: dict[str, list[float]] = {name: [] for name in actions}
     for index in track(range(rounds + 1), title, transient=True):
         for name, action in actions.items():
@@ -57,10 +45,7 @@ def _wait(device: str) -> None:
 def peak_memory(make_action: Callable[..., Callable[[], None]], *args: Any, device: str) -> float:
     """MB that an action takes at most beyond the memory before it, in a process of its own.
 
-    Args:
-        make_action: a function of a module, called with ``args``; returns the action.
-        args: what it needs; is pickled.
-        device: ``"cpu"`` or ``"cuda"``.
+    ``make_action``, a function of a module, is called with ``args``, which are pickled, and returns it.
 
     Raises:
         RuntimeError: if the process ended with an error.

@@ -81,10 +81,7 @@ class ModelCosts:
 class _Case:
     """What to measure for a row.
 
-    Attributes:
-        row: the counts.
-        action: to be timed.
-        maker: function of this module and arguments that make the same action in another process.
+    ``maker`` is a function of this module and arguments that make the same action in another process.
     """
 
     row: Row
@@ -147,22 +144,12 @@ def without_regularizers(cfg: CfgNode) -> CfgNode:
 
 
 def make_inference(dumped: str, size: tuple[int, int]) -> Callable[[], None]:
-    """Inference of one random image.
-
-    Args:
-        dumped: a config as YAML.
-        size: height and width of the image.
-    """
+    """Inference of one random image."""
     return _inference(_exported(CfgNode.load_cfg(dumped)), size)
 
 
 def make_training_step(dumped: str, batch_size: int) -> Callable[[], None]:
-    """The trainer's step on a batch of random images.
-
-    Args:
-        dumped: a config as YAML.
-        batch_size: number of images.
-    """
+    """The trainer's step on a batch of random images."""
     cfg = CfgNode.load_cfg(dumped)
     return _training_step(cfg, _build(cfg), batch_size)
 

@@ -155,9 +155,6 @@ def _all_reduce(backend: str, device: str) -> str:
 def run_check(name: str) -> dict[str, str]:
     """Runs one check.
 
-    Args:
-        name: a key of ``CHECKS``, or "import MODULE".
-
     Returns:
         ``{"name", "status", "detail"}``, with status ``OK``, ``FAILED`` or ``SKIPPED``.
     """

@@ -64,10 +64,7 @@ _WIDTH = 110
 class Detectron2Install:
     """Where Detectron2 is, found without importing it.
 
-    Attributes:
-        path: its folder; None if it is not installed.
-        version: its version; "" if unknown.
-        distribution: what it was installed as.
+    ``path`` is None if it is not installed, ``version`` "" if it is unknown.
     """
 
     path: Path | None
@@ -132,10 +129,6 @@ def run_checks(names: Sequence[str], *, timeout: float = TIMEOUT_SECONDS) -> tup
     A check that kills its process or exceeds the time is reported as failed, and the ones after it
     run in a new process.
 
-    Args:
-        names: names that ``checks.run_check`` knows.
-        timeout: seconds for the checks of one process.
-
     Returns:
         One ``{"name", "status", "detail"}`` a check, in order, and what torch says about CUDA.
     """
@@ -175,13 +168,7 @@ def _run_process(path: Path, names: Sequence[str], timeout: float) -> tuple[list
 
 
 def collect_facts(results: Sequence[dict], torch_facts: dict, detectron2: Detectron2Install) -> Facts:
-    """Puts together what the rules look at.
-
-    Args:
-        results: what :func:`run_checks` returned for the imports (and more).
-        torch_facts: what it returned about CUDA.
-        detectron2: what :func:`find_detectron2` returned.
-    """
+    """Puts together what the rules look at."""
     versions = {name: version for name in SHOWN if (version := installed_version(name))}
     if detectron2.path is not None:
         versions["detectron2"] = detectron2.version

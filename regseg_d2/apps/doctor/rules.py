@@ -68,10 +68,7 @@ class Facts:
 class Finding:
     """One thing that is wrong.
 
-    Attributes:
-        severity: ``ERROR`` if training cannot work, ``WARNING`` if it can.
-        what: what was found.
-        cure: what to do.
+    Its severity is ``ERROR`` if training cannot work, ``WARNING`` if it can.
     """
 
     severity: str

@@ -29,11 +29,6 @@ from regseg_d2.evaluation.measuring import measure
 def perform(run: Run, output: Path, *, keep_weights: bool = False) -> None:
     """Trains a run to its end, measures it, and writes its record; does nothing where that is there.
 
-    Args:
-        run: which.
-        output: folder of all runs.
-        keep_weights: keep the checkpoints of the finished run.
-
     Raises:
         FolderInUseError: another process works on it.
         UserError: the training failed for a reason that the user can cure.

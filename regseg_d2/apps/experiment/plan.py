@@ -17,13 +17,7 @@ from regseg_d2.config.files import load_config
 class Run:
     """One training.
 
-    Attributes:
-        experiment: what it belongs to.
-        condition: name of the condition it is recorded under.
-        arm: name of the arm.
-        seed: its SEED.
-        overrides: config values by dotted key, without SEED and OUTPUT_DIR.
-        existing: a run folder that is there already and only recorded.
+    ``existing`` is a run folder that is there already and only recorded.
     """
 
     experiment: Experiment

@@ -49,12 +49,7 @@ def draw_all(
 ) -> dict[str, bytes]:
     """Draws all plots.
 
-    Args:
-        results: of the experiment.
-        primary: what verdicts are about.
-        digits: of its numbers, behind the point.
-        compared: its comparisons in the primary condition.
-        others: the primary metric's comparisons, by (condition, data set), the primary ones among them.
+    ``others`` has the primary metric's comparisons by (condition, data set), the primary ones among them.
 
     Returns:
         ``{file name: content}``; a plot without data is left out.

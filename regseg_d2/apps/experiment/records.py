@@ -86,10 +86,6 @@ def _rounded(value: Any) -> Any:
 def collect_results(folder: Path, datasets: list[str]) -> dict[str, Any]:
     """Takes the results of a finished run from its folder.
 
-    Args:
-        folder: the run's OUTPUT_DIR.
-        datasets: its test sets.
-
     Returns:
         ``metrics``, ``curve``, ``losses``, ``diagnostics`` and ``skipped_steps`` of the record.
 

@@ -33,14 +33,7 @@ class RunsFailed(UserError):
 
 @dataclass(frozen=True)
 class Options:
-    """How runs are worked off.
-
-    Attributes:
-        output: folder of the runs' own folders.
-        jobs: runs at a time.
-        keep_weights: keep checkpoints of finished runs.
-        nice: added to the niceness of each process.
-    """
+    """How runs are worked off."""
 
     output: Path
     jobs: int = 1
@@ -50,10 +43,6 @@ class Options:
 
 def check_records(runs: Sequence[Run], allow_commit_mix: bool) -> None:
     """Refuses records that do not belong to the experiment's file or to this code.
-
-    Args:
-        runs: all runs of the experiment.
-        allow_commit_mix: take records of other commits as they are.
 
     Raises:
         ConfigError: a record is damaged, of another commit, or of an arm that has changed since.
@@ -93,10 +82,6 @@ def write_description(experiment: Experiment) -> None:
 
 def work_off(runs: Sequence[Run], options: Options) -> None:
     """Makes all runs that have no record yet.
-
-    Args:
-        runs: the runs, in the order in which they are begun.
-        options: how.
 
     Raises:
         RunsFailed: some ended with an error.
@@ -199,13 +184,7 @@ def _settle(options: Options, slot: int) -> None:
 
 
 class Progress:
-    """Says after each run how far the whole is, and how long it will still take.
-
-    Args:
-        total: number of runs.
-        done: how many have a record already.
-        jobs: runs at a time.
-    """
+    """Says after each run how far the whole is, and how long it will still take."""
 
     def __init__(self, total: int, done: int, jobs: int) -> None:
         self.total = total

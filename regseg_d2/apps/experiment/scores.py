@@ -71,11 +71,7 @@ class Pairs:
 
 
 class Scores:
-    """Looks numbers up.
-
-    Args:
-        results: of an experiment.
-    """
+    """Looks numbers up."""
 
     def __init__(self, results: Results) -> None:
         self.results = results

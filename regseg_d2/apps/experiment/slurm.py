@@ -27,10 +27,7 @@ _OURS = ("array", "error", "nodes", "ntasks", "ntasks_per_node", "open_mode", "o
 def work_off_with_slurm(runs: Sequence[Run], options: Options, parameters: Mapping[str, Any]) -> None:
     """Makes all runs that have no record yet, each in a job; jobs that an earlier call has queued are kept.
 
-    Args:
-        runs: the runs, in the order in which they are queued.
-        options: how; ``jobs`` is how many of the jobs may run at a time.
-        parameters: of :func:`parse_parameters`.
+    ``options.jobs`` is how many of the jobs may run at a time.
 
     Raises:
         UserError: SLURM refuses a job.

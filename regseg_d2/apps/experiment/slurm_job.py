@@ -17,10 +17,7 @@ from submitit.helpers import Checkpointable, DelayedSubmission, JobEnvironment
 class SlurmJob(Checkpointable):
     """Makes a run; ends with its exit status, or is queued again by submitit when its time is up.
 
-    Args:
-        command: makes the run.
-        log: what it prints is appended here.
-        interrupted: its exit status after SIGTERM.
+    ``interrupted`` is the command's exit status after SIGTERM.
     """
 
     def __init__(self, command: list[str], log: Path, interrupted: int) -> None:

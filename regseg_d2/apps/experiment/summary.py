@@ -13,10 +13,6 @@ from regseg_d2.apps.experiment.tables import seed_list
 def summarize(results_folder: Path, arm: str) -> str:
     """Says what the primary number of an experiment did with an arm.
 
-    Args:
-        results_folder: folder of the experiment's records.
-        arm: name of the arm.
-
     Raises:
         ConfigError: a file is missing or damaged.
     """

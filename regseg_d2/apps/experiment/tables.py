@@ -21,10 +21,7 @@ Compared = dict[str, tuple[Pairs, Comparison]]
 def markdown(headers: Sequence[str], rows: Sequence[Sequence[str]], texts: int = 1) -> str:
     """Returns a Markdown table.
 
-    Args:
-        headers: of the columns.
-        rows: their cells.
-        texts: so many columns from the left are text, set to the left; the others are numbers.
+    So many columns as ``texts`` says, from the left, are text, set to the left; the others are numbers.
     """
     safe = [[str(cell).replace("|", "\\|") for cell in row] for row in [headers, *rows]]
     align = ["left"] * min(texts, len(headers)) + ["right"] * max(len(headers) - texts, 0)
@@ -189,10 +186,6 @@ def short(commit: str) -> str:
 
 def csv_files(scores: Scores, compared: dict[tuple[str, Quantity], Compared]) -> dict[str, str]:
     """All tables with all digits.
-
-    Args:
-        scores: of the experiment.
-        compared: comparisons of every condition and number.
 
     Returns:
         ``{file name: content}``.

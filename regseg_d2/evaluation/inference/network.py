@@ -20,10 +20,6 @@ class Network:
     Those of this package give their logits at feature size. Any other one of Detectron2 gives them at the
     size of the image, all classes at once, which takes as much memory as it always did.
 
-    Args:
-        model: the model, in evaluation mode whenever it is called.
-        protocol: of which padding and the device of the logits count.
-
     Raises:
         ConfigError: the model cannot do without padding.
     """

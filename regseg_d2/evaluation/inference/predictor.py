@@ -56,9 +56,6 @@ class Predictor:
     def scores(self, batched_inputs: Sequence[dict[str, Any]]) -> list[dict[str, Tensor]]:
         """Predicts the scores of all classes; the labels above are their ``argmax``, bit for bit.
 
-        Args:
-            batched_inputs: as above.
-
         Returns:
             For each image a dict with "sem_seg" ``(K, H, W)``: logits, or probabilities where the protocol
             averages several views.
@@ -107,10 +104,6 @@ def scale_image(image: Tensor, scale: float) -> Tensor:
 
 def build_predictor(cfg: CfgNode, model: nn.Module) -> Predictor:
     """Builds the predictor of a config's protocol.
-
-    Args:
-        cfg: with ``TEST`` and the test size in ``INPUT``.
-        model: the model with its weights, not wrapped.
 
     Raises:
         ConfigError: a value that cannot be used.
