@@ -11,7 +11,6 @@ from __future__ import annotations
 import functools
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -30,32 +29,24 @@ _FEWEST_CHANNELS = 4
 
 
 class ScoreMaps(ABC):
-    """Scores ``(K, H, W)`` that are not held, but made for the classes that are asked for."""
+    """Scores ``(K, H, W)`` that are not held, but made for the classes that are asked for.
 
-    @property
-    @abstractmethod
-    def num_classes(self) -> int:
-        """K."""
+    Attributes:
+        num_classes: K.
+        size: ``(H, W)``.
+        device: where the scores are made.
+        pixels: most pixels of a class at a time, those of steps between included.
+        grouped: whether channels are treated in groups, which chunks must not cut.
+    """
 
-    @property
-    @abstractmethod
-    def size(self) -> tuple[int, int]:
-        """``(H, W)``."""
-
-    @property
-    @abstractmethod
-    def device(self) -> torch.device:
-        """Where the scores are made."""
-
-    @property
-    @abstractmethod
-    def pixels(self) -> int:
-        """Most pixels of a class at a time, those of steps between included."""
-
-    @property
-    @abstractmethod
-    def grouped(self) -> bool:
-        """Whether channels are treated in groups, which chunks must not cut."""
+    def __init__(
+        self, num_classes: int, size: tuple[int, int], device: torch.device, pixels: int, grouped: bool
+    ) -> None:
+        self.num_classes = num_classes
+        self.size = size
+        self.device = device
+        self.pixels = pixels
+        self.grouped = grouped
 
     @abstractmethod
     def __call__(self, classes: slice) -> Tensor:
@@ -87,160 +78,86 @@ class ScoreMaps(ABC):
         return scores
 
 
-@dataclass(frozen=True)
 class UpsampledLogits(ScoreMaps):
     """Logits of a network, stretched over its input.
 
-    Attributes:
+    Args:
         logits: ``(1, K, h, w)``; its memory format decides on torch's kernel.
         image_size: ``(H, W)`` of the input without padding.
         scale: the input, padding included, is this many times as large, and the padding is cut off; None
             stretches over ``image_size``.
     """
 
-    logits: Tensor
-    image_size: tuple[int, int]
-    scale: int | None = None
-
-    @property
-    def num_classes(self) -> int:
-        """K."""
-        return self.logits.shape[1]
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """``(H, W)``."""
-        return self.image_size
-
-    @property
-    def device(self) -> torch.device:
-        """Where the logits are."""
-        return self.logits.device
-
-    @property
-    def pixels(self) -> int:
-        """Those of the padded input."""
-        height, width = self._padded_size()
-        return max(height * width, 1)
-
-    @property
-    def grouped(self) -> bool:
-        """See the base."""
-        return self._is_channels_last() or sum(self._padded_size()) <= _SMALL_IMAGE
+    def __init__(self, logits: Tensor, image_size: tuple[int, int], scale: int | None = None) -> None:
+        num_classes = logits.shape[1]
+        height, width = image_size if scale is None else (scale * logits.shape[2], scale * logits.shape[3])
+        self.logits = logits
+        self.scale = scale
+        self._is_channels_last = (
+            logits.is_contiguous(memory_format=torch.channels_last) and num_classes >= _FEWEST_CHANNELS
+        )
+        grouped = self._is_channels_last or height + width <= _SMALL_IMAGE
+        super().__init__(num_classes, image_size, logits.device, max(height * width, 1), grouped)
 
     def __call__(self, classes: slice) -> Tensor:
         """Does what Detectron2's heads and its ``sem_seg_postprocess`` do, for a range of classes."""
         part = self.logits[:, classes]
-        if self._is_channels_last():
+        if self._is_channels_last:
             part = part.contiguous(memory_format=torch.channels_last)
         if self.scale is not None:
             part = F.interpolate(part, scale_factor=self.scale, mode="bilinear", align_corners=False)
-        elif part.shape[-2:] != self.image_size:
-            part = F.interpolate(part, size=self.image_size, mode="bilinear", align_corners=False)
-        return part[0, :, : self.image_size[0], : self.image_size[1]]
-
-    def _padded_size(self) -> tuple[int, int]:
-        if self.scale is None:
-            return self.image_size
-        return self.scale * self.logits.shape[2], self.scale * self.logits.shape[3]
-
-    def _is_channels_last(self) -> bool:
-        is_channels_last = self.logits.is_contiguous(memory_format=torch.channels_last)
-        return is_channels_last and self.num_classes >= _FEWEST_CHANNELS
+        elif part.shape[-2:] != self.size:
+            part = F.interpolate(part, size=self.size, mode="bilinear", align_corners=False)
+        return part[0, :, : self.size[0], : self.size[1]]
 
 
-@dataclass(frozen=True)
 class ResizedMaps(ScoreMaps):
     """Other maps at another size, bilinear.
 
-    Attributes:
+    Args:
         maps: the other maps.
-        new_size: ``(H, W)``.
+        size: ``(H, W)``.
     """
 
-    maps: ScoreMaps
-    new_size: tuple[int, int]
-
-    @property
-    def num_classes(self) -> int:
-        """K."""
-        return self.maps.num_classes
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """``(H, W)``."""
-        return self.new_size
-
-    @property
-    def device(self) -> torch.device:
-        """Where the scores are made."""
-        return self.maps.device
-
-    @property
-    def pixels(self) -> int:
-        """Those before or after, whichever are more."""
-        return max(self.maps.pixels, self.new_size[0] * self.new_size[1])
-
-    @property
-    def grouped(self) -> bool:
-        """See the base."""
-        return self.maps.grouped or sum(self.new_size) <= _SMALL_IMAGE
+    def __init__(self, maps: ScoreMaps, size: tuple[int, int]) -> None:
+        self.maps = maps
+        pixels, grouped = max(maps.pixels, size[0] * size[1]), maps.grouped or sum(size) <= _SMALL_IMAGE
+        super().__init__(maps.num_classes, size, maps.device, pixels, grouped)
 
     def __call__(self, classes: slice) -> Tensor:
         """Resizes a range of classes."""
         part = self.maps(classes)
-        if tuple(part.shape[-2:]) == self.new_size:
+        if tuple(part.shape[-2:]) == self.size:
             return part
-        return F.interpolate(part.unsqueeze(0), size=self.new_size, mode="bilinear", align_corners=False)[0]
+        return F.interpolate(part.unsqueeze(0), size=self.size, mode="bilinear", align_corners=False)[0]
 
 
-@dataclass(frozen=True)
 class AveragedTiles(ScoreMaps):
     """The mean of the maps of overlapping windows.
 
-    Attributes:
+    Args:
         tiles: maps of the windows.
         corners: top row and left column of each window.
-        image_size: ``(H, W)``; every pixel lies in a window.
+        size: ``(H, W)``; every pixel lies in a window.
     """
 
-    tiles: Sequence[ScoreMaps]
-    corners: Sequence[tuple[int, int]]
-    image_size: tuple[int, int]
-
-    @property
-    def num_classes(self) -> int:
-        """K."""
-        return self.tiles[0].num_classes
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """``(H, W)``."""
-        return self.image_size
-
-    @property
-    def device(self) -> torch.device:
-        """Where the scores are made."""
-        return self.tiles[0].device
-
-    @property
-    def pixels(self) -> int:
-        """Those of the image or of a padded window, whichever are more."""
-        return max(self.image_size[0] * self.image_size[1], self.tiles[0].pixels)
-
-    @property
-    def grouped(self) -> bool:
-        """See the base."""
-        return self.tiles[0].grouped
+    def __init__(
+        self, tiles: Sequence[ScoreMaps], corners: Sequence[tuple[int, int]], size: tuple[int, int]
+    ) -> None:
+        self.tiles = tiles
+        self.corners = corners
+        first = tiles[0]
+        pixels = max(size[0] * size[1], first.pixels)
+        super().__init__(first.num_classes, size, first.device, pixels, first.grouped)
 
     def __call__(self, classes: slice) -> Tensor:
         """Adds up the windows in their order and divides by how many cover each pixel."""
         total: Tensor | None = None
-        coverage = torch.zeros(self.image_size, device=self.device)
+        coverage = torch.zeros(self.size, device=self.device)
         for (top, left), tile in zip(self.corners, self.tiles, strict=True):
             part = tile(classes)
             if total is None:
-                total = part.new_zeros(len(part), *self.image_size)
+                total = part.new_zeros(len(part), *self.size)
             rows, columns = slice(top, top + part.shape[1]), slice(left, left + part.shape[2])
             total[:, rows, columns] += part
             coverage[rows, columns] += 1
@@ -262,31 +179,9 @@ class MeanProbabilities(ScoreMaps):
 
     def __init__(self, views: Sequence[tuple[ScoreMaps, ScoreMaps | None]]) -> None:
         self._views = [[(maps, log_sum_exp(maps)) for maps in pair if maps is not None] for pair in views]
-
-    @property
-    def num_classes(self) -> int:
-        """K."""
-        return self._views[0][0][0].num_classes
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """``(H, W)``."""
-        return self._views[0][0][0].size
-
-    @property
-    def device(self) -> torch.device:
-        """Where the scores are made."""
-        return self._views[0][0][0].device
-
-    @property
-    def pixels(self) -> int:
-        """Those of the view that needs most."""
-        return max(maps.pixels for pair in self._views for maps, _ in pair)
-
-    @property
-    def grouped(self) -> bool:
-        """See the base."""
-        return any(maps.grouped for pair in self._views for maps, _ in pair)
+        all_maps = [maps for pair in self._views for maps, _ in pair]
+        pixels, grouped = max(maps.pixels for maps in all_maps), any(maps.grouped for maps in all_maps)
+        super().__init__(all_maps[0].num_classes, all_maps[0].size, all_maps[0].device, pixels, grouped)
 
     def __call__(self, classes: slice) -> Tensor:
         """Averages the softmax of all views."""
