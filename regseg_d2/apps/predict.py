@@ -12,7 +12,7 @@ import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from PIL import Image
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import track
 
 import regseg_d2.data  # noqa: F401  registers the built-in data sets
 from regseg_d2.common.errors import ConfigError, DatasetError
@@ -229,18 +229,15 @@ def predict_files(
     _refuse_to_overwrite(images, writer)
     predictor = FilePredictor(cfg)
     failed = 0
-    with Progress(
-        TextColumn("predicting"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), transient=True
-    ) as progress:
-        for image in progress.track(images):
-            try:
-                pixels = read_image(image.path)
-                label = predictor(image.path)
-            except DatasetError as error:
-                say(f"Left out: {error}")
-                failed += 1
-                continue
-            writer.write(image, pixels, label)
+    for image in track(images, "predicting", transient=True):
+        try:
+            pixels = read_image(image.path)
+            label = predictor(image.path)
+        except DatasetError as error:
+            say(f"Left out: {error}")
+            failed += 1
+            continue
+        writer.write(image, pixels, label)
     say(f"Wrote the predictions of {len(images) - failed} of {len(images)} images to {folder}")
     return not failed
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
-from detectron2.evaluation import DatasetEvaluator
+from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
 from detectron2.utils import comm
 
 from regseg_d2.common.errors import UserError
@@ -114,7 +114,7 @@ class StopSignals:
         )
 
 
-class StoppableEvaluation(DatasetEvaluator):
+class StoppableEvaluation(DatasetEvaluators):
     """An evaluator, and the loader of its images, that stop early when a signal has come.
 
     A process with a signal takes no more images; the others go on to the end of their share. Then
@@ -123,17 +123,9 @@ class StoppableEvaluation(DatasetEvaluator):
 
     def __init__(self, evaluator: DatasetEvaluator, loader: Any, is_stopping: Callable[[], bool]) -> None:
         """Wraps both."""
-        self._evaluator = evaluator
+        super().__init__([evaluator])
         self._is_stopping = is_stopping
         self.loader = _StoppableLoader(loader, is_stopping)
-
-    def reset(self) -> None:
-        """See the evaluator."""
-        self._evaluator.reset()
-
-    def process(self, inputs: Any, outputs: Any) -> None:
-        """See the evaluator."""
-        self._evaluator.process(inputs, outputs)
 
     def evaluate(self) -> Any:
         """See the evaluator.
@@ -143,7 +135,7 @@ class StoppableEvaluation(DatasetEvaluator):
         """
         if any(comm.all_gather(self._is_stopping())):
             raise EvaluationInterrupted
-        return self._evaluator.evaluate()
+        return self._evaluators[0].evaluate()
 
 
 class _StoppableLoader:

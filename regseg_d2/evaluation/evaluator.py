@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import logging
-import math
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -33,6 +32,7 @@ from regseg_d2.evaluation.metrics import (
     SegmentationMetrics,
     compute_metrics,
     find_oddities,
+    json_number,
 )
 from regseg_d2.evaluation.prediction_files import PredictionFiles, prediction_format
 
@@ -267,18 +267,18 @@ class StreamingSemSegEvaluator(SemSegEvaluator):
             "num_images": num_images,
             "ignore_label": self._ignore_label,
             "metrics": {
-                "mIoU": _number(metrics.miou),
-                "mIoU_predicted": _number(metrics.miou_predicted),
-                "fwIoU": _number(metrics.fwiou),
-                "mACC": _number(metrics.macc),
-                "pACC": _number(metrics.pacc),
-                **{name: _number(score) for name, score in more.items()},
+                "mIoU": json_number(metrics.miou),
+                "mIoU_predicted": json_number(metrics.miou_predicted),
+                "fwIoU": json_number(metrics.fwiou),
+                "mACC": json_number(metrics.macc),
+                "pACC": json_number(metrics.pacc),
+                **{name: json_number(score) for name, score in more.items()},
             },
             "classes": [
                 {
                     "name": name,
-                    "IoU": _number(metrics.iou[i]),
-                    "ACC": _number(metrics.acc[i]),
+                    "IoU": json_number(metrics.iou[i]),
+                    "ACC": json_number(metrics.acc[i]),
                     "pixels": int(metrics.pixels[i]),
                     "predicted_pixels": int(metrics.predicted_pixels[i]),
                 }
@@ -287,8 +287,3 @@ class StreamingSemSegEvaluator(SemSegEvaluator):
             "warnings": oddities,
             "model": self._provenance,
         }
-
-
-def _number(value: float) -> float | None:
-    """JSON knows no NaN."""
-    return None if math.isnan(value) else float(value)

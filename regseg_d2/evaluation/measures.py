@@ -6,7 +6,7 @@ Every class here adds up image after image in constant memory, in float64.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -149,8 +149,3 @@ def mean_over(values: Sequence[float], classes: Sequence[int]) -> float:
     """Mean of some classes' values, those that are NaN left out; NaN if none is left."""
     chosen = [values[number] for number in classes if not math.isnan(values[number])]
     return sum(chosen) / len(chosen) if chosen else math.nan
-
-
-def without_nan(values: Mapping[str, float]) -> dict[str, float | None]:
-    """JSON knows no NaN."""
-    return {name: None if math.isnan(value) else value for name, value in values.items()}

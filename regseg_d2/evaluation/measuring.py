@@ -27,9 +27,8 @@ from regseg_d2.evaluation.measures import (
     NearestCenter,
     mean_over,
     tail_classes,
-    without_nan,
 )
-from regseg_d2.evaluation.metrics import compute_metrics
+from regseg_d2.evaluation.metrics import compute_metrics, json_number
 from regseg_d2.regularizers.taps import TapRecorder
 
 logger = logging.getLogger(__name__)
@@ -147,7 +146,7 @@ def measure(
                 values |= _corrupted(
                     images, build_predictor(cfg, model), corruptions, severities, num_classes
                 )
-            results[dataset] = without_nan(values)
+            results[dataset] = {name: json_number(value) for name, value in values.items()}
     return results
 
 

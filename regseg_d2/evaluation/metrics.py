@@ -128,6 +128,11 @@ def find_oddities(metrics: SegmentationMetrics, class_names: list[str]) -> list[
     return found
 
 
+def json_number(value: float) -> float | None:
+    """The number, or None for NaN, which JSON does not know."""
+    return None if math.isnan(value) else float(value)
+
+
 def _ratio(numerator: np.ndarray, denominator: np.ndarray, where: np.ndarray) -> np.ndarray:
     ratio = np.full(numerator.shape, np.nan)
     np.divide(numerator, denominator, out=ratio, where=where)

@@ -7,18 +7,16 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import torch
 from detectron2.data import MetadataCatalog
 
-from regseg_d2.common.files import atomic_writer
+from regseg_d2.apps.predict import FilePredictor
 from regseg_d2.config.files import load_config
 from regseg_d2.data.datasets.declared import register_declared
 from regseg_d2.data.images import read_image
 from regseg_d2.data.labels import label_reader_for
-from regseg_d2.data.loader import build_test_loader
+from regseg_d2.data.loader import load_records
+from regseg_d2.drawing.overlay import write_picture
 from regseg_d2.drawing.pictures import class_colors, color_label
-from regseg_d2.engine.devices import with_available_device
-from regseg_d2.engine.trained_model import load_trained_model
 
 FINAL_WEIGHTS = "model_final.pth"
 
@@ -29,19 +27,11 @@ def predict(folder: Path, dataset_name: str) -> dict[str, np.ndarray]:
     Returns:
         Class ids ``(H, W)`` by image file name.
     """
-    cfg = with_available_device(
-        load_config(str(folder / "config.yaml"), ["MODEL.WEIGHTS", str(folder / FINAL_WEIGHTS)])
-    )
+    cfg = load_config(str(folder / "config.yaml"), ["MODEL.WEIGHTS", str(folder / FINAL_WEIGHTS)])
     register_declared(cfg.DATASETS.DECLARED)
-    model = load_trained_model(cfg).model
-    predictions = {}
-    with torch.no_grad():
-        for inputs in build_test_loader(cfg, dataset_name):
-            for sample, output in zip(inputs, model(inputs), strict=True):
-                # Small, and large enough for data sets of more than 256 classes.
-                classes = output["sem_seg"].argmax(0).to(torch.int16)
-                predictions[sample["file_name"]] = classes.cpu().numpy()
-    return predictions
+    predictor = FilePredictor(cfg)
+    files = [record["file_name"] for record in load_records(dataset_name)]
+    return {file: predictor(file) for file in files}
 
 
 def compare_predictions(
@@ -59,8 +49,6 @@ def compare_predictions(
     disagreement = {file: sum((first[file] != other[file]).mean() for other in others) for file in first}
     files = sorted(disagreement, key=lambda file: (-disagreement[file], file))[:count]
 
-    from regseg_d2.data.loader import load_records
-
     labels = {record["file_name"]: record["sem_seg_file_name"] for record in load_records(dataset_name)}
     reader = label_reader_for(dataset_name)
     metadata = MetadataCatalog.get(dataset_name)
@@ -71,9 +59,7 @@ def compare_predictions(
         rows.append(np.concatenate([read_image(file), *(color_label(m, colors) for m in maps)], axis=1))
     picture = np.concatenate(rows, axis=0).repeat(scale, 0).repeat(scale, 1)
     picture = np.concatenate([_titles(["image", "label", *runs], picture.shape[1]), picture], axis=0)
-    encoded = cv2.imencode(".png", picture[:, :, ::-1])[1].tobytes()
-    with atomic_writer(path, "wb") as target:
-        target.write(encoded)
+    write_picture(path, picture)
     return path
 
 

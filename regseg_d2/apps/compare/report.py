@@ -12,6 +12,7 @@ from regseg_d2.apps.compare.groups import Comparison, Estimate, Group, config_di
 from regseg_d2.apps.compare.runs import REGULARIZERS
 from regseg_d2.config import get_regseg_cfg
 from regseg_d2.config.files import flatten_config
+from regseg_d2.evaluation.metrics import json_number
 
 TABLE_FORMATS = {"text": "simple", "markdown": "github"}
 
@@ -57,8 +58,8 @@ def as_data(
                 "differences": [
                     {
                         "what": difference.what,
-                        "delta": _or_none(difference.delta),
-                        "noise": _or_none(difference.noise),
+                        "delta": json_number(difference.delta),
+                        "noise": json_number(difference.noise),
                         "verdict": difference.verdict,
                     }
                     for difference in comparison.differences
@@ -90,11 +91,7 @@ def _group_data(group: Group) -> dict[str, Any]:
 
 
 def _estimate_data(estimate: Estimate) -> dict[str, Any]:
-    return {"mean": _or_none(estimate.mean), "std": _or_none(estimate.std), "seeds": estimate.count}
-
-
-def _or_none(value: float) -> float | None:
-    return None if math.isnan(value) else value
+    return {"mean": json_number(estimate.mean), "std": json_number(estimate.std), "seeds": estimate.count}
 
 
 def _title(text: str, format: str) -> str:
