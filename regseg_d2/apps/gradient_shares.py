@@ -27,7 +27,6 @@ class GradientShare(NamedTuple):
     """One loss, averaged over batches.
 
     Attributes:
-        loss: its name.
         value: its value, weighted as in training.
         share: length of its gradient on the backbone's parameters, as a multiple of the cross entropy's.
         cosine: of the angle between the two gradients: 1 pulls the same way, 0 elsewhere, -1 against it.

@@ -55,10 +55,6 @@ class SafeCheckpointer:
       one that was saved (``--resume``, ``--eval-only``), a difference is an error.
 
     Attributes:
-        model: the model, without a wrapper.
-        checkpointables: what is saved along, by its key in the file.
-        save_dir: folder of the checkpoints.
-        save_to_disk: whether this process writes.
         backbone_is_loaded: whether a tensor of the backbone was loaded.
         begins_history: whether the next checkpoint is the first one of a run in the folder of another.
     """

@@ -64,14 +64,11 @@ class Trainer(TrainerBase):
 
     Attributes:
         cfg: the config that is used: with the seed that was drawn and the device that is there.
-        seed: the seed of the run.
         seed_is_given: whether SEED says which, and not chance.
-        completed_steps: steps that are done.
         results: the last evaluation's scores, ``{data set: {task: {metric: score}}}``.
         stop_reason: why training stops before MAX_ITER, or None.
         finished: whether training came to its end (and not to an error or a signal).
         interrupted: whether a process has got a signal to end, which all of them know of.
-        bad_files: the files that were skipped.
         on_first_step: called once, on the main process, when the first step was made.
     """
 

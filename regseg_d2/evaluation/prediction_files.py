@@ -28,7 +28,6 @@ class PredictionFormat:
     """What is written for an image.
 
     Attributes:
-        name: also the name of the folder.
         values: file value of each class; None writes the class index.
         file_name: from the image's file and its id to the name of the prediction, without suffix.
     """

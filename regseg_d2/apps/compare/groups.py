@@ -25,9 +25,7 @@ class Estimate:
     """Mean of a number over seeds.
 
     Attributes:
-        mean: the mean.
         std: sample standard deviation, NaN with one seed.
-        count: number of seeds.
     """
 
     mean: float

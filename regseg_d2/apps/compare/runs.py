@@ -63,7 +63,6 @@ class Run:
     """One run's folder.
 
     Attributes:
-        path: the folder.
         config: ``{dotted key: value}`` of its config.yaml.
         evaluations: ``{data set: content of its JSON}``, in the order of DATASETS.TEST.
     """

@@ -57,7 +57,6 @@ class ModelCosts:
     """Costs of a config's network.
 
     Attributes:
-        setting: what was measured, and where.
         rows: inference of the baseline and, where the config has regularizers, of the model trained with
             them; then their training steps.
         uncounted: how often operations occur at inference that are in no count of multiply-adds.

@@ -39,8 +39,6 @@ class Facts:
     """What the rules look at.
 
     Attributes:
-        python: major and minor version.
-        system: ``platform.system()``.
         versions: version of each installed distribution, by its normalised name; "detectron2" is the
             package, whatever distribution it came from.
         import_errors: message of the exception, by the module that could not be imported.

@@ -164,12 +164,7 @@ class Record(Part):
     """What is kept of a run.
 
     Attributes:
-        version: of the file's form.
-        experiment: its name.
-        condition: the setting it was run in.
-        arm: what was run.
         control: the arm that it is compared with, or None.
-        seed: its seed.
         commit: of the code.
         config_digest: hash of all values that decide what comes out, the seed left out.
         iterations: length of the schedule.

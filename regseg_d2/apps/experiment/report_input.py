@@ -20,15 +20,12 @@ class Results:
     """All that is known of an experiment.
 
     Attributes:
-        name: of the experiment.
-        primary: what verdicts are about.
         arms: ``{arm: its control, or None}`` in the order of ``experiment.json``, but an arm after its
             control.
         overrides: ``{arm: {config key: value}}``.
         conditions: names, the primary one first, without those of the schedule check.
         planned: ``{condition: {arm: seeds}}``; where the experiment names none, all seeds that some arm of
             the condition has.
-        schedule_check: or None.
         class_shares: ``{training set: {class: share of its pixels}}``.
         records: by (condition, arm, seed), in this order; those of the schedule check last.
     """

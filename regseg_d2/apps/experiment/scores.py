@@ -49,8 +49,6 @@ class Pairs:
     """An arm and its control, seed by seed.
 
     Attributes:
-        arm: name.
-        control: name.
         seeds: seeds that both have.
         arm_values: the arm's number at each of them.
         control_values: the control's.

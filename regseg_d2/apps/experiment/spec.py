@@ -67,13 +67,7 @@ class Arm(Section):
 
 
 class Condition(Section):
-    """A setting in which arms are compared, such as a share of the labels.
-
-    Attributes:
-        arms: the arms that are run in it.
-        seeds: the seeds.
-        overrides: config values by dotted key.
-    """
+    """A setting in which arms are compared, such as a share of the labels."""
 
     arms: Annotated[tuple[str, ...], Field(min_length=1)] = ()
     seeds: Seeds = ()
@@ -114,16 +108,12 @@ class Experiment(Section):
     """All of an experiment's file; ``docs/experiments.md`` says what is in it.
 
     Attributes:
-        name: of the experiment.
         base: config file of all runs.
         common: config values of all runs, by dotted key.
         arms: by name, in the order of the file.
         control: the control of arms that name none.
         conditions: by name, in the order of the file.
         seeds: of conditions that name none.
-        primary: what verdicts are about.
-        schedule_check: or None.
-        measures: None measures nothing.
     """
 
     base: Path

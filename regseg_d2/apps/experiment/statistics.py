@@ -33,7 +33,6 @@ class Comparison:
     """An arm against its control, on one number.
 
     Attributes:
-        count: number of pairs.
         mean: mean difference, NaN without a pair.
         std: sample standard deviation of the differences, NaN with fewer than two.
         interval: BCa interval at 95 %, without a correction; NaN where it is not defined.
