@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from itertools import islice
 from typing import Any, NamedTuple
 
 import torch
@@ -94,12 +95,8 @@ def run(cfg: CfgNode, num_batches: int) -> str:
     checkpointer.load(cfg.MODEL.WEIGHTS, checkpointables=[], strict=True)
     register_declared(cfg.DATASETS.DECLARED)
     apply_class_weighting(cfg, model)
-    batches = _first_batches(iter(build_train_loader(cfg, seed=max(cfg.SEED, 0))), num_batches)
+    batches = list(islice(build_train_loader(cfg, seed=max(cfg.SEED, 0)), num_batches))
     return format_shares(measure_gradient_shares(model, batches))
-
-
-def _first_batches(loader: Iterator[list[dict[str, Any]]], number: int) -> list[list[dict[str, Any]]]:
-    return [next(loader) for _ in range(number)]
 
 
 def format_shares(shares: Sequence[GradientShare]) -> str:

@@ -13,7 +13,6 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.utils import comm
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from regseg_d2.common.errors import CheckpointError
 from regseg_d2.common.files import atomic_writer, remove_partial_files, require_room
@@ -25,6 +24,7 @@ from regseg_d2.engine.checkpoint_history import (
     tag_checkpoint,
 )
 from regseg_d2.engine.checkpoint_loading import CheckpointContent, first_of
+from regseg_d2.engine.devices import unwrap_model
 from regseg_d2.engine.initial_weights import BACKBONE_PREFIX, load_timm_weights, weights_file
 from regseg_d2.regularizers import Regularizer
 from regseg_d2.weights.load_report import LoadReport
@@ -79,7 +79,7 @@ class SafeCheckpointer:
             save_to_disk: whether this process writes; by default the main process does.
             checkpointables: objects with ``state_dict`` and ``load_state_dict``, saved along.
         """
-        self.model = model.module if isinstance(model, DistributedDataParallel) else model
+        self.model = unwrap_model(model)
         self.checkpointables = checkpointables
         self.save_dir = save_dir
         self.save_to_disk = comm.is_main_process() if save_to_disk is None else save_to_disk
@@ -110,7 +110,8 @@ class SafeCheckpointer:
         with atomic_writer(path, "wb", before_replacing=announce if tag else None) as file:
             torch.save(data, file)
         if tag:
-            self.tag_last_checkpoint(f"{name}.pth")
+            tag_checkpoint(self.save_dir, f"{name}.pth")
+            self.begins_history = False
 
     def require_room(self) -> None:
         """Refuses to begin where no checkpoint fits.
@@ -124,11 +125,6 @@ class SafeCheckpointer:
     def _state(self) -> dict[str, Any]:
         return {key: part.state_dict() for key, part in {"model": self.model, **self.checkpointables}.items()}
 
-    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
-        """Names the file that ``--resume`` continues from."""
-        tag_checkpoint(self.save_dir, last_filename_basename)
-        self.begins_history = False
-
     def has_checkpoint(self) -> bool:
         """Whether a run has left checkpoints in the folder."""
         return holds_checkpoints(self.save_dir)
@@ -140,10 +136,10 @@ class SafeCheckpointer:
 
     def last_good(self) -> str:
         """Says which checkpoint this run could be continued from."""
-        tag = Path(self.save_dir, TAG_FILE)
-        if self.begins_history or not tag.is_file():
+        path = self.get_checkpoint_file()
+        if self.begins_history or not path:
             return "There is no checkpoint of this run yet."
-        return f"The last good checkpoint is '{self.get_checkpoint_file()}'; --resume continues from it."
+        return f"The last good checkpoint is '{path}'; --resume continues from it."
 
     # ----------------------------------------------------------------------------------------- loading
 

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from detectron2.config import CfgNode
 from torch import nn
 
 from regseg_d2.engine.checkpoint import SafeCheckpointer
-from regseg_d2.engine.checkpoint_history import TAG_FILE
 from regseg_d2.segmentor.build import build_model
 
 
@@ -41,9 +39,7 @@ def load_trained_model(cfg: CfgNode, *, resume: bool = False) -> TrainedModel:
     checkpointer = SafeCheckpointer(
         model, cfg.OUTPUT_DIR, cfg=cfg, trust_pickle=cfg.MODEL.TRUST_PICKLE, save_to_disk=False
     )
-    path = cfg.MODEL.WEIGHTS
-    if resume and (Path(cfg.OUTPUT_DIR) / TAG_FILE).is_file():
-        path = checkpointer.get_checkpoint_file()
-    rest = checkpointer.load_for_evaluation(path)
+    last = checkpointer.get_checkpoint_file() if resume else ""
+    rest = checkpointer.load_for_evaluation(last or cfg.MODEL.WEIGHTS)
     steps = rest["iteration"] + 1 if isinstance(rest.get("iteration"), int) else None
     return TrainedModel(model, steps)

@@ -13,17 +13,16 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer, hooks
 from detectron2.engine.train_loop import TrainerBase
-from detectron2.evaluation import verify_results
+from detectron2.evaluation import inference_context, inference_on_dataset, verify_results
 from detectron2.utils import comm
-from detectron2.utils.events import EventStorage
+from detectron2.utils.events import EventStorage, get_event_storage, has_event_storage
 from torch import nn
 
 from regseg_d2.data.bad_files import BadFileLedger
 from regseg_d2.data.loader import build_test_loader, build_train_loader
 from regseg_d2.engine.checkpoint import SafeCheckpointer
 from regseg_d2.engine.class_weighting import apply_class_weighting
-from regseg_d2.engine.devices import with_available_device, wrap_model
-from regseg_d2.engine.evaluation import evaluate_on_all
+from regseg_d2.engine.devices import synchronize_buffers, unwrap_model, with_available_device, wrap_model
 from regseg_d2.engine.failures import explain_failure
 from regseg_d2.engine.hooks import (
     CheckpointHook,
@@ -33,17 +32,18 @@ from regseg_d2.engine.hooks import (
     ScheduleHook,
     truncate_metrics,
 )
-from regseg_d2.engine.interruption import Interrupted, StopSignals
+from regseg_d2.engine.interruption import Interrupted, StoppableEvaluation, StopSignals
 from regseg_d2.engine.memory_budget import log_memory_budget
 from regseg_d2.engine.nan_batches import NanBatchDumper, describe_step
 from regseg_d2.engine.optim import build_gradient_clipper, build_lr_scheduler, build_optimizer
+from regseg_d2.engine.provenance import describe_model
 from regseg_d2.engine.run_state import RunState, errors_of_the_file
 from regseg_d2.engine.seeding import make_deterministic, resolve_seed, seed_everything, seed_pass
 from regseg_d2.engine.step import NonFiniteLossError, TrainingStep, amp_dtype
 from regseg_d2.engine.timing import TimedIterator
 from regseg_d2.engine.writers import build_writers
 from regseg_d2.evaluation.evaluator import StreamingSemSegEvaluator
-from regseg_d2.evaluation.inference import InferenceProtocol, refuse_unsupported
+from regseg_d2.evaluation.inference import InferenceProtocol, build_predictor, refuse_unsupported
 from regseg_d2.segmentor.build import build_model
 
 logger = logging.getLogger(__name__)
@@ -142,30 +142,11 @@ class Trainer(TrainerBase):
 
     # -------------------------------------------------------------------------- parts, to be overridden
 
-    @classmethod
-    def build_model(cls, cfg: CfgNode) -> nn.Module:
-        """Returns the model of the config, on its device."""
-        return build_model(cfg)
-
-    @classmethod
-    def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
-        """Returns the optimizer of the config."""
-        return build_optimizer(cfg, model)
-
-    @classmethod
-    def build_lr_scheduler(cls, cfg: CfgNode, optimizer: torch.optim.Optimizer) -> Any:
-        """Returns the learning rate schedule of the config."""
-        return build_lr_scheduler(cfg, optimizer)
-
-    @classmethod
-    def build_train_loader(cls, cfg: CfgNode, *, seed: int, start_iter: int) -> Any:
-        """Returns an endless iterable of batches that begins with those of step ``start_iter``."""
-        return build_train_loader(cfg, seed=seed, start_iter=start_iter)
-
-    @classmethod
-    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:
-        """Returns an iterable of this process's share of a test set."""
-        return build_test_loader(cfg, dataset_name)
+    build_model = staticmethod(build_model)
+    build_optimizer = staticmethod(build_optimizer)
+    build_lr_scheduler = staticmethod(build_lr_scheduler)
+    build_train_loader = staticmethod(build_train_loader)
+    build_test_loader = staticmethod(build_test_loader)
 
     @classmethod
     def build_evaluator(
@@ -366,7 +347,20 @@ class Trainer(TrainerBase):
         Raises:
             EvaluationInterrupted: a process was stopping; nothing of the data set was written.
         """
-        return evaluate_on_all(cls, cfg, model, completed_steps, is_stopping)
+        model = unwrap_model(model)
+        synchronize_buffers(model)
+        provenance = describe_model(cfg, model, completed_steps)
+        predictor = build_predictor(cfg, model)
+        results: Results = {}
+        for number, name in enumerate(cfg.DATASETS.TEST):
+            shown = cfg.TEST.NUM_IMAGES_SHOWN if number == 0 and has_event_storage() else 0
+            evaluator = cls.build_evaluator(cfg, name, provenance, num_images_shown=shown)
+            stoppable = StoppableEvaluation(evaluator, cls.build_test_loader(cfg, name), is_stopping)
+            with inference_context(model):
+                results[name] = inference_on_dataset(predictor, stoppable.loader, stoppable)
+            for i, panel in enumerate(evaluator.panels):
+                get_event_storage().put_image(f"{name}/{i}", panel.transpose(2, 0, 1))
+        return results
 
     # -------------------------------------------------------------------------------------------- state
 

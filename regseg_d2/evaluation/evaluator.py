@@ -250,11 +250,8 @@ class StreamingSemSegEvaluator(SemSegEvaluator):
             floatfmt=".2f",
             tablefmt="simple",
         )
-        return (
-            f"{classes}\nmIoU {metrics.miou:.4f}  mIoU_predicted {metrics.miou_predicted:.4f}  "
-            f"fwIoU {metrics.fwiou:.4f}  mACC {metrics.macc:.4f}  pACC {metrics.pacc:.4f}"
-            + "".join(f"  {name} {score:.4f}" for name, score in more.items())
-        )
+        means = {**metrics.means(), **more}
+        return f"{classes}\n" + "  ".join(f"{name} {score:.4f}" for name, score in means.items())
 
     def _report(
         self, metrics: SegmentationMetrics, more: Mapping[str, float], num_images: int, oddities: list[str]
@@ -266,14 +263,7 @@ class StreamingSemSegEvaluator(SemSegEvaluator):
             "inference": self._protocol.describe(),
             "num_images": num_images,
             "ignore_label": self._ignore_label,
-            "metrics": {
-                "mIoU": json_number(metrics.miou),
-                "mIoU_predicted": json_number(metrics.miou_predicted),
-                "fwIoU": json_number(metrics.fwiou),
-                "mACC": json_number(metrics.macc),
-                "pACC": json_number(metrics.pacc),
-                **{name: json_number(score) for name, score in more.items()},
-            },
+            "metrics": {name: json_number(score) for name, score in {**metrics.means(), **more}.items()},
             "classes": [
                 {
                     "name": name,

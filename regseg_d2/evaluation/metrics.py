@@ -63,11 +63,16 @@ class SegmentationMetrics:
 
     def as_detectron2(self, class_names: list[str]) -> dict[str, float]:
         """Returns the dict that Detectron2's evaluator returns, and ``mIoU_predicted``."""
-        scores = {"mIoU": self.miou, "mIoU_predicted": self.miou_predicted, "fwIoU": self.fwiou}
+        scores = self.means()
         scores |= {f"IoU-{name}": float(v) for name, v in zip(class_names, self.iou, strict=True)}
-        scores |= {"mACC": self.macc, "pACC": self.pacc}
         scores |= {f"ACC-{name}": float(v) for name, v in zip(class_names, self.acc, strict=True)}
         return scores
+
+    def means(self) -> dict[str, float]:
+        """The scores over all classes, by the names that Detectron2 gives them."""
+        names = ("mIoU", "mIoU_predicted", "fwIoU", "mACC", "pACC")
+        values = (self.miou, self.miou_predicted, self.fwiou, self.macc, self.pacc)
+        return dict(zip(names, values, strict=True))
 
 
 def compute_metrics(confusion: np.ndarray) -> SegmentationMetrics:

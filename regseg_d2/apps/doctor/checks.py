@@ -40,44 +40,24 @@ class CheckSkippedError(Exception):
     """A check that has nothing to try on this machine; the message says why."""
 
 
-def training_step_cpu() -> str:
-    """One step of a small network with CAR on the CPU."""
-    return _training_step("cpu")
-
-
-def training_step_gpu() -> str:
-    """The same step on the GPU, if there is one."""
-    _skip_without_cuda()
-    return _training_step("cuda")
-
-
-def gloo() -> str:
-    """An all-reduce in a group of one process, as training on several CPU processes uses it."""
-    return _all_reduce("gloo", "cpu")
-
-
-def nccl() -> str:
-    """An all-reduce in a group of one process, as training on several GPUs uses it."""
-    _skip_without_cuda()
-    return _all_reduce("nccl", "cuda")
-
-
 CHECKS: dict[str, Callable[[], str]] = {
-    "training step on the CPU": training_step_cpu,
-    "training step on the GPU": training_step_gpu,
-    "distributed: gloo": gloo,
-    "distributed: nccl": nccl,
+    "training step on the CPU": lambda: _training_step("cpu"),
+    "training step on the GPU": lambda: _training_step("cuda"),
+    "distributed: gloo": lambda: _all_reduce("gloo", "cpu"),
+    "distributed: nccl": lambda: _all_reduce("nccl", "cuda"),
 }
 
 
-def _skip_without_cuda() -> None:
+def _skip_where_missing(device: str) -> None:
     import torch
 
-    if not torch.cuda.is_available():
+    if device == "cuda" and not torch.cuda.is_available():
         raise CheckSkippedError("torch sees no GPU")
 
 
 def _training_step(device: str) -> str:
+    """One step of a small network with CAR."""
+    _skip_where_missing(device)
     import torch
     from detectron2.modeling import build_model
     from detectron2.utils.events import EventStorage
@@ -134,6 +114,8 @@ def _small_config(device: str) -> Any:
 
 
 def _all_reduce(backend: str, device: str) -> str:
+    """An all-reduce in a group of one process, as training on several uses it."""
+    _skip_where_missing(device)
     import torch
     import torch.distributed as dist
 

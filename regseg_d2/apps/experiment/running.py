@@ -12,13 +12,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
 
-from regseg_d2.apps.experiment.classes import training_class_shares
+import regseg_d2.data  # noqa: F401  registers data sets
 from regseg_d2.apps.experiment.plan import Run, as_words
 from regseg_d2.apps.experiment.records import config_digest, current_commit, read_record, write_json
 from regseg_d2.apps.experiment.spec import Experiment
 from regseg_d2.common.errors import ConfigError, UserError
 from regseg_d2.config.files import load_config
+from regseg_d2.data.datasets.declared import register_declared
+from regseg_d2.data.label_counts import count_label_files
+from regseg_d2.data.labels import label_reader_for
+from regseg_d2.data.records import load_training_records
 from regseg_d2.engine.interruption import heeded_signals
 
 #: Exit status of a run that another process works on.
@@ -78,6 +84,22 @@ def write_description(experiment: Experiment) -> None:
     if not file.is_file():
         cfg = load_config(str(experiment.base), as_words(experiment.common))
         write_json(file, training_class_shares(cfg))
+
+
+def training_class_shares(cfg: CfgNode) -> dict[str, dict[str, float]]:
+    """Counts the training labels of a config: ``{training set: {class: share of its labelled pixels}}``.
+
+    Raises:
+        UserError: the labels cannot be read.
+    """
+    register_declared(cfg.DATASETS.DECLARED)
+    shares = {}
+    for name in cfg.DATASETS.TRAIN:
+        counts = count_label_files(load_training_records([name]), {name: label_reader_for(name)}, workers=0)
+        pixels = counts.balance().pixels
+        classes = MetadataCatalog.get(name).stuff_classes
+        shares[name] = {each: float(p / pixels.sum()) for each, p in zip(classes, pixels, strict=True)}
+    return shares
 
 
 def work_off(runs: Sequence[Run], options: Options) -> None:
