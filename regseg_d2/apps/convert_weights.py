@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -122,23 +122,13 @@ def _comment(name: str, file: tuple[int, ...], here: tuple[int, ...]) -> str:
     return ": a classifier of other classes" if is_classifier_of_other_classes(name, file, here) else ""
 
 
-def _by_module(shapes: Iterable[str]) -> dict[str, list[str]]:
-    modules: dict[str, list[str]] = defaultdict(list)
-    for name in shapes:
-        module, _, tensor = name.rpartition(".")
-        modules[module].append(tensor)
-    return modules
-
-
 def _with_shapes(shapes: Mapping[str, torch.Size]) -> str:
     """One line a module: its tensors with their shapes."""
-    return "\n".join(
-        f"{module}: "
-        + ", ".join(
-            f"{tensor} {tuple(shapes[f'{module}.{tensor}' if module else tensor])}" for tensor in tensors
-        )
-        for module, tensors in _by_module(shapes).items()
-    )
+    modules: dict[str, list[str]] = defaultdict(list)
+    for name, shape in shapes.items():
+        module, _, tensor = name.rpartition(".")
+        modules[module].append(f"{tensor} {tuple(shape)}")
+    return "\n".join(f"{module}: {', '.join(tensors)}" for module, tensors in modules.items())
 
 
 def _counted(shapes: Mapping[str, torch.Size]) -> str:

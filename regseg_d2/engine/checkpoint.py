@@ -110,8 +110,7 @@ class SafeCheckpointer:
         with atomic_writer(path, "wb", before_replacing=announce if tag else None) as file:
             torch.save(data, file)
         if tag:
-            tag_checkpoint(self.save_dir, f"{name}.pth")
-            self.begins_history = False
+            self.tag_last_checkpoint(f"{name}.pth")
 
     def require_room(self) -> None:
         """Refuses to begin where no checkpoint fits.
@@ -124,6 +123,11 @@ class SafeCheckpointer:
 
     def _state(self) -> dict[str, Any]:
         return {key: part.state_dict() for key, part in {"model": self.model, **self.checkpointables}.items()}
+
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        """Names the file that ``--resume`` continues from."""
+        tag_checkpoint(self.save_dir, last_filename_basename)
+        self.begins_history = False
 
     def has_checkpoint(self) -> bool:
         """Whether a run has left checkpoints in the folder."""

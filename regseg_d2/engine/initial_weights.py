@@ -32,13 +32,9 @@ def weights_file(name: str, cfg: CfgNode | None) -> str:
     Raises:
         UserError: there are no weights of that name, or they cannot be downloaded; on every process alike.
     """
-
-    def find() -> str:
-        return local_file(
-            imagenet_weights(cfg) if name == AUTO and cfg is not None else name, "MODEL.WEIGHTS"
-        )
-
-    return _same_outcome(find)
+    return _same_outcome(
+        lambda: local_file(imagenet_weights(cfg) if name == AUTO and cfg else name, "MODEL.WEIGHTS")
+    )
 
 
 def load_timm_weights(model: nn.Module, cfg: CfgNode) -> bool:

@@ -110,8 +110,7 @@ def find_process_group(environment: Mapping[str, str], num_gpus: int = 1) -> Pro
         if local_size * nodes != world_size:
             raise ConfigError(
                 f"SLURM runs {world_size} tasks on {nodes} nodes: give every node the same "
-                "number "
-                "(--ntasks-per-node)."
+                "number (--ntasks-per-node)."
             )
         rank, local_rank = number("SLURM_PROCID"), number("SLURM_LOCALID")
         return ProcessGroup(rank, world_size, local_rank, local_size, _slurm_url(env))

@@ -121,14 +121,12 @@ def find_oddities(metrics: SegmentationMetrics, class_names: list[str]) -> list[
     if present.sum() == 1:
         found.append(
             f"Only one class is in the ground truth ({names[present][0]}): mIoU does not say how well "
-            "classes are "
-            "told apart. Check the labels and the label_map."
+            "classes are told apart. Check the labels and the label_map."
         )
     if predicted.sum() == 1:
         found.append(
             f"The prediction is constant: every pixel is {names[predicted][0]}. The model has not learned, "
-            "or its "
-            "weights were not loaded."
+            "or its weights were not loaded."
         )
     return found
 

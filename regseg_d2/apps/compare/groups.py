@@ -125,8 +125,7 @@ def group_runs(runs: Sequence[Run]) -> tuple[list[Group], list[str]]:
         elif same_seed.path.resolve() != run.path.resolve():
             notes.append(
                 f"'{run.path}' is left out: '{same_seed.path}' has the same settings and SEED {run.seed}, "
-                "and "
-                "counting both would make the spread too small."
+                "and counting both would make the spread too small."
             )
     groups = [Group("", sorted(members, key=lambda run: run.seed)) for members in by_settings.values()]
     groups.sort(key=lambda group: (bool(group.first.regularizers), group.first.regularizers))

@@ -110,7 +110,7 @@ def work_off(runs: Sequence[Run], options: Options) -> None:
     """
     waiting = [run for run in runs if not run.record.is_file()]
     progress = Progress(len(runs), len(runs) - len(waiting), options.jobs)
-    running: dict[int, _Process] = {}
+    running: dict[int, tuple[Run, subprocess.Popen]] = {}
     failed: list[Run] = []
     # A signal ends the trainings, too; they write a checkpoint, and the next call goes on from there.
     for number in heeded_signals():
@@ -121,28 +121,28 @@ def work_off(runs: Sequence[Run], options: Options) -> None:
             for slot in range(options.jobs):
                 if slot not in running and waiting:
                     run = waiting.pop(0)
-                    running[slot] = _Process.start(run, options, slot)
+                    running[slot] = run, _start(run, options, slot)
             time.sleep(_SECONDS_BETWEEN_LOOKS)
-            for slot, process in list(running.items()):
-                status = process.popen.poll()
+            for slot, (run, process) in list(running.items()):
+                status = process.poll()
                 if status is None:
                     continue
                 del running[slot]
                 if status == TAKEN:
                     # Another runner's; its record may come, or its process end.
-                    waiting.append(process.run)
+                    waiting.append(run)
                     time.sleep(_SECONDS_BEFORE_A_TAKEN_RUN)
-                    waiting = [run for run in waiting if not run.record.is_file()]
+                    waiting = [each for each in waiting if not each.record.is_file()]
                 elif status == 0:
-                    progress.finished(process.run)
+                    progress.finished(run)
                 else:
-                    failed.append(process.run)
-                    progress.failed(process.run, f"with status {status}", log_of(process.run, options))
+                    failed.append(run)
+                    progress.failed(run, f"with status {status}", log_of(run, options))
     finally:
-        for process in running.values():
-            process.popen.terminate()
-        for process in running.values():
-            process.popen.wait()
+        for _, process in running.values():
+            process.terminate()
+        for _, process in running.values():
+            process.wait()
     raise_if_any_failed(failed, len(runs))
 
 
@@ -157,24 +157,17 @@ def raise_if_any_failed(failed: Sequence[Run], total: int) -> None:
         raise RunsFailed(f"{len(failed)} of {total} runs failed: {names}. Their logs are in their folders.")
 
 
-@dataclass(frozen=True)
-class _Process:
-    run: Run
-    popen: subprocess.Popen
-
-    @classmethod
-    def start(cls, run: Run, options: Options, slot: int) -> _Process:
-        log = log_of(run, options)
-        log.parent.mkdir(parents=True, exist_ok=True)
-        with open(log, "a") as file:
-            popen = subprocess.Popen(
-                command_of(run, options),
-                stdout=file,
-                stderr=subprocess.STDOUT,
-                env=_environment(slot),
-                preexec_fn=lambda: _settle(options, slot),
-            )
-        return cls(run, popen)
+def _start(run: Run, options: Options, slot: int) -> subprocess.Popen:
+    log = log_of(run, options)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with open(log, "a") as file:
+        return subprocess.Popen(
+            command_of(run, options),
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            env=_environment(slot),
+            preexec_fn=lambda: _settle(options, slot),
+        )
 
 
 def command_of(run: Run, options: Options) -> list[str]:
