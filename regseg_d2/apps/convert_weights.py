@@ -34,7 +34,7 @@ def convert_file(
     list_used: bool = False,
     trust_pickle: bool = False,
 ) -> str:
-    """Converts a checkpoint and writes it, whole or not at all.
+    """Converts a checkpoint and writes it, whole or not at all; returns what became of the tensors, in words.
 
     Args:
         input_path: the checkpoint of the other package.
@@ -47,9 +47,6 @@ def convert_file(
         backbone_only: whether to leave the file's head out.
         list_used: name each tensor that is used.
         trust_pickle: read files that can run code.
-
-    Returns:
-        What became of the tensors, for people.
 
     Raises:
         UserError: a file, key or value cannot be used, or the checkpoint does not fit.

@@ -44,11 +44,7 @@ def parts(output: Path) -> list[Part]:
 
 
 def run(output: Path, chosen: list[Part] | None = None) -> int:
-    """Runs the parts one after the other.
-
-    Returns:
-        Number of parts that failed.
-    """
+    """Runs the parts, all by default, one after the other; returns how many failed."""
     output.mkdir(parents=True, exist_ok=True)
     failed = 0
     with open(output / "gpu_check.txt", "w") as report:

@@ -109,12 +109,9 @@ def read_zoo(path: str | Path) -> Zoo:
 
 
 def count_parameters(config_files: Iterable[str | Path]) -> dict[str, int]:
-    """Parameters of the exported networks of configs, built without memory.
+    """Parameters of the exported networks of configs, by file; they are built without memory.
 
     Configs of the same network are built once.
-
-    Returns:
-        The numbers by file.
     """
     counts: dict[str, int] = {}
     by_network: dict[str, int] = {}

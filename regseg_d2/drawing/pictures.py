@@ -26,14 +26,11 @@ def class_colors(metadata: Any, num_classes: int) -> np.ndarray:
 
 
 def color_label(label: np.ndarray, colors: np.ndarray) -> np.ndarray:
-    """Paints class ids (H, W) with their colours; everything that is no class becomes black.
+    """Paints class ids (H, W) with their colours, as (H, W, 3) uint8 RGB; what is no class becomes black.
 
     Args:
         label: (H, W) integers.
         colors: (K, 3) uint8, RGB.
-
-    Returns:
-        (H, W, 3) uint8, RGB.
     """
     table = np.vstack([colors, np.asarray([VOID_COLOR], dtype=np.uint8)])
     label = np.asarray(label, dtype=np.int64)  # a uint8 cannot hold the number of black for many classes

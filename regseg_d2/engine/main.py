@@ -60,11 +60,7 @@ def main(args: argparse.Namespace) -> Results:
 
 
 def train(cfg: CfgNode, *, resume: bool = False) -> Results:
-    """Trains, and writes ``config.yaml`` once the run has made a step.
-
-    Raises:
-        UserError: anything that the user can cure.
-    """
+    """Trains, and writes ``config.yaml`` once the run has made a step."""
     trainer = Trainer(cfg)
     if resume:
         warn_about_changes(cfg)

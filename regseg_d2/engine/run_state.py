@@ -89,9 +89,6 @@ class RunState:
 def errors_of_the_file() -> Iterator[None]:
     """Around taking a state over from a file: whatever is wrong with it is wrong in the file.
 
-    Yields:
-        Nothing.
-
     Raises:
         CheckpointError: something is missing, or is not what it is called.
     """

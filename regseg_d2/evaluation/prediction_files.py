@@ -92,15 +92,12 @@ class PredictionFiles:
         self._written: dict[str, str] = {}
 
     def write(self, label: np.ndarray, image_file: str, image_id: str) -> Path:
-        """Writes a prediction; a file is there whole or not at all.
+        """Writes a prediction, whole or not at all, and returns its file.
 
         Args:
             label: ``(H, W)`` class indices.
             image_file: the image's file.
             image_id: its id in the data set.
-
-        Returns:
-            The file.
 
         Raises:
             DatasetError: the name does not fit the format, or another image has the same one.

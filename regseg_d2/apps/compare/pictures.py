@@ -22,11 +22,7 @@ FINAL_WEIGHTS = "model_final.pth"
 
 
 def predict(folder: Path, dataset_name: str) -> dict[str, np.ndarray]:
-    """Runs a trained model over a data set.
-
-    Returns:
-        Class ids ``(H, W)`` by image file name.
-    """
+    """Predicts a data set with a run's final weights: class ids ``(H, W)`` by image file name."""
     cfg = load_config(str(folder / "config.yaml"), ["MODEL.WEIGHTS", str(folder / FINAL_WEIGHTS)])
     register_declared(cfg.DATASETS.DECLARED)
     predictor = FilePredictor(cfg)
@@ -39,10 +35,7 @@ def compare_predictions(
 ) -> Path:
     """Writes one picture: a row an image, with image, label and the prediction of each run.
 
-    Shows the images on which the runs differ most.
-
-    Returns:
-        ``path``.
+    Shows the images on which the runs differ most; returns the path.
     """
     predictions = {name: predict(folder, dataset_name) for name, folder in runs.items()}
     first, *others = predictions.values()

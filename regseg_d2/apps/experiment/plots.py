@@ -47,12 +47,9 @@ def draw_all(
     compared: Compared,
     others: Mapping[tuple[str, str], Compared],
 ) -> dict[str, bytes]:
-    """Draws all plots.
+    """Draws all plots: ``{file name: content}``; one without data is left out.
 
     ``others`` has the primary metric's comparisons by (condition, data set), the primary ones among them.
-
-    Returns:
-        ``{file name: content}``; a plot without data is left out.
     """
     figures = {}
     with matplotlib.rc_context({**matplotlib.rcParamsDefault, "backend": "agg", **_STYLE}):

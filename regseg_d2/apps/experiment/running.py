@@ -147,11 +147,7 @@ def work_off(runs: Sequence[Run], options: Options) -> None:
 
 
 def raise_if_any_failed(failed: Sequence[Run], total: int) -> None:
-    """Ends a call in which runs failed.
-
-    Raises:
-        RunsFailed: naming them.
-    """
+    """Ends a call in which runs failed with RunsFailed, which names them."""
     if failed:
         names = ", ".join(run.name for run in failed)
         raise RunsFailed(f"{len(failed)} of {total} runs failed: {names}. Their logs are in their folders.")

@@ -185,11 +185,7 @@ def short(commit: str) -> str:
 
 
 def csv_files(scores: Scores, compared: dict[tuple[str, Quantity], Compared]) -> dict[str, str]:
-    """All tables with all digits.
-
-    Returns:
-        ``{file name: content}``.
-    """
+    """All tables with all digits: ``{file name: content}``."""
     results, primary = scores.results, scores.primary()
     where = ["condition", "dataset", "kind", "name"]
     values, means, differences = [], [], []

@@ -44,13 +44,10 @@ class Network:
         )
 
     def __call__(self, images: Tensor) -> list[ScoreMaps]:
-        """Runs the network.
+        """Runs the network; returns the logits of each image, ``(K, H, W)``.
 
         Args:
             images: ``(N, 3, H, W)``, as the mapper gives them.
-
-        Returns:
-            The logits of each image, ``(K, H, W)``.
         """
         size = (images.shape[-2], images.shape[-1])
         if not self._is_lean:
