@@ -28,6 +28,13 @@ DETECTRON2_NEEDS = [
     "yacs>=0.1.8",
 ]
 
+# What the programs of examples/ run on, beside the networks of this package's own requirements.
+EXAMPLES_NEED = [
+    "lightning>=2.2",
+    "segmentation-models-pytorch>=0.4",
+    "transformers>=5.0",
+]
+
 setup(
     name="regseg_d2",
     version=VERSION,
@@ -71,7 +78,9 @@ setup(
             "pytest-xdist",
             "ruff",
             "submitit>=1.5",
+            *EXAMPLES_NEED,
         ],
+        "examples": EXAMPLES_NEED,
         "export": ["onnx", "onnxruntime", "onnxscript"],
         "slurm": ["submitit>=1.5"],  # tools/experiment.py --slurm
         # ImageNet weights of EfficientNet-Lite0, shipped inside a package.
