@@ -1,0 +1,173 @@
+"""The wheel alone, beside torch, in a fresh environment: no Detectron2, no OpenCV, no timm."""
+
+import importlib.metadata
+import json
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from tests.setup.setup_helpers import ROOT
+from tests.test_core import BLOCKS, CHECK, OUTSIDE, SETUP, TRAINING
+
+pytestmark = pytest.mark.slow
+METHODS = ("CAR", "ContrastSeg", "MDRL", "PNE", "RCH", "RegionContrast")
+# What the regularizers import beside torch: fvcore's registry, which imports tabulate.
+CORE_NEEDS = ("fvcore", "tabulate")
+
+
+def run(*command, **options):
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False, **options)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def with_requirements(names):
+    """Names of the distributions, and of all that they require."""
+    found, waiting = set(), list(names)
+    while waiting:
+        name = canonicalize_name(waiting.pop())
+        if name in found:
+            continue
+        found.add(name)
+        requirements = map(Requirement, importlib.metadata.requires(name) or [])
+        waiting += [r.name for r in requirements if r.marker is None or r.marker.evaluate({"extra": ""})]
+    return found
+
+
+def link_distribution(name, folder):
+    """Makes what an installed distribution has in site-packages importable from another folder."""
+    distribution = importlib.metadata.distribution(name)
+    tops = {path.parts[0] for path in distribution.files} - {"..", "__pycache__"}
+    for top in tops:
+        link = folder / top
+        if not link.is_symlink():  # several share the folder `nvidia`
+            link.symlink_to(Path(distribution.locate_file(top)).resolve())
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """The wheel, built of a copy, so that the checkout stays as it is."""
+    folder = tmp_path_factory.mktemp("wheel")
+    source = folder / "source"
+    ignored = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(ROOT / "regseg_d2", source / "regseg_d2", ignore=ignored)
+    for name in ("setup.py", "pyproject.toml"):
+        shutil.copy(ROOT / name, source)
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
+    run(*pip, "wheel", "--no-deps", "--no-index", "--no-build-isolation", "-w", folder, source)
+    (path,) = folder.glob("*.whl")
+    return path
+
+
+@pytest.fixture(scope="module")
+def python(wheel, tmp_path_factory):
+    """The interpreter of an environment that holds the wheel, torch, torchvision and what the core needs."""
+    folder = tmp_path_factory.mktemp("environment")
+    run(sys.executable, "-m", "venv", "--without-pip", folder)
+    interpreter = folder / "bin" / "python"
+    (site_packages,) = folder.glob("lib/python*/site-packages")
+    names = with_requirements(["torch", "torchvision"]) | set(CORE_NEEDS)
+    for name in sorted(names):
+        link_distribution(name, site_packages)
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", interpreter]
+    run(*pip, "install", "--no-deps", "--no-index", wheel)
+    print("the environment holds", *sorted(names), wheel.name)
+    return interpreter
+
+
+def run_code(python, code, folder):
+    """What code prints, run in an empty folder by an interpreter that sees its environment alone."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    printed = run(python, "-I", "-c", code, cwd=folder, env=environment)
+    print(printed)
+    return printed
+
+
+def test_the_wheel_holds_the_package_and_nothing_else(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+    assert {name.partition("/")[0] for name in names if ".dist-info/" not in name} == {"regseg_d2"}
+    folder = ROOT / "regseg_d2"
+    expected = {
+        path.relative_to(ROOT).as_posix()
+        for path in folder.rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    assert {name for name in names if name.startswith("regseg_d2/")} == expected
+
+
+def test_the_environment_is_without_the_packages_of_detection_and_images(python, tmp_path):
+    code = f"""
+import importlib, importlib.util, json, sys
+absent = [*{OUTSIDE!r}, "yacs", "iopath", "scipy", "rich"]
+for name in absent:
+    try:
+        importlib.import_module(name)
+    except ModuleNotFoundError:
+        continue
+    raise SystemExit(f"{{name}} is there")
+import regseg_d2, torch
+import regseg_d2.regularizers
+print(json.dumps([regseg_d2.__file__, sys.prefix, torch.__version__]))
+"""
+    package, prefix, version = json.loads(run_code(python, code, tmp_path))
+    assert Path(prefix) == python.parents[1]
+    assert Path(package).is_relative_to(prefix)
+    assert version == torch.__version__
+
+
+def test_the_snippets_of_the_page_run(python, tmp_path):
+    run_code(python, SETUP + BLOCKS[0] + CHECK, tmp_path)
+    first, last = map(
+        float,
+        run_code(
+            python, SETUP + TRAINING + BLOCKS[1] + "print(sum(history[:4]), sum(history[-4:]))", tmp_path
+        ).split(),
+    )
+    assert last < 0.8 * first
+    assert (tmp_path / "network.pth").stat().st_size > 1e6
+    observing = "seen = []\nclass writer:\n    add_scalar = staticmethod(lambda *row: seen.append(row))\n"
+    # The page looks at every twentieth forward.
+    call = (
+        "for _ in range(20):\n    car(features, labels)\nprint(*sorted(name for name, value, step in seen))"
+    )
+    printed = run_code(python, SETUP + BLOCKS[0] + observing + BLOCKS[2] + call, tmp_path)
+    assert {"car/intra_distance", "car/inter_similarity"} <= set(printed.split())
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_each_method_trains_torchvisions_network(method, python, tmp_path):
+    code = f"""
+import torch
+from torch import nn
+from regseg_d2.regularizers import {method}, attach
+torch.manual_seed(0)
+{TRAINING}
+model = fcn_resnet50(weights=None, weights_backbone=None, num_classes=19)
+regularized = attach(model, {method}(19), classifier="classifier.4")
+optimizer = torch.optim.SGD(regularized.parameters(), lr=0.02, momentum=0.9)
+history = []
+for images, labels in loader:
+    output, losses = regularized(images, labels=labels)
+    own = sum(losses.values())
+    loss = nn.functional.cross_entropy(output["out"], labels, ignore_index=255) + own
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    history.append((loss.item(), own.item()))
+for loss, own in history:
+    print(loss, own)
+"""
+    history = [tuple(map(float, line.split())) for line in run_code(python, code, tmp_path).splitlines()]
+    assert len(history) == 20
+    totals, own = zip(*history, strict=True)
+    assert sum(totals[-4:]) < 0.8 * sum(totals[:4])
+    assert max(own) > 0
