@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from regseg_d2.common.distributed import Processes, all_reduce_sum_constant, sums_over
 from regseg_d2.common.errors import OptionError, UserError
 from regseg_d2.ops.precision import loss_precision
+from regseg_d2.regularizers.compiling import outside_of_graphs
 from regseg_d2.regularizers.inputs import FEATURES, LOGITS, RegularizerInput
 from regseg_d2.state.memory_bank import MemoryBank
 
@@ -219,6 +220,7 @@ class Regularizer(nn.Module, abc.ABC):
         """Scalars that tell how the method is doing; no collectives, no effect on training."""
         return {}
 
+    @outside_of_graphs
     def forward(
         self,
         features: Tensor | RegularizerInput,
@@ -240,15 +242,6 @@ class Regularizer(nn.Module, abc.ABC):
         Raises:
             UserError: if something is missing or has another shape.
         """
-        # State, draws and sums over processes are not for a compiled graph. (Without one there is no need for
-        # the compiler, which takes seconds to import.)
-        if torch.compiler.is_compiling():
-            return torch.compiler.disable(Regularizer._forward)(self, features, labels, logits)
-        return self._forward(features, labels, logits)
-
-    def _forward(
-        self, features: Tensor | RegularizerInput, labels: Tensor | None, logits: Tensor | None
-    ) -> dict[str, Tensor]:
         inputs = (
             features
             if isinstance(features, RegularizerInput)
@@ -297,6 +290,13 @@ class Regularizer(nn.Module, abc.ABC):
             )
         if channels != self.channels and self.channels is not None:
             raise UserError(f"{self.name}: the feature has {channels} channels; expected {self.channels}")
+        for name, parameter in self.named_parameters():
+            if parameter.element_size() < 4:
+                raise UserError(
+                    f"{self.name}: its parameter {name} is {parameter.dtype} in the forward; expected "
+                    "torch.float32. A MixedPrecisionPolicy is for the network alone: "
+                    "fully_shard(regularized.model, mp_policy=…), then fully_shard(regularized)"
+                )
 
     def _schedule(self) -> Tensor | float:
         """Factor of all weights at this forward: 0 before the losses begin and after they end."""

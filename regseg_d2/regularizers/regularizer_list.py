@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from regseg_d2.common.errors import ConfigError
 from regseg_d2.regularizers.base import Regularizer, plain_input
+from regseg_d2.regularizers.compiling import outside_of_graphs
 from regseg_d2.regularizers.inputs import RegularizerInput
 
 
@@ -46,6 +47,7 @@ class RegularizerList(nn.ModuleDict):
         """The regularizers, in order."""
         return cast("list[Regularizer]", list(self.values()))
 
+    @outside_of_graphs
     def forward(
         self,
         features: Tensor | RegularizerInput,

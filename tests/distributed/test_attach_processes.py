@@ -5,10 +5,11 @@ import torch
 import torch.distributed as dist
 from detectron2.utils import comm
 from torch import nn
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
+from regseg_d2.common.errors import UserError
 from regseg_d2.regularizers import CAR, MDRL, PNE, RCH, ContrastSeg, RegionContrast, attach
 from tests.distributed.launching import run_processes
 
@@ -66,8 +67,20 @@ def cases():
     parts = make()
     for module in (parts.model[0], parts.model[2], parts.model, parts):
         fully_shard(module, mesh=mesh)
+    compiled = make()
+    compiled.compile(backend="aot_eager")
+    policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32)
+    half_network, half = make().float(), make().float()
+    fully_shard(half_network.model, mesh=mesh, mp_policy=policy)
+    fully_shard(half_network, mesh=mesh)
+    fully_shard(half, mesh=mesh, mp_policy=policy)
+    with pytest.raises(UserError) as raised:
+        run(half, ranks)
     return {
+        "error of half regularizers": str(raised.value),
+        "network in bfloat16": run(half_network, ranks),
         "DistributedDataParallel": run(DistributedDataParallel(make()), ranks),
+        "DistributedDataParallel, compiled": run(DistributedDataParallel(compiled), ranks),
         "group of both": run(DistributedDataParallel(make(dist.group.WORLD)), ranks),
         "fully_shard": run(one, ranks),
         "fully_shard of parts": run(parts, ranks),
@@ -81,7 +94,14 @@ def two_processes(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    "case", ["DistributedDataParallel", "group of both", "fully_shard", "fully_shard of parts"]
+    "case",
+    [
+        "DistributedDataParallel",
+        "DistributedDataParallel, compiled",
+        "group of both",
+        "fully_shard",
+        "fully_shard of parts",
+    ],
 )
 def test_two_processes_equal_one(case, two_processes):
     expected, state = run(make(), [0, 1])
@@ -105,3 +125,17 @@ def test_a_group_of_one_process_is_that_process_alone(two_processes):
             assert losses == other_losses
             assert all(map(torch.equal, gradients, other_gradients))
         assert all(torch.equal(value, state[name]) for name, value in expected_state.items())
+
+
+def test_a_policy_of_half_precision_is_for_the_network(two_processes):
+    expected, _ = run(make(), [0, 1])
+    results = [result["network in bfloat16"][0] for result in two_processes]
+    for step, (losses, _) in enumerate(expected):
+        for key, value in losses.items():
+            mean = sum(steps[step][0][key] for steps in results) / 2
+            assert mean == pytest.approx(value, rel=0.02, abs=1e-3), key
+    for result in two_processes:
+        error = result["error of half regularizers"]
+        assert "pne: its parameter" in error
+        assert "is torch.bfloat16 in the forward; expected torch.float32" in error
+        assert "fully_shard(regularized.model, mp_policy=…), then fully_shard(regularized)" in error

@@ -7,6 +7,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import apply_activation_checkpointing
+from torch.optim.swa_utils import AveragedModel
 from torch.utils.checkpoint import checkpoint
 
 from regseg_d2.common.errors import ConfigError
@@ -278,6 +280,26 @@ def test_checkpointing_changes_nothing():
     assert_same(run(make(checkpointed=True)), run(make()))
 
 
+def test_checkpoint_wrappers_that_come_after_attach_change_nothing():
+    wrapped = make()
+    apply_activation_checkpointing(wrapped.model, check_fn=lambda part: isinstance(part, nn.Sequential))
+    assert type(wrapped.model.head).__name__ == "CheckpointWrapper"
+    assert_same(run(wrapped), run(make()))
+    assert list(wrapped.plain_state_dict()) == list(Net().state_dict())
+
+
+def test_a_copy_of_the_network_alone_does_not_listen():
+    """As a moving average of the weights is one."""
+    regularized, expected = make(), make()
+    average = AveragedModel(regularized.model)
+    for step in range(3):
+        images, labels = make_batch(step)
+        ours, theirs = run_once(regularized, images, labels, step), run_once(expected, images, labels, step)
+        assert_same([ours], [theirs])
+        average.update_parameters(regularized.model)
+        average(images)
+
+
 @pytest.mark.parametrize("clone", [copy.deepcopy, lambda module: pickle.loads(pickle.dumps(module))])
 def test_a_copy_goes_on_as_the_original_would(clone):
     regularized = make()
@@ -310,17 +332,26 @@ def test_autocast_and_bfloat16():
     assert {p.dtype for p in regularized.double().parameters()} == {torch.float64}
 
 
-@pytest.mark.parametrize("what", ["whole", "network", "in place"])
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_any_number_of_regularizers_is_compiled_once():
+    torch._dynamo.reset()
+    regularized = make([*METHODS])
+    regularized.compile(backend="aot_eager")
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        run(regularized)
+
+
+@pytest.mark.parametrize("what", ["whole", "network", "in place", "checkpointed"])
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_compiled_is_equal_to_eager(what):
     torch._dynamo.reset()
-    eager, regularized = make(), make()
+    eager, regularized = make(), make(checkpointed=what == "checkpointed")
     # A first forward without labels: its graph must not be taken for one with losses.
     images, _ = make_batch()
     if what == "network":
         regularized.model = torch.compile(regularized.model, backend="aot_eager")
     compiled = torch.compile(regularized, backend="aot_eager") if what == "whole" else regularized
-    if what == "in place":
+    if what in ("in place", "checkpointed"):
         regularized.compile(backend="aot_eager")
     for each in (compiled, eager):
         torch.manual_seed(9)
@@ -330,5 +361,8 @@ def test_compiled_is_equal_to_eager(what):
             torch.testing.assert_close(losses[key], value, rtol=1e-6, atol=1e-7)
         for gradient, other in zip(gradients, other_gradients, strict=True):
             torch.testing.assert_close(gradient, other, rtol=1e-5, atol=1e-6)
+    if what == "checkpointed":
+        # The forward that is run again moves the running statistics of batch norm again.
+        regularized.load_state_dict(eager.state_dict())
     compiled.eval(), eager.eval()
     torch.testing.assert_close(compiled(images), eager(images), rtol=1e-6, atol=1e-7)
