@@ -48,7 +48,7 @@ class RegularizedDeepLabV3(lightning.LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Trains the network, and what regularizers have of parameters."""
-        return torch.optim.SGD(self.parameters(), lr=0.01, momentum=0.9)
+        return torch.optim.AdamW(self.parameters(), lr=1e-3)
 
 
 if __name__ == "__main__":
