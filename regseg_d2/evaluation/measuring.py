@@ -29,7 +29,7 @@ from regseg_d2.evaluation.measures import (
     tail_classes,
 )
 from regseg_d2.evaluation.metrics import compute_metrics, json_number
-from regseg_d2.regularizers.taps import TapRecorder
+from regseg_d2.regularizers.recorder import TapRecorder
 
 logger = logging.getLogger(__name__)
 

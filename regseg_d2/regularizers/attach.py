@@ -13,8 +13,9 @@ from regseg_d2.common.distributed import Processes
 from regseg_d2.common.errors import ConfigError
 from regseg_d2.regularizers.base import Regularizer
 from regseg_d2.regularizers.inputs import FEATURES, LOGITS, LabelSampling, RegularizerInput
+from regseg_d2.regularizers.recorder import TapRecorder, tap_channels
 from regseg_d2.regularizers.regularizer_list import RegularizerList
-from regseg_d2.regularizers.taps import TapRecorder, tap_before, tap_channels
+from regseg_d2.regularizers.taps import tap_before
 
 
 def attach(

@@ -17,7 +17,7 @@ from regseg_d2.modeling.feature_logits import feature_logits, gives_feature_logi
 from regseg_d2.modeling.norms import resolve_auto_norm
 from regseg_d2.modeling.process_batch_norm import make_exact
 from regseg_d2.regularizers import LabelSampling, Regularizer, RegularizerInput, RegularizerList
-from regseg_d2.regularizers.taps import TapRecorder
+from regseg_d2.regularizers.recorder import TapRecorder
 from regseg_d2.segmentor.diagnostics import EventStorageObserver
 from regseg_d2.segmentor.places import MAIN_CLASSIFIER
 from regseg_d2.segmentor.regularizers import build_label_sampling, build_pretrain_forwards, build_regularizers

@@ -12,7 +12,8 @@ from torch import nn
 from yacs.config import CfgNode
 
 from regseg_d2.common.errors import ConfigError
-from regseg_d2.regularizers.taps import dropout_before, has_module, tap_before, tap_channels
+from regseg_d2.regularizers.recorder import tap_channels
+from regseg_d2.regularizers.taps import dropout_before, has_module, tap_before
 from regseg_d2.state.distribution_memory import DistributionMemory
 
 MAIN_CLASSIFIER = "sem_seg_head.predictor"

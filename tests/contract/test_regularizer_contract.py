@@ -9,7 +9,7 @@ from detectron2.modeling import SemanticSegmentor, build_model
 
 from regseg_d2.modeling.norms import resolve_auto_norm
 from regseg_d2.regularizers import REGULARIZER, RegularizerInput
-from regseg_d2.regularizers.taps import TapRecorder
+from regseg_d2.regularizers.recorder import TapRecorder
 from regseg_d2.segmentor.regularizers import build_label_sampling
 from tests.helpers import HEADS, IGNORE, NUM_CLASSES, small_batch, small_cfg
 from tests.references.labels import labels_at_cells

@@ -7,7 +7,8 @@ from torch import nn
 
 from regseg_d2.config.files import load_config
 from regseg_d2.modeling.norms import resolve_auto_norm
-from regseg_d2.regularizers.taps import DROPOUTS, TapRecorder, tap_channels
+from regseg_d2.regularizers.recorder import TapRecorder, tap_channels
+from regseg_d2.regularizers.taps import DROPOUTS
 from regseg_d2.segmentor.places import encoder_output_tap, find_place, penultimate_tap
 from tests.helpers import HEADS, small_batch, small_cfg
 

@@ -7,7 +7,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from regseg_d2.common.errors import ConfigError, UserError
-from regseg_d2.regularizers.taps import TapRecorder, tap_channels
+from regseg_d2.regularizers.recorder import TapRecorder, tap_channels
 
 
 class Network(nn.Module):
