@@ -17,7 +17,6 @@ from regseg_d2.common.suggestions import did_you_mean
 from regseg_d2.ops.mask_classification import dense_logits
 from regseg_d2.regularizers.taps import Tap, declared_channels, module_of, output_shapes, parse_tap
 
-
 #: How results call the logits of the queries' classes and of their masks: Detectron2's projects, and
 #: transformers; and the results of earlier layers.
 CLASSIFIED_MASKS = (("pred_logits", "pred_masks"), ("class_queries_logits", "masks_queries_logits"))
@@ -158,7 +157,7 @@ class _Probe:
         name, entry = self.tap.name, self.tap.entry
         if entry:
             kept = [key for key in AUXILIARY_MASKS if isinstance(value, Mapping) and value.get(key)]
-            value = self._entry(value[kept[0]], "auxiliary results") if kept else {}
+            value = self._entry(value[kept[0]], "list of auxiliary results") if kept else {}
         found = value if isinstance(value, Mapping) else {}
         for classes, masks in CLASSIFIED_MASKS:
             if found.get(classes) is not None and found.get(masks) is not None:

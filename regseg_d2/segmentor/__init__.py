@@ -2,5 +2,6 @@
 
 import regseg_d2.modeling  # noqa: F401  registers backbones and heads
 from regseg_d2.segmentor.meta_architecture import RegularizationMixin, RegularizedSegmentor
+from regseg_d2.segmentor.variants import regularized
 
-__all__ = ["RegularizationMixin", "RegularizedSegmentor"]
+__all__ = ["RegularizationMixin", "RegularizedSegmentor", "regularized"]

@@ -11,6 +11,7 @@ from regseg_d2.common.errors import ConfigError
 from regseg_d2.common.suggestions import did_you_mean
 from regseg_d2.modeling.norms import resolve_auto_norm
 from regseg_d2.segmentor.meta_architecture import RegularizationMixin
+from regseg_d2.segmentor.variants import find_variant
 
 
 def build_model(cfg: CfgNode) -> nn.Module:
@@ -20,6 +21,7 @@ def build_model(cfg: CfgNode) -> nn.Module:
         ConfigError: a name is in none of Detectron2's registries, a part cannot be built, or the
             meta-architecture builds none of the regularizers that the config names.
     """
+    find_variant(cfg.MODEL.META_ARCHITECTURE)
     for key, name, registry in (
         ("MODEL.META_ARCHITECTURE", cfg.MODEL.META_ARCHITECTURE, META_ARCH_REGISTRY),
         ("MODEL.BACKBONE.NAME", cfg.MODEL.BACKBONE.NAME, BACKBONE_REGISTRY),
@@ -39,6 +41,6 @@ def build_model(cfg: CfgNode) -> nn.Module:
         raise ConfigError(
             f"MODEL.REGULARIZERS.NAMES is {names}, and MODEL.META_ARCHITECTURE "
             f"{cfg.MODEL.META_ARCHITECTURE!r} builds no regularizers: it would train without them. Take "
-            "RegularizedSegmentor, or put RegularizationMixin before it (docs/extending.md)."
+            f"'Regularized{cfg.MODEL.META_ARCHITECTURE}' (docs/extending.md)."
         )
     return model

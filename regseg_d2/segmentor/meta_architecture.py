@@ -6,21 +6,20 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY, Backbone, SemanticSegmentor
 from detectron2.structures import ImageList
 from torch import Tensor, nn
 
-from regseg_d2.common.errors import UserError
 from regseg_d2.modeling.feature_logits import feature_logits, gives_feature_logits
 from regseg_d2.modeling.norms import resolve_auto_norm
 from regseg_d2.modeling.process_batch_norm import make_exact
 from regseg_d2.regularizers import LabelSampling, Regularizer, RegularizerInput, RegularizerList
 from regseg_d2.regularizers.recorder import TapRecorder
 from regseg_d2.segmentor.diagnostics import EventStorageObserver
-from regseg_d2.segmentor.places import MAIN_CLASSIFIER
+from regseg_d2.segmentor.places import MAIN_CLASSIFIER, Classifier
 from regseg_d2.segmentor.regularizers import build_label_sampling, build_pretrain_forwards, build_regularizers
+from regseg_d2.segmentor.targets import pad_labels, semantic_labels
 
 
 class RegularizationMixin(nn.Module):
@@ -28,11 +27,11 @@ class RegularizationMixin(nn.Module):
 
     Put it before the meta-architecture in the bases; that one's constructor and ``from_config`` are
     Detectron2's (``@configurable``), its ``backbone`` is called with the padded images, and its inputs have
-    ``sem_seg``. It stays as it is: a training forward runs unchanged while hooks record the taps, then each
-    regularizer adds its losses. In evaluation nothing is added. Parameters and buffers of the regularizers
-    are under ``regularizers.``; without them the state dict is that of the meta-architecture, and so is the
-    output in evaluation, bit for bit. Where the constructor is another one, call :meth:`add_regularizers` at
-    its end.
+    ``sem_seg``, or ``instances`` with masks. It stays as it is: a training forward runs unchanged while hooks
+    record the taps, then each regularizer adds its losses. In evaluation nothing is added. Parameters and
+    buffers of the regularizers are under ``regularizers.``; without them the state dict is that of the
+    meta-architecture, and so is the output in evaluation, bit for bit. Where the constructor is another one,
+    call :meth:`add_regularizers` at its end.
 
     Args:
         regularizers: regularizers by name.
@@ -52,7 +51,7 @@ class RegularizationMixin(nn.Module):
     pixel_std: Tensor
 
     #: Path of the classifier that ``CLASSIFIER: auto`` stands for; its first name is that of the head.
-    main_classifier: ClassVar[str] = MAIN_CLASSIFIER
+    main_classifier: ClassVar[str] = MAIN_CLASSIFIER.path
 
     @configurable
     def __init__(
@@ -81,12 +80,19 @@ class RegularizationMixin(nn.Module):
         head = cls.main_classifier.partition(".")[0]
         return {
             **parts,
-            "regularizers": build_regularizers(cfg, _Network(parts, head), cls.main_classifier),
+            "regularizers": build_regularizers(cfg, _Network(parts, head), Classifier(cls.main_classifier)),
+            **cls.regularization_settings(cfg),
+            "channels_last": cfg.MODEL.CHANNELS_LAST,
+            "exact_sync_norm": is_auto and cfg.MODEL.NORM == "naiveSyncBN",
+        }
+
+    @staticmethod
+    def regularization_settings(cfg: CfgNode) -> dict[str, Any]:
+        """Reads what :meth:`add_regularizers` takes beside the regularizers."""
+        return {
             "label_sampling": build_label_sampling(cfg),
             "pretrain_forwards": build_pretrain_forwards(cfg),
             "diagnostics_period": cfg.MODEL.REGULARIZERS.DIAGNOSTICS_PERIOD,
-            "channels_last": cfg.MODEL.CHANNELS_LAST,
-            "exact_sync_norm": is_auto and cfg.MODEL.NORM == "naiveSyncBN",
         }
 
     def add_regularizers(
@@ -129,6 +135,8 @@ class RegularizationMixin(nn.Module):
         """
         if not self.training or not self.regularizers:
             return super().forward(batched_inputs)
+        first = self.regularizers.all()[0]
+        batched_inputs, labels = self._with_labels(batched_inputs)
         sizes: list[torch.Size] = []
         handle = self.backbone.register_forward_pre_hook(lambda _, args: sizes.append(args[0].shape[-2:]))
         try:
@@ -136,16 +144,40 @@ class RegularizationMixin(nn.Module):
                 losses = super().forward(batched_inputs)
         finally:
             handle.remove()
-        first = self.regularizers.all()[0]
-        device = taps[first.feature_tap].device
-        labels = padded_labels(batched_inputs, sizes[0], first.ignore_index, device)
-        inputs = RegularizerInput(taps, labels, first.num_classes, first.ignore_index, self._label_sampling)
+        padded = pad_labels(labels, sizes[0], first.ignore_index)
+        inputs = RegularizerInput(taps, padded, first.num_classes, first.ignore_index, self._label_sampling)
         if self._pretrain_forwards:
             # The regularizers count forwards, in buffers. The losses stay attached: no parameter is unused.
             begun = (first.num_forwards >= self._pretrain_forwards).float()
             losses = {name: loss * begun for name, loss in losses.items()}
         losses.update(self.regularizers(inputs))
         return losses
+
+    def regularizer_targets(self, batched_inputs: list[dict[str, Any]]) -> list[Tensor]:
+        """Gives the labels that the regularizers see; a meta-architecture with other inputs writes its own.
+
+        Args:
+            batched_inputs: what :meth:`forward` was called with.
+
+        Returns:
+            Class ids ``(H, W)`` of each image before its padding: ``sem_seg``, or painted from ``instances``.
+
+        Raises:
+            UserError: an input has neither.
+        """
+        ignore_index = self.regularizers.all()[0].ignore_index
+        return [semantic_labels(sample, ignore_index) for sample in batched_inputs]
+
+    def _with_labels(self, batched_inputs: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[Tensor]]:
+        """Brings the labels to the network's device, and into the inputs, so that they travel once."""
+        targets = self.regularizer_targets(batched_inputs)
+        device = next(self.parameters()).device
+        labels = [target.to(device) for target in targets]
+        moved = [
+            {**sample, "sem_seg": label} if sample.get("sem_seg") is target else sample
+            for sample, target, label in zip(batched_inputs, targets, labels, strict=True)
+        ]
+        return moved, labels
 
     @property
     def gives_feature_logits(self) -> bool:
@@ -171,41 +203,6 @@ class RegularizationMixin(nn.Module):
                 list(normalized), divisor, padding_constraints=constraints
             ).tensor
         return feature_logits(self.sem_seg_head, self.backbone(normalized))
-
-
-def padded_labels(
-    batched_inputs: list[dict[str, Any]], size: torch.Size, ignore_index: int, device: torch.device
-) -> Tensor:
-    """Labels of a batch, padded as its images are.
-
-    Args:
-        batched_inputs: see Detectron2's ``SemanticSegmentor``.
-        size: height and width of the padded images.
-        ignore_index: label of the padding.
-        device: where the labels are needed.
-
-    Returns:
-        Class ids ``(N, H, W)``.
-
-    Raises:
-        UserError: an input has no labels, or they are larger than the images.
-    """
-    padded = []
-    for sample in batched_inputs:
-        if "sem_seg" not in sample:
-            raise UserError(
-                f"a training input has {sorted(sample)}; regularizers need the class of each pixel, "
-                "'sem_seg', too: take a mapper that reads it"
-            )
-        labels = sample["sem_seg"]
-        below, right = size[0] - labels.shape[-2], size[1] - labels.shape[-1]
-        if below < 0 or right < 0:
-            raise UserError(
-                f"labels of the size {tuple(labels.shape)} belong to images that the backbone reads at the "
-                f"size {tuple(size)}; expected the images' size before their padding"
-            )
-        padded.append(F.pad(labels.to(device), (0, right, 0, below), value=ignore_index))
-    return torch.stack(padded)
 
 
 class _Network(nn.Module):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from detectron2.layers import ASPP
 from detectron2.projects.deeplab import DeepLabV3Head
@@ -13,13 +13,34 @@ from yacs.config import CfgNode
 
 from regseg_d2.common.errors import ConfigError
 from regseg_d2.regularizers.recorder import tap_channels
-from regseg_d2.regularizers.taps import dropout_before, has_module, tap_before
+from regseg_d2.regularizers.taps import (
+    declared_channels,
+    dropout_before,
+    has_module,
+    module_of,
+    parse_tap,
+    tap_before,
+)
 from regseg_d2.state.distribution_memory import DistributionMemory
 
-MAIN_CLASSIFIER = "sem_seg_head.predictor"
 AUXILIARY_CLASSIFIER = "sem_seg_head.auxiliary.predictor"
 LINEAR_CONVOLUTION = "sem_seg_head.projection.linear"
 MDRL_STAGE = "sem_seg_head.augment"
+
+
+class Classifier(NamedTuple):
+    """What ``CLASSIFIER`` says, or ``auto`` stands for.
+
+    Attributes:
+        path: path of a module that turns features into logits, or a tap of logits.
+        features: tap of the features that it reads; ``""`` where the module tells.
+    """
+
+    path: str
+    features: str = ""
+
+
+MAIN_CLASSIFIER = Classifier("sem_seg_head.predictor")
 
 
 @dataclass(frozen=True)
@@ -46,7 +67,7 @@ def find_place(
     paper_place: str = "penultimate",
     *,
     reads_logits: bool = True,
-    main_classifier: str = MAIN_CLASSIFIER,
+    main_classifier: Classifier = MAIN_CLASSIFIER,
 ) -> Place:
     """Resolves ``CLASSIFIER`` and ``FEATURES`` of a method.
 
@@ -58,7 +79,7 @@ def find_place(
             :data:`PAPER_PLACES`. Else, and where the network has no such place, it is
             :func:`penultimate_tap`.
         reads_logits: the method reads the classifier's output, which has to be that of the classes then.
-        main_classifier: path of the classifier that ``CLASSIFIER: auto`` stands for.
+        main_classifier: what ``CLASSIFIER: auto`` stands for.
 
     Raises:
         ConfigError: if there is no such module, lists the near names; if the classifier has another number
@@ -66,27 +87,61 @@ def find_place(
     """
     section = cfg.MODEL.REGULARIZERS[method]
     key = f"MODEL.REGULARIZERS.{method}"
-    classifier = main_classifier if section.CLASSIFIER == "auto" else section.CLASSIFIER
-    if classifier == AUXILIARY_CLASSIFIER and not has_module(network, classifier):
+    main = main_classifier if section.CLASSIFIER == "auto" else Classifier(section.CLASSIFIER)
+    if main.path == AUXILIARY_CLASSIFIER and not has_module(network, main.path):
         raise ConfigError(
-            f"{key}.CLASSIFIER is {classifier!r}, and the head has no auxiliary head: set "
+            f"{key}.CLASSIFIER is {main.path!r}, and the head has no auxiliary head: set "
             "MODEL.SEM_SEG_HEAD.AUX.IN_FEATURE to a backbone feature, such as 'res4'"
         )
-    logits_tap = f"{classifier}:out"
-    outputs = tap_channels(network, logits_tap, f"{key}.CLASSIFIER")
-    if reads_logits and outputs != cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES:
-        raise ConfigError(_no_classifier(network, f"{key}.CLASSIFIER", classifier, outputs, cfg))
-    penultimate = penultimate_tap(network, classifier)
+    logits_tap = _logits_tap(network, main.path)
+    _check_logits(cfg, network, logits_tap, f"{key}.CLASSIFIER", reads_logits=reads_logits)
+    classifier = main.path.partition(":")[0]
+    before = main.features or penultimate_tap(network, classifier)
     tap, memory = section.FEATURES, None
     if section.CLASSIFIER == tap == "auto":
-        tap = PAPER_PLACES[paper_place](network) or penultimate
+        tap = PAPER_PLACES[paper_place](network) or before
         memory = _stage_memory(network) if tap == f"{MDRL_STAGE}.base_predictor:in" else None
     elif tap == "auto":
-        tap = penultimate
+        tap = before
+    declares = main.features or _mask_features(network, classifier)
+    if not declares and tap == before and ":masks" in logits_tap:
+        raise ConfigError(
+            f"{key}.FEATURES is 'auto', and nothing tells what the masks of {classifier!r} are made of: "
+            "expected a tap, such as 'sem_seg_head.pixel_decoder.mask_features:in'"
+        )
     # A dropout does not tell its channels; they are the classifier's.
-    is_before = tap in (penultimate, f"{dropout_before(network, classifier)}:in")
+    is_before = not declares and tap in (before, f"{dropout_before(network, classifier)}:in")
     measured = f"{classifier}:in" if is_before else tap
     return Place(tap, tap_channels(network, measured, f"{key}.FEATURES"), logits_tap, memory)
+
+
+def _check_logits(cfg: CfgNode, network: nn.Module, tap: str, key: str, *, reads_logits: bool) -> None:
+    parsed = parse_tap(tap, key)
+    module_of(network, parsed, key)
+    if not reads_logits or parsed.side == "masks":  # of how many classes masks are is seen in a forward only
+        return
+    outputs = tap_channels(network, tap, key)
+    if outputs != cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES:
+        raise ConfigError(_no_classifier(network, key, parsed.path, outputs, cfg))
+
+
+def _logits_tap(network: nn.Module, classifier: str) -> str:
+    if ":" in classifier:
+        return classifier
+    if not _mask_features(network, classifier):
+        return f"{classifier}:out"
+    # MaskFormer's per-pixel baseline has a query a class.
+    is_per_pixel = not getattr(network.get_submodule(classifier), "mask_classification", True)
+    return f"{classifier}:out[pred_masks]" if is_per_pixel else f"{classifier}:masks"
+
+
+def _mask_features(network: nn.Module, classifier: str) -> str:
+    """Path of what the masks of MaskFormer and Mask2Former are made of, or ``""`` with another classifier."""
+    path = f"{classifier.rpartition('.')[0]}.pixel_decoder.mask_features"
+    if not (has_module(network, path) and has_module(network, classifier)):
+        return ""
+    tap = parse_tap(f"{classifier}:out", "classifier")
+    return path if declared_channels(network.get_submodule(classifier), tap) is None else ""
 
 
 def _no_classifier(network: nn.Module, key: str, classifier: str, outputs: int, cfg: CfgNode) -> str:
@@ -105,11 +160,16 @@ def penultimate_tap(network: nn.Module, classifier: str) -> str:
     """Tap of the feature that a classifier reads, before the dropout where the head has one in between.
 
     Behind a dropout two views of a pixel differ, and a class center is one of features with missing channels.
+    Of a network that classifies masks it is what their features are projected from, so that a loss does not
+    fight the product of mask features and queries.
 
     Args:
         network: the module that tap paths start from.
         classifier: module path of the classifier.
     """
+    masks = _mask_features(network, classifier)
+    if masks:
+        return f"{masks}:in"
     path = classifier.rpartition(".")[0]
     aspp = _last_aspp(network.get_submodule(path))
     if aspp:

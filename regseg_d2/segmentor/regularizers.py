@@ -16,7 +16,7 @@ from regseg_d2.common.suggestions import did_you_mean
 from regseg_d2.config.regularizers import key_of, method_options, method_weights
 from regseg_d2.ops.labels import LABEL_RULES
 from regseg_d2.regularizers import REGULARIZER, LabelSampling, Regularizer
-from regseg_d2.segmentor.places import AUXILIARY_CLASSIFIER, MAIN_CLASSIFIER, find_place
+from regseg_d2.segmentor.places import AUXILIARY_CLASSIFIER, MAIN_CLASSIFIER, Classifier, find_place
 
 logger = logging.getLogger(__name__)
 
@@ -82,14 +82,14 @@ def with_place_keys(cfg: CfgNode, name: str) -> CfgNode:
 
 
 def build_regularizers(
-    cfg: CfgNode, network: nn.Module, main_classifier: str = MAIN_CLASSIFIER
+    cfg: CfgNode, network: nn.Module, main_classifier: Classifier = MAIN_CLASSIFIER
 ) -> dict[str, Regularizer]:
     """Builds the regularizers named in ``MODEL.REGULARIZERS.NAMES``.
 
     Args:
         cfg: a full config.
         network: the module that tap paths start from.
-        main_classifier: path of the classifier that ``CLASSIFIER: auto`` stands for.
+        main_classifier: what ``CLASSIFIER: auto`` stands for.
 
     Returns:
         Regularizers by name, in alphabetical order: the order in the config has no effect.
@@ -131,7 +131,7 @@ def _warn_about_unused_places(cfg: CfgNode, names: list[str]) -> None:
             )
 
 
-def _build(cfg: CfgNode, name: str, network: nn.Module, main_classifier: str) -> Regularizer:
+def _build(cfg: CfgNode, name: str, network: nn.Module, main_classifier: Classifier) -> Regularizer:
     method, place = split_name(name)
     if not place:
         return _build_method(cfg, method, network, main_classifier)
@@ -144,7 +144,7 @@ def _build(cfg: CfgNode, name: str, network: nn.Module, main_classifier: str) ->
     return regularizer
 
 
-def _build_method(cfg: CfgNode, name: str, network: nn.Module, main_classifier: str) -> Regularizer:
+def _build_method(cfg: CfgNode, name: str, network: nn.Module, main_classifier: Classifier) -> Regularizer:
     method, section, head = REGULARIZER.get(name), cfg.MODEL.REGULARIZERS[name], cfg.MODEL.SEM_SEG_HEAD
     arguments = {argument: section[key_of(method, argument)] for argument in method_options(method)}
     from_elsewhere = {"norm": partial(get_norm, head.NORM), "seed": cfg.SEED}

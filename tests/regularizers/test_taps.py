@@ -7,6 +7,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from regseg_d2.common.errors import ConfigError, UserError
+from regseg_d2.ops.mask_classification import dense_logits
 from regseg_d2.regularizers.recorder import TapRecorder, tap_channels
 
 
@@ -50,7 +51,7 @@ def test_hooks_go_when_the_forward_fails():
         ("head.predictor:in", "predictor"),
         ("predictor", "side"),
         ("predictor:input", "side"),
-        (":in", "no module"),
+        ("predictor:masks[x", "side"),
     ],
 )
 def test_wrong_taps_are_named_with_what_is_near(tap, message):
@@ -342,3 +343,69 @@ def test_reentrant_checkpointing_cuts_the_graph_of_a_tap_and_is_refused():
     assert network.encoder.weight.grad.abs().sum() > 0
     with torch.no_grad(), TapRecorder(network, ["predictor:in"]).record(network):
         network(torch.randn(2, 3, 2, 2))  # PreciseBN
+
+
+# ---------------------------------------------------------------------------------------------- masks
+
+
+class MaskNetwork(nn.Module):
+    """Two classified masks an image, in the words of Detectron2's projects or of transformers."""
+
+    def __init__(self, words):
+        super().__init__()
+        self.words = words
+        self.encoder = nn.Conv2d(3, 4, 1)
+        self.decoder = Decoder(words)
+
+    def forward(self, x):
+        return self.decoder(self.encoder(x))
+
+
+class Decoder(nn.Module):
+    def __init__(self, words):
+        super().__init__()
+        self.words = words
+        self.masks = nn.Conv2d(4, 2, 1)
+
+    def forward(self, x):
+        masks = self.masks(x)
+        classes = masks.flatten(2)[..., :4].clone()
+        name_of_classes, name_of_masks, name_of_earlier = self.words
+        earlier = {name_of_classes: classes + 1, name_of_masks: masks.flip(-1)}
+        return {name_of_classes: classes, name_of_masks: masks, name_of_earlier: [earlier]}
+
+
+WORDS = [
+    ("pred_logits", "pred_masks", "aux_outputs"),
+    ("class_queries_logits", "masks_queries_logits", "auxiliary_logits"),
+]
+
+
+@pytest.mark.parametrize("words", WORDS)
+@pytest.mark.parametrize("path", ["decoder", ""])
+def test_classified_masks_are_read_as_logits_of_pixels(words, path):
+    network, x = MaskNetwork(words), torch.randn(2, 3, 4, 4)
+    taps = [f"{path}:masks", f"{path}:masks[0]"]
+    with TapRecorder(network, taps).record(network) as recorded:
+        output = network(x)
+    earlier = output[words[2]][0]
+    assert torch.equal(recorded[taps[0]], dense_logits(output[words[0]], output[words[1]]))
+    assert torch.equal(recorded[taps[1]], dense_logits(earlier[words[0]], earlier[words[1]]))
+    assert not torch.equal(recorded[taps[0]], recorded[taps[1]])
+
+
+def test_what_is_no_classified_mask_is_named():
+    network = MaskNetwork(("logits", "pred_masks", "aux"))
+    for tap, message in [
+        ("decoder:masks", r"is a dict with \['aux', 'logits', 'pred_masks'\]; expected classified masks"),
+        ("decoder:masks[0]", "expected classified masks among its"),
+        ("encoder:masks", r"is a Tensor with \[\]"),
+    ]:
+        with pytest.raises(UserError, match=message), TapRecorder(network, [tap]).record(network):
+            network(torch.randn(2, 3, 4, 4))
+    network = MaskNetwork(WORDS[0])
+    with (
+        pytest.raises(UserError, match="the list of auxiliary results has 1 entries"),
+        TapRecorder(network, ["decoder:masks[4]"]).record(network),
+    ):
+        network(torch.randn(2, 3, 4, 4))

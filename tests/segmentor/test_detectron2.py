@@ -8,7 +8,6 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import DefaultTrainer
 from detectron2.modeling import (
     META_ARCH_REGISTRY,
-    PanopticFPN,
     SemanticSegmentor,
     build_backbone,
     build_model,
@@ -100,11 +99,6 @@ class OtherSegmentor(SemanticSegmentor):
 @META_ARCH_REGISTRY.register()
 class RegularizedOtherSegmentor(RegularizationMixin, OtherSegmentor):
     """All that is needed to regularize it."""
-
-
-@META_ARCH_REGISTRY.register()
-class RegularizedPanopticFPN(RegularizationMixin, PanopticFPN):
-    """As docs/extending.md has it."""
 
 
 @META_ARCH_REGISTRY.register()
@@ -210,7 +204,7 @@ def test_labels_that_do_not_belong_to_the_images():
     with pytest.raises(UserError, match=r"labels of the size \(128, 64\) .* at the size \(64, 64\)"):
         model(batch)
     del batch[1]["sem_seg"], batch[0]["sem_seg"]
-    with pytest.raises(UserError, match=r"has \['file_name', 'image'\]; .*'sem_seg', too: take a mapper"):
+    with pytest.raises(UserError, match=r"has \['file_name', 'image'\]; .*: 'sem_seg', or 'instances' with"):
         model(batch)
 
 

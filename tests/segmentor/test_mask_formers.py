@@ -1,0 +1,122 @@
+"""Mask2Former and MaskFormer of Detectron2's users, where their packages can be imported.
+
+Their code is not part of this one: put a checkout on PYTHONPATH (facebookresearch/Mask2Former,
+facebookresearch/MaskFormer). Both register a MaskFormer, so each has a process of its own.
+"""
+
+import importlib.util
+import json
+import subprocess
+import sys
+
+import pytest
+
+METHODS = ["CAR", "ContrastSeg", "PNE", "RCH", "RegionContrast"]
+
+PROGRAM = """
+import json, sys, types, warnings
+import torch
+
+warnings.simplefilter("ignore")
+try:
+    from detectron2 import _C
+except ImportError:  # of Detectron2's compiled parts they need the names only
+    import detectron2
+    detectron2._C = sys.modules["detectron2._C"] = types.ModuleType("detectron2._C")
+try:
+    import MultiScaleDeformableAttention
+except ImportError:  # their attention in plain PyTorch takes over when the call fails
+    sys.modules["MultiScaleDeformableAttention"] = types.ModuleType("MultiScaleDeformableAttention")
+from detectron2.config import get_cfg
+from detectron2.data import MetadataCatalog
+from detectron2.projects.deeplab import add_deeplab_config
+from detectron2.structures import Instances
+from detectron2.utils.events import EventStorage
+
+from regseg_d2.config import add_regseg_config
+from regseg_d2.segmentor.build import build_model
+from tests.helpers import small_batch
+
+package, names = sys.argv[1], sys.argv[2].split(",")
+cfg = get_cfg()
+add_deeplab_config(cfg)
+if package == "mask2former":
+    from mask2former import add_maskformer2_config as add_config
+else:
+    from mask_former import add_mask_former_config as add_config
+add_config(cfg)
+add_regseg_config(cfg)
+cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.DEVICE, cfg.MODEL.WEIGHTS = "RegularizedMaskFormer", "cpu", ""
+cfg.MODEL.BACKBONE.NAME = "build_resnet_backbone"
+stages = ["res2", "res3", "res4", "res5"]
+resnet, head, former = cfg.MODEL.RESNETS, cfg.MODEL.SEM_SEG_HEAD, cfg.MODEL.MASK_FORMER
+resnet.OUT_FEATURES, resnet.NORM, resnet.STEM_TYPE, resnet.WIDTH_PER_GROUP = stages, "BN", "basic", 4
+resnet.RES2_OUT_CHANNELS = resnet.STEM_OUT_CHANNELS = 16
+head.NAME, head.NUM_CLASSES, head.IN_FEATURES, head.COMMON_STRIDE = "MaskFormerHead", 3, stages, 4
+head.CONVS_DIM = head.MASK_DIM = former.HIDDEN_DIM = 32
+former.NUM_OBJECT_QUERIES, former.NHEADS, former.DIM_FEEDFORWARD, former.DEC_LAYERS = 6, 4, 64, 3
+former.SIZE_DIVISIBILITY, former.DEEP_SUPERVISION = 32, True
+if package == "mask2former":
+    head.PIXEL_DECODER_NAME, head.TRANSFORMER_ENC_LAYERS = "MSDeformAttnPixelDecoder", 1
+    head.DEFORMABLE_TRANSFORMER_ENCODER_IN_FEATURES = stages[1:]
+    former.TRANSFORMER_DECODER_NAME = "MultiScaleMaskedTransformerDecoder"
+    former.TRANSFORMER_IN_FEATURE, former.TRAIN_NUM_POINTS = "multi_scale_pixel_decoder", 128
+    former.TEST.SEMANTIC_ON = True
+else:
+    head.PIXEL_DECODER_NAME, former.TRANSFORMER_IN_FEATURE = "BasePixelDecoder", "res5"
+cfg.DATASETS.TRAIN = ("toy",)
+MetadataCatalog.get("toy").set(stuff_classes=["a", "b", "c"], ignore_label=255)
+cfg.MODEL.REGULARIZERS.NAMES = names
+torch.manual_seed(0)
+model = build_model(cfg)
+batch = small_batch()
+for sample in batch:
+    labels = sample["sem_seg"]
+    classes = labels[labels != 255].unique()
+    sample["instances"] = Instances(tuple(labels.shape))
+    sample["instances"].gt_classes = classes
+    sample["instances"].gt_masks = torch.stack([labels == k for k in classes])
+optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
+totals = []
+with EventStorage():
+    for _ in range(10):
+        losses = model(batch)
+        optimizer.zero_grad()
+        sum(losses.values()).backward()
+        optimizer.step()
+        totals.append({name: float(loss.detach()) for name, loss in losses.items()})
+model.eval()
+cfg.MODEL.REGULARIZERS.NAMES = []
+plain = build_model(cfg).eval()
+state = {name: value for name, value in model.state_dict().items() if not name.startswith("regularizers.")}
+plain.load_state_dict(state, strict=True)
+with torch.no_grad():
+    same = all(torch.equal(a["sem_seg"], b["sem_seg"]) for a, b in zip(model(batch), plain(batch)))
+taps = {name: [r.feature_tap, r.logits_tap if r.reads_logits else ""] for name, r in model.regularizers.items()}
+print(json.dumps({"losses": totals, "same": same, "taps": taps}))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("package", ["mask2former", "mask_former"])
+def test_it_trains_with_regularizers(package):
+    if importlib.util.find_spec(package) is None:
+        pytest.skip(f"{package} is not on the path: put a checkout of its repository on PYTHONPATH")
+    command = [sys.executable, "-c", PROGRAM, package, ",".join(METHODS)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert len(result["losses"]) == 10
+    first, last = result["losses"][0], result["losses"][-1]
+    assert sum(last.values()) < sum(first.values())
+    assert all(
+        value == value and abs(value) < 1e4 for losses in result["losses"] for value in losses.values()
+    )
+    for method in ("car_intra_c2p", "contrast_seg_contrast"):
+        assert 0 < last[f"loss_{method}"] < first[f"loss_{method}"]
+    assert result["taps"]["ContrastSeg"] == [
+        "sem_seg_head.pixel_decoder.mask_features:in",
+        "sem_seg_head.predictor:masks",
+    ]
+    assert result["taps"]["RCH"][0] == "backbone:out[res5]"
+    assert result["same"]  # evaluation, with regularizers and from a checkpoint without
