@@ -153,6 +153,14 @@ class RegularizationMixin(nn.Module):
         losses.update(self.regularizers(inputs))
         return losses
 
+    def plain_state_dict(self) -> dict[str, Any]:
+        """The state dict of the meta-architecture alone, with its metadata, as is saved for inference."""
+        state: Any = self.state_dict()
+        for keys in (state, state._metadata):
+            for key in [key for key in keys if key.partition(".")[0] == "regularizers"]:
+                del keys[key]
+        return state
+
     def regularizer_targets(self, batched_inputs: list[dict[str, Any]]) -> list[Tensor]:
         """Gives the labels that the regularizers see; a meta-architecture with other inputs writes its own.
 
