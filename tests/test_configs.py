@@ -31,12 +31,17 @@ TABLES = ("ade20k", "cityscapes", "cityscapes_test", "coco_stuff_10k", "pascal_c
 # Folders whose methods are compared with the baseline beside them.
 COMPARED = ("camvid", "camvid_half", "cooccurrence", *TABLES)
 # For users: the papers' tables have Pascal Context without background, and COCO-Stuff 10K.
-# And networks for checkpoints of mmsegmentation.
+# And networks for checkpoints of mmsegmentation and torchvision.
 UNUSED_BASES = {
     "_base_/datasets/pascal_context_60.yaml",
     "_base_/datasets/coco_stuff_164k.yaml",
     "_base_/models/deeplabv3plus_resnet50_mmseg.yaml",
     "_base_/models/semantic_fpn_resnet50_mmseg.yaml",
+    *(
+        f"_base_/models/torchvision_{head}_resnet{depth}.yaml"
+        for head in ("fcn", "deeplabv3")
+        for depth in (50, 101)
+    ),
 }
 # Rows that a paper compares with other works alone: the baseline is the same config without its regularizer.
 WITHOUT_BASELINE = {
@@ -64,7 +69,7 @@ NUM_LEAVES = {
 }
 NUM_BASES = {
     "_base_/datasets": 9,
-    "_base_/models": 52,
+    "_base_/models": 56,
     "_base_/protocols": 6,
     "_base_/regularizers": 7,
     "_base_/schedules": 23,

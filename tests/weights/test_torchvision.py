@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torchvision
 from torchvision.models._utils import IntermediateLayerGetter
 from torchvision.models.resnet import Bottleneck, ResNet
 from torchvision.models.segmentation.deeplabv3 import DeepLabHead, DeepLabV3
@@ -9,6 +10,9 @@ from torchvision.models.segmentation.fcn import FCN, FCNHead
 
 from regseg_d2.apps.convert_weights import convert_file
 from regseg_d2.common.errors import CheckpointError
+from regseg_d2.config.files import load_config
+from regseg_d2.engine.checkpoint import SafeCheckpointer
+from regseg_d2.segmentor.build import build_model
 from tests.weights.published_helpers import (
     HEAD,
     IMAGE,
@@ -65,6 +69,33 @@ def test_torchvisions_segmentation(kind, tmp_path):
         assert (logits_of(model, IMAGE) - expected).abs().max() <= 1e-5 * max(scale, 1)
         assert (ours - coarse).abs().max() <= 1e-5 * max(coarse.abs().max(), 1)
         assert "RGB" in text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name", ["fcn_resnet50", "deeplabv3_resnet50", "fcn_resnet101", "deeplabv3_resnet101"]
+)
+def test_each_whole_network_has_a_config(name, tmp_path):
+    theirs = getattr(torchvision.models.segmentation, name)(
+        weights=None, weights_backbone=None, aux_loss=True
+    )
+    path = save(randomize(theirs.eval()).state_dict(), tmp_path / "theirs.pth")
+    cfg = load_config(f"configs/_base_/models/torchvision_{name}.yaml")
+    weights = f"torchvision:{name}.COCO_WITH_VOC_LABELS_V1"
+    assert weights == cfg.MODEL.WEIGHTS
+    cfg.merge_from_list(
+        ["MODEL.SEM_SEG_HEAD.NUM_CLASSES", 21, "MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", str(path)]
+    )
+    model = build_model(cfg).eval()
+    SafeCheckpointer(model, cfg=cfg).load_for_evaluation(str(path))
+    image = torch.randint(0, 256, (1, 3, 65, 97)).float()
+    with torch.no_grad():
+        mean, std = torch.tensor(cfg.MODEL.PIXEL_MEAN), torch.tensor(cfg.MODEL.PIXEL_STD)
+        features = theirs.backbone((image - mean[:, None, None]) / std[:, None, None])
+        expected = theirs.classifier(features["out"])
+        found = model.feature_logits(image, pad=False)
+    assert found.shape == expected.shape
+    assert (found - expected).abs().max() <= 1e-4 * expected.abs().max()
 
 
 def test_torchvisions_imagenet_weights_in_both_kinds_of_backbone(tmp_path):
