@@ -37,11 +37,8 @@ UNUSED_BASES = {
     "_base_/datasets/coco_stuff_164k.yaml",
     "_base_/models/deeplabv3plus_resnet50_mmseg.yaml",
     "_base_/models/semantic_fpn_resnet50_mmseg.yaml",
-    *(
-        f"_base_/models/torchvision_{head}_resnet{depth}.yaml"
-        for head in ("fcn", "deeplabv3")
-        for depth in (50, 101)
-    ),
+    "_base_/models/torchvision_deeplabv3_resnet101.yaml",
+    "_base_/models/torchvision_fcn_resnet101.yaml",
 }
 # Rows that a paper compares with other works alone: the baseline is the same config without its regularizer.
 WITHOUT_BASELINE = {
