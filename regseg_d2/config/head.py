@@ -28,8 +28,10 @@ def add_head_config(cfg: CfgNode) -> None:
     head.CONCAT_INPUT = False
     # Last convolution block before the classifier, by its name in PROJECTION. ConvBlock: convolution,
     # norm, ReLU. SeparableConvBlock: a separable 3x3 one (mmsegmentation's DeepLabV3+). LinearConvBlock:
-    # CAR's linear 1x1 convolution before a ConvBlock. "" is none.
-    # CONVS_DIM is the number of channels that it puts out, and that the classifier reads.
+    # CAR's linear 1x1 convolution before a ConvBlock. Norm: a norm alone, which makes the head linear
+    # (DINOv2's); NormLinear: CAR's linear 1x1 convolution behind it. "" is none.
+    # CONVS_DIM is the number of channels that it puts out, and that the classifier reads; those of Norm are
+    # the input's, those of NormLinear LINEAR_CHANNELS.
     head.PROJECTION = "ConvBlock"
     # 3 as usual; 1 is the paper's column "A" (CAR, section 4.2.1).
     head.PROJECTION_KERNEL_SIZE = 3

@@ -6,7 +6,7 @@ import copy
 
 from torch import nn
 
-from regseg_d2.modeling.heads.projections import LinearConvBlock
+from regseg_d2.modeling.heads.projections import LinearConvBlock, NormLinear
 from regseg_d2.segmentor.meta_architecture import RegularizationMixin
 
 
@@ -18,8 +18,8 @@ def inference_model(model: nn.Module) -> nn.Module:
 
     Returns:
         A copy in eval mode without regularizers, and without an auxiliary head that no context module
-        reads, in which each ``LinearConvBlock`` is one convolution. Its output differs from the model's by
-        rounding only.
+        reads, in which each ``LinearConvBlock`` is one convolution and a ``NormLinear`` the norm alone, its
+        convolution merged into the classifier. Its output differs from the model's by rounding only.
 
     Raises:
         ValueError: if a linear convolution cannot be folded exactly, see ``LinearConvBlock.fold``.
@@ -31,6 +31,9 @@ def inference_model(model: nn.Module) -> nn.Module:
         if isinstance(module, LinearConvBlock):
             parent = model.get_submodule(name.rpartition(".")[0])
             setattr(parent, name.rpartition(".")[2], module.fold())
+        elif isinstance(module, NormLinear):
+            head = model.get_submodule(name.rpartition(".")[0])
+            head.projection, head.predictor = module.fold(head.predictor)
         # A context module may read the auxiliary head's logits.
         reads_it = getattr(getattr(module, "context", None), "reads_coarse_logits", False)
         if getattr(module, "auxiliary", None) is not None and not reads_it:

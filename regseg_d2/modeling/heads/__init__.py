@@ -18,7 +18,13 @@ from regseg_d2.modeling.heads.fusions.jpu import JPU
 from regseg_d2.modeling.heads.fusions.segformer import MLPFusion
 from regseg_d2.modeling.heads.fusions.semantic_fpn import SemanticFPN
 from regseg_d2.modeling.heads.fusions.upernet import UPerFPN
-from regseg_d2.modeling.heads.projections import ConvBlock, LinearConvBlock, SeparableConvBlock
+from regseg_d2.modeling.heads.projections import (
+    ConvBlock,
+    LinearConvBlock,
+    Norm,
+    NormLinear,
+    SeparableConvBlock,
+)
 from regseg_d2.modeling.heads.registries import AUGMENT, CONTEXT_MODULE, FUSION, PROJECTION
 
 __all__ = [
@@ -46,6 +52,8 @@ __all__ = [
     "OCR",
     "PPM",
     "LinearConvBlock",
+    "Norm",
+    "NormLinear",
     "SeparableConvBlock",
     "PROJECTION",
 ]

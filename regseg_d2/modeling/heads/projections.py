@@ -1,10 +1,10 @@
-"""The last convolution block before the classifier: plain, separable or with CAR's linear convolution."""
+"""The last block before the classifier: plain, separable, with CAR's linear convolution, or a norm alone."""
 
 from __future__ import annotations
 
 import torch
 from detectron2.config import configurable
-from detectron2.layers import Conv2d
+from detectron2.layers import Conv2d, get_norm
 from torch import Tensor, nn
 
 from regseg_d2.modeling.heads.registries import PROJECTION
@@ -75,9 +75,7 @@ class LinearConvBlock(Stage):
         _check_kernel_size(kernel_size)
         self.out_channels = out_channels
         linear_channels = linear_channels or min(in_channels, 512)
-        self.linear = nn.Conv2d(in_channels, linear_channels, kernel_size=1)
-        nn.init.kaiming_normal_(self.linear.weight, nonlinearity="linear")
-        zero_bias(self.linear)
+        self.linear = _linear_convolution(in_channels, linear_channels)
         self.conv = conv_norm_relu(linear_channels, out_channels, kernel_size, norm)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -98,14 +96,6 @@ class LinearConvBlock(Stage):
                 "set MODEL.SEM_SEG_HEAD.PROJECTION_KERNEL_SIZE to 1 before training"
             )
         first, second = self.linear, self.conv
-        # In double precision, so that only the final rounding is left.
-        outer = second.weight.flatten(1).double()
-        weight = outer @ first.weight.flatten(1).double()
-        bias = torch.zeros_like(weight[:, 0])
-        if first.bias is not None:
-            bias = bias + outer @ first.bias.double()
-        if second.bias is not None:
-            bias = bias + second.bias.double()
         folded = Conv2d(
             first.in_channels,
             second.out_channels,
@@ -113,6 +103,82 @@ class LinearConvBlock(Stage):
             norm=second.norm,
             activation=second.activation,
         )
-        folded.weight.copy_(weight[..., None, None])
+        weight, bias = _folded(first, second)
+        folded.weight.copy_(weight)
         folded.bias.copy_(bias)
         return folded.to(first.weight.device)
+
+
+@PROJECTION.register()
+class Norm(Stage):
+    """A norm and nothing else: with the classifier behind it, the linear head of DINOv2.
+
+    Oquab et al., TMLR 2024, section 7.4, and ``BNHead`` of the published code; DINOv3's (Siméoni et al.,
+    2025) has a dropout before the norm.
+    """
+
+    @configurable
+    def __init__(self, *, in_channels: int, norm: str) -> None:
+        super().__init__()
+        check_head_key(
+            "NORM", norm, bool(norm), "a norm, such as 'auto', for MODEL.SEM_SEG_HEAD.PROJECTION 'Norm'"
+        )
+        self.out_channels = in_channels
+        self.norm = get_norm(norm, in_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps ``(N, in_channels, h, w)`` to the same shape."""
+        return self.norm(x)
+
+
+@PROJECTION.register()
+class NormLinear(Norm):
+    """:class:`Norm`, then a linear 1x1 convolution whose output is the CAR feature (CAR, figure 3).
+
+    With the classifier, which is linear too, it is one linear map: :meth:`fold` leaves the linear head.
+
+    ``linear_channels`` are those of the CAR feature; 0 is ``min(in_channels, 512)``. Fewer than there are
+    classes narrow what the head can express.
+    """
+
+    head_keys = {"linear_channels": "LINEAR_CHANNELS"}
+
+    @configurable
+    def __init__(self, *, in_channels: int, linear_channels: int, norm: str) -> None:
+        super().__init__(in_channels=in_channels, norm=norm)
+        self.out_channels = linear_channels or min(in_channels, 512)
+        self.linear = _linear_convolution(in_channels, self.out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps ``(N, in_channels, h, w)`` to ``(N, out_channels, h, w)``."""
+        return self.linear(super().forward(x))
+
+    @torch.no_grad()
+    def fold(self, predictor: nn.Conv2d) -> tuple[Norm, nn.Conv2d]:
+        """Returns the norm alone, and the 1x1 classifier ``predictor`` with the linear convolution in it."""
+        norm = Norm(in_channels=self.linear.in_channels, norm="BN")
+        norm.norm = self.norm
+        merged = nn.Conv2d(self.linear.in_channels, predictor.out_channels, kernel_size=1)
+        weight, bias = _folded(self.linear, predictor)
+        merged.to(self.linear.weight).load_state_dict({"weight": weight, "bias": bias})
+        return norm.train(self.training), merged.train(self.training)
+
+
+def _linear_convolution(in_channels: int, out_channels: int) -> nn.Conv2d:
+    linear = nn.Conv2d(in_channels, out_channels, kernel_size=1)
+    nn.init.kaiming_normal_(linear.weight, nonlinearity="linear")
+    zero_bias(linear)
+    return linear
+
+
+def _folded(first: nn.Conv2d, second: nn.Conv2d) -> tuple[Tensor, Tensor]:
+    """Weight and bias of one 1x1 convolution that does what two do, one behind the other."""
+    # In double precision, so that only the final rounding is left.
+    outer = second.weight.flatten(1).double()
+    weight = outer @ first.weight.flatten(1).double()
+    bias = torch.zeros_like(weight[:, 0])
+    if first.bias is not None:
+        bias = bias + outer @ first.bias.double()
+    if second.bias is not None:
+        bias = bias + second.bias.double()
+    return weight[..., None, None], bias
