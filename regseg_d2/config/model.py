@@ -39,8 +39,12 @@ def add_model_config(cfg: CfgNode) -> None:
     # Blocks of such a network, from 0, one for each of OUT_FEATURES, increasing; [] is evenly spaced up to
     # the last one ([2, 5, 8, 11] of 12).
     cfg.MODEL.TIMM.OUT_BLOCKS = []
-    # "LN" gives each feature a layer norm of its own, as mmsegmentation's Swin and ConvNeXt have; "" is none.
+    # "LN" gives each feature a layer norm of its own, as mmsegmentation's Swin and ConvNeXt have; "final"
+    # puts each through the network's own last norm (ViT; as DINOv2 and DINOv3 are evaluated); "" is none.
     cfg.MODEL.TIMM.OUT_NORM = ""
+    # Bring the four features of such a network to four times, twice, once and half their size, by transposed
+    # convolutions and max pooling (BEiT's UPerNet): strides 4, 8, 16 and 32 with patches of 16.
+    cfg.MODEL.TIMM.RESCALE = False
     # Where the two differ, compute as "timm" or as "mmseg"(mentation): HRNet's upsampling, the padding of
     # Swin's windows, the dilation of ResNet-18 and -34, the shortcuts of dilated v1d ResNets.
     cfg.MODEL.TIMM.CONVENTION = "timm"

@@ -88,9 +88,9 @@ class UpsampledLogits(ScoreMaps):
             stretches over ``image_size``.
     """
 
-    def __init__(self, logits: Tensor, image_size: tuple[int, int], scale: int | None = None) -> None:
+    def __init__(self, logits: Tensor, image_size: tuple[int, int], scale: float | None = None) -> None:
         num_classes = logits.shape[1]
-        height, width = image_size if scale is None else (scale * logits.shape[2], scale * logits.shape[3])
+        height, width = image_size if scale is None else (int(scale * side) for side in logits.shape[2:])
         self.logits = logits
         self.scale = scale
         self._is_channels_last = (

@@ -19,18 +19,21 @@ from regseg_d2.common.suggestions import did_you_mean
 from regseg_d2.modeling.backbones.checkpointing import enable_checkpointing
 from regseg_d2.modeling.backbones.freezing import frozen_modules
 from regseg_d2.modeling.backbones.pretrained import load_pretrained
+from regseg_d2.modeling.backbones.rescaling import RescaledFeatures
 from regseg_d2.modeling.backbones.timm_conventions import apply_convention
 from regseg_d2.modeling.backbones.timm_features import (
+    NormedFeatures,
     choose_features,
     create,
     creation_options,
     drop_unused_blocks,
     family,
+    has_one_stride,
     known_features,
 )
 from regseg_d2.modeling.norms import convert_batch_norm
 
-OUT_NORMS = ("", "LN")
+OUT_NORMS = ("", "LN", "final")
 
 
 class TimmBackbone(Backbone):
@@ -52,9 +55,13 @@ class TimmBackbone(Backbone):
         drop_path: largest probability of stochastic depth, that of the last block.
         checkpoint: compute activations again in the backward pass instead of keeping them.
         freeze_at: number of stages that are not trained, the stem being the first, see ``freezing.py``.
-        out_norm: ``"LN"`` gives each feature a layer norm of its own, as mmsegmentation's Swin and ConvNeXt.
+        out_norm: ``"LN"`` gives each feature a layer norm of its own, as mmsegmentation's Swin and ConvNeXt;
+            ``"final"`` puts each through the network's own last norm, as DINOv2 and DINOv3 are evaluated
+            (networks whose blocks all have one stride).
         out_blocks: see above; empty is evenly spaced.
         convention: ``"timm"`` or ``"mmseg"``, see ``timm_conventions.py``.
+        rescale: bring the four features of a network whose blocks all have one stride to four times, twice,
+            once and half their size, see :class:`RescaledFeatures`.
 
     Raises:
         ConfigError: if timm does not know the network, or cannot give it what is asked.
@@ -76,6 +83,7 @@ class TimmBackbone(Backbone):
         out_norm: str = "",
         out_blocks: Sequence[int] = (),
         convention: str = "timm",
+        rescale: bool = False,
     ) -> None:
         super().__init__()
         if not timm.is_model(name):
@@ -92,24 +100,36 @@ class TimmBackbone(Backbone):
         )
         known = known_features(name, arguments)
         features = choose_features(name, known, out_features, out_blocks)
-        network = create(name, arguments, out_indices=tuple(feature.index for feature in features))
+        final_norm = out_norm == "final"
+        _check_one_stride(name, known, final_norm=final_norm, rescale=rescale, count=len(features))
+        selection: dict[str, Any] = {"feature_cls": NormedFeatures} if final_norm else {}
+        network = create(
+            name, arguments, out_indices=tuple(feature.index for feature in features), **selection
+        )
+        if final_norm and isinstance(network.model.norm, nn.Identity):
+            raise ConfigError(f"MODEL.TIMM.OUT_NORM is 'final', and {name!r} has no last norm; expected ''")
         drop_unused_blocks(network, features)
         _check_drop_path(network, name, arguments)
         self.timm_name = name
         self._arguments = arguments
         apply_convention(network, convention)
         self.network = convert_batch_norm(network, norm)
-        if out_norm:
+        if out_norm == "LN":
             eps = next((m.eps for m in network.modules() if isinstance(m, nn.LayerNorm)), 1e-5)
             norms = {feature.name: OutNorm(feature.channels, eps) for feature in features}
             self.out_norms = nn.ModuleDict(norms)
 
         self._out_features = [feature.name for feature in features]
         self._out_feature_channels = {feature.name: feature.channels for feature in features}
-        self._out_feature_strides = {feature.name: feature.stride for feature in features}
+        divisors = [feature.stride for feature in features]
+        self._out_feature_strides: dict[str, int | float] = {f.name: f.stride for f in features}
+        if rescale:
+            self.rescaled = convert_batch_norm(RescaledFeatures(features[0].channels), norm)
+            scaled = RescaledFeatures.strides(features[0].stride)
+            self._out_feature_strides = dict(zip(self._out_features, scaled, strict=True))
         # All branches of an HRNet are computed, and have to fit each other.
         strides = [info["reduction"] for info in known] if family(name) == "hrnet" else []
-        self._size_divisibility = max([*strides, *self._out_feature_strides.values()])
+        self._size_divisibility = max([*strides, *divisors])
         self._channels_last = str(getattr(network, "output_fmt", "")).endswith("NHWC")
         self._recomputation = enable_checkpointing(self.network, name) if checkpoint else None
         self._frozen = self._freeze(freeze_at, frozen_modules(self.network, freeze_at, known, features))
@@ -131,6 +151,7 @@ class TimmBackbone(Backbone):
             "out_norm": options.OUT_NORM,
             "out_blocks": options.OUT_BLOCKS,
             "convention": options.CONVENTION,
+            "rescale": options.RESCALE,
         }
 
     def load_pretrained(self, path: str, *, trust_pickle: bool = False) -> None:
@@ -144,6 +165,8 @@ class TimmBackbone(Backbone):
             features = self.network(x)
         if self._channels_last:
             features = [feature.permute(0, 3, 1, 2) for feature in features]
+        if hasattr(self, "rescaled"):
+            features = self.rescaled(features)
         named = dict(zip(self._out_features, features, strict=True))
         if hasattr(self, "out_norms"):
             named = {name: self.out_norms[name](feature) for name, feature in named.items()}
@@ -162,7 +185,10 @@ class TimmBackbone(Backbone):
         return self._size_divisibility
 
     def _freeze(self, freeze_at: int, modules: list[nn.Module]) -> list[nn.Module]:
-        """Adds the layer norms of the frozen stages' features to their modules."""
+        """Adds the norms of the frozen stages' features to their modules."""
+        deepest = int(self._out_features[-1].removeprefix("res"))
+        if isinstance(self.network, NormedFeatures) and freeze_at >= deepest:
+            modules.append(self.network.model.norm.requires_grad_(False))
         if freeze_at and hasattr(self, "out_norms"):
             for name, norm in self.out_norms.items():
                 if int(name.removeprefix("res")) <= freeze_at:
@@ -198,6 +224,22 @@ def _check_drop_path(network: nn.Module, name: str, arguments: Mapping[str, Any]
         raise ConfigError(
             f"MODEL.TIMM.DROP_PATH is {arguments['drop_path_rate']}, and {name!r} has no block that could be "
             "dropped; expected 0"
+        )
+
+
+def _check_one_stride(
+    name: str, known: Sequence[Mapping[str, Any]], *, final_norm: bool, rescale: bool, count: int
+) -> None:
+    """Makes sure that what plain vision transformers alone can do is asked of no other network."""
+    for key, asked in (("OUT_NORM 'final'", final_norm), ("RESCALE True", rescale)):
+        if asked and not has_one_stride(known):
+            raise ConfigError(
+                f"MODEL.TIMM.{key} is for networks whose blocks all have one stride, such as "
+                f"'vit_small_patch14_dinov2', and {name!r} has stages"
+            )
+    if rescale and count != len(RescaledFeatures.factors):
+        raise ConfigError(
+            f"MODEL.TIMM.RESCALE True needs the four MODEL.TIMM.OUT_FEATURES res2 to res5; there are {count}"
         )
 
 

@@ -14,6 +14,7 @@ from timm.models.efficientnet import EfficientNetFeatures
 from torch import nn
 
 from regseg_d2.common.errors import ConfigError, check_key
+from regseg_d2.modeling.backbones.timm_private import FeatureGetterNet
 
 STAGES = ("res1", "res2", "res3", "res4", "res5")
 
@@ -59,6 +60,13 @@ class Feature:
     channels: int
     stride: int
     module: str
+
+
+class NormedFeatures(FeatureGetterNet):
+    """A plain vision transformer whose every feature goes through its own last norm."""
+
+    def __init__(self, model: nn.Module, **arguments: Any) -> None:
+        super().__init__(model, norm=True, **arguments)
 
 
 def family(name: str) -> str:
@@ -108,9 +116,10 @@ def create(name: str, arguments: Mapping[str, Any], **selection: Any) -> Any:
 def known_features(name: str, arguments: Mapping[str, Any]) -> list[dict[str, Any]]:
     """What timm tells of all features of a network: channels, stride, module."""
     # Not every version of timm can build every network without memory; a real refusal comes again.
+    first = {"out_indices": (0,)}  # there in any network; timm's default may be more features than there are
     with suppress(ConfigError), torch.device("meta"):  # no memory, no random numbers, next to no time
-        return create(name, arguments).feature_info.info
-    return create(name, arguments).feature_info.info
+        return create(name, arguments, **first).feature_info.info
+    return create(name, arguments, **first).feature_info.info
 
 
 def choose_features(
