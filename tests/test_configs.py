@@ -54,7 +54,7 @@ NUM_LEAVES = {
     "ablations/pne": 24,
     "ablations/rch": 11,
     "ablations/region_contrast": 5,
-    "ade20k": 23,
+    "ade20k": 31,
     "camvid": 8,
     "camvid_half": 11,
     "cityscapes": 38,
@@ -66,10 +66,10 @@ NUM_LEAVES = {
 }
 NUM_BASES = {
     "_base_/datasets": 9,
-    "_base_/models": 56,
-    "_base_/protocols": 6,
-    "_base_/regularizers": 7,
-    "_base_/schedules": 23,
+    "_base_/models": 61,
+    "_base_/protocols": 7,
+    "_base_/regularizers": 8,
+    "_base_/schedules": 26,
 }
 HEAD = "MODEL.SEM_SEG_HEAD."
 _steps = {}

@@ -39,6 +39,8 @@ def _hrnet_stage(branches: int) -> dict[str, Any]:
 _TIMM_OPTIONS: dict[str, dict[str, Any]] = {
     "swin_transformer": {"embed_dim": 8, "depths": [1, 2, 1, 1], "num_heads": [1, 1, 2, 2]},
     "convnext": {"dims": [8, 12, 16, 24], "depths": [1, 1, 2, 1]},
+    "vision_transformer": {"embed_dim": 16, "num_heads": 2},
+    "eva": {"embed_dim": 16, "num_heads": 2},
     "hrnet": {f"stage{branches}": _hrnet_stage(branches) for branches in (1, 2, 3, 4)},
 }
 # Families whose widths are no argument: their smallest network stands in for all.
