@@ -16,6 +16,7 @@ from regseg_d2.modeling.backbones.rescaling import RescaledFeatures
 from regseg_d2.modeling.backbones.timm import TimmBackbone
 from tests.modeling.dino_networks import FOUR, KINDS, build_dino, dino_cfg, options
 from tests.modeling.timm_networks import randomise
+from tests.weights.serving import own_caches
 
 
 def full_network(kind, **more):
@@ -98,11 +99,31 @@ def test_weights_that_timm_saves_with_another_size_of_the_position_embedding(kin
         assert torch.equal(loaded["pos_embed"][:, :prefix], full.pos_embed[:, :prefix])
 
 
+def test_weights_of_dinov2s_authors(tmp_path):
+    """The same names, and a token that pre-training alone uses."""
+    full = randomise(full_network("dinov2"))
+    path = tmp_path / "dinov2_vits14_pretrain.pth"
+    torch.save({**full.state_dict(), "mask_token": torch.ones(1, 32)}, path)
+    backbone = build_dino("dinov2")
+    backbone.load_pretrained(str(path))
+    for name, value in backbone.network.model.state_dict().items():
+        assert torch.equal(value, full.state_dict()[name]), name
+
+
 def test_weights_of_another_width_are_refused(tmp_path):
     path = tmp_path / "weights.pth"
     torch.save(full_network("dinov2", embed_dim=16).state_dict(), path)
     with pytest.raises(CheckpointError, match=r"'\w+' of 'vit_small_patch14_dinov2' is .*expected"):
         build_dino("dinov2").load_pretrained(str(path))
+
+
+@pytest.mark.parametrize(
+    ("name", "tag"), [("vit_small_patch14_dinov2", "lvd142m"), ("vit_small_patch16_dinov3", "lvd1689m")]
+)
+def test_a_tag_without_a_network_names_the_file(name, tag, tmp_path, monkeypatch):
+    own_caches(tmp_path, monkeypatch)
+    with pytest.raises(CheckpointError, match=rf"MODEL.TIMM.PRETRAINED: .*timm/{name}.{tag}/.*give its path"):
+        pretrained_file(tag, name)
 
 
 def test_a_wrong_tag_lists_those_of_the_network():
