@@ -68,6 +68,16 @@ def test_chunks_keep_to_their_size(monkeypatch):
     assert lengths == [1] * 18 + [4]
 
 
+def test_a_stride_that_is_no_whole_number(monkeypatch):
+    """A pyramid of patches of 14 begins with 3.5: its features are multiples of 4."""
+    logits = torch.randn(1, 40, 24, 16, generator=torch.Generator().manual_seed(0))
+    monkeypatch.setattr(maps_module, "CHUNK_BYTES", 4 * 84 * 56 * 9)
+    full = F.interpolate(logits, scale_factor=3.5, mode="bilinear", align_corners=False)
+    maps = UpsampledLogits(logits, (80, 51), 3.5)
+    assert full.shape[-2:] == (84, 56) and len(list(maps.chunks())) == 5
+    assert torch.equal(maps.all_classes(), full[0, :, :80, :51])
+
+
 @pytest.mark.parametrize("classes", [1, 3, 200, 256, 257, 400])
 @pytest.mark.parametrize(
     "kind", ["random", "ties", "equal", "nan", "infinite", "float64", "bfloat16", "strided"]
