@@ -16,7 +16,7 @@ from regseg_d2.data.datasets.declared import register_declared
 from regseg_d2.data.loader import build_train_loader
 from regseg_d2.engine.checkpoint import SafeCheckpointer
 from regseg_d2.engine.class_weighting import apply_class_weighting
-from regseg_d2.engine.devices import with_available_device
+from regseg_d2.engine.devices import backbone_prefix, with_available_device
 from regseg_d2.engine.seeding import seed_everything
 from regseg_d2.segmentor.build import build_model
 from regseg_d2.weights.names import AUTO
@@ -48,7 +48,8 @@ def measure_gradient_shares(model: nn.Module, batches: Sequence[list[dict[str, A
         ConfigError: if the model has no loss named ``loss_sem_seg``, or nothing to train in its backbone.
     """
     model.train()
-    parameters = [p for p in model.get_submodule("backbone").parameters() if p.requires_grad]
+    backbone = model.get_submodule(backbone_prefix(model)[:-1])
+    parameters = [p for p in backbone.parameters() if p.requires_grad]
     if not parameters:
         raise ConfigError("The backbone is frozen (MODEL.BACKBONE.FREEZE_AT): no loss has a gradient on it.")
     rows: dict[str, list[tuple[float, float, float]]] = {}

@@ -12,7 +12,7 @@ from detectron2.projects.deeplab import add_deeplab_config
 from regseg_d2.config.data import add_data_config
 from regseg_d2.config.defaults import set_defaults
 from regseg_d2.config.head import add_head_config
-from regseg_d2.config.model import add_mit_config, add_model_config
+from regseg_d2.config.model import add_huggingface_config, add_mit_config, add_model_config
 from regseg_d2.config.regularizers import add_regularizer_config
 from regseg_d2.config.training import add_input_config, add_solver_config, add_test_config
 
@@ -34,6 +34,7 @@ def add_regseg_config(cfg: CfgNode) -> None:
     """
     add_model_config(cfg)
     add_mit_config(cfg)
+    add_huggingface_config(cfg)
     add_head_config(cfg)
     add_regularizer_config(cfg)
     add_data_config(cfg)

@@ -63,6 +63,23 @@ def add_model_config(cfg: CfgNode) -> None:
     cfg.MODEL.TIMM.PRETRAINED = ""
 
 
+def add_huggingface_config(cfg: CfgNode) -> None:
+    """Adds the keys of networks of transformers, ``MODEL.META_ARCHITECTURE: HuggingFaceSegmentor``."""
+    cfg.MODEL.HUGGINGFACE = CfgNode()
+    # A network by a repository of the hub ("owner/name", or with "@revision" behind it) or by a folder that
+    # save_pretrained wrote: its config, and its weights where MODEL.WEIGHTS is "".
+    cfg.MODEL.HUGGINGFACE.NAME = ""
+    # False: random weights for the network of NAME.
+    cfg.MODEL.HUGGINGFACE.PRETRAINED = True
+    # In place of NAME: what transformers calls a family, with random weights. beit, dpt, eomt, mask2former,
+    # maskformer, oneformer, segformer and upernet are known; of others say where regularizers listen.
+    cfg.MODEL.HUGGINGFACE.MODEL_TYPE = ""
+    # Values of the network's config that differ, any name of its config class, such as {num_queries: 50}.
+    cfg.MODEL.HUGGINGFACE.CONFIG = CfgNode(new_allowed=True)
+    # Images are padded to multiples of it; 0 is the patch size of a vision transformer, and 32 else.
+    cfg.MODEL.HUGGINGFACE.SIZE_DIVISIBILITY = 0
+
+
 def add_mit_config(cfg: CfgNode) -> None:
     """Adds the keys of SegFormer's encoder, ``build_mit_backbone``."""
     cfg.MODEL.MIT = CfgNode()

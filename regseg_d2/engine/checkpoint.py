@@ -24,8 +24,8 @@ from regseg_d2.engine.checkpoint_history import (
     tag_checkpoint,
 )
 from regseg_d2.engine.checkpoint_loading import CheckpointContent, first_of
-from regseg_d2.engine.devices import unwrap_model
-from regseg_d2.engine.initial_weights import BACKBONE_PREFIX, load_timm_weights, weights_file
+from regseg_d2.engine.devices import backbone_prefix, unwrap_model
+from regseg_d2.engine.initial_weights import huggingface_weights, load_timm_weights, weights_file
 from regseg_d2.regularizers import Regularizer
 from regseg_d2.weights.load_report import LoadReport
 from regseg_d2.weights.names import AUTO
@@ -182,9 +182,7 @@ class SafeCheckpointer:
         report = content.load_into(
             self.model, published_for=self._cfg if published else None, continues_run=strict
         )
-        logger.info("Loaded '%s':\n%s", path, report.table())
-        loaded = report.without_suffix(BATCH_COUNTER).loaded  # torch fills counters in
-        self.backbone_is_loaded |= any(key.startswith(BACKBONE_PREFIX) for key in loaded)
+        self._note_loaded(path, report)
         if strict:
             report.without(ignore_prefixes).require_all(path, TRAINING_ONLY_PREFIX, self._bank_size_keys())
         elif not report.loaded:
@@ -194,7 +192,7 @@ class SafeCheckpointer:
                 f"{first_of(report.new)}."
             )
         else:
-            _warn_about_backbone(path, report)
+            _warn_about_backbone(path, report, backbone_prefix(self.model))
         rest = content.rest
         for key in self.checkpointables if checkpointables is None else checkpointables:
             if key not in rest:
@@ -208,6 +206,21 @@ class SafeCheckpointer:
                 raise CheckpointError(f"'{path}': {error}") from error
         return rest
 
+    def _load_huggingface(self) -> LoadReport | None:
+        """Loads the weights of MODEL.HUGGINGFACE.NAME, where there are any."""
+        weights = huggingface_weights(self.model, self._cfg) if self._cfg else {}
+        if not weights or self._cfg is None:
+            return None
+        name = self._cfg.MODEL.HUGGINGFACE.NAME
+        report = CheckpointContent(name, weights, {}).load_into(self.model)
+        self._note_loaded(name, report)
+        return report
+
+    def _note_loaded(self, path: str, report: LoadReport) -> None:
+        logger.info("Loaded '%s':\n%s", path, report.table())
+        loaded = report.without_suffix(BATCH_COUNTER).loaded  # torch fills counters in
+        self.backbone_is_loaded |= any(key.startswith(backbone_prefix(self.model)) for key in loaded)
+
     def _bank_size_keys(self) -> dict[str, str]:
         regularizers = getattr(self.model, "regularizers", {})
         return {name: r.bank_keys[0] for name, r in regularizers.items() if isinstance(r, Regularizer)}
@@ -217,7 +230,7 @@ class SafeCheckpointer:
 
         Args:
             path: file or name of the weights to start from where there is nothing to continue; "" is
-                MODEL.TIMM.PRETRAINED, for a backbone of timm's.
+                MODEL.TIMM.PRETRAINED, for a backbone of timm's, and MODEL.HUGGINGFACE.NAME.
             resume: whether to look for a checkpoint to continue from.
 
         Raises:
@@ -230,7 +243,8 @@ class SafeCheckpointer:
             return rest
         if path or self._cfg is None:
             return self.load(path, checkpointables=[])
-        self.backbone_is_loaded |= load_timm_weights(self.model, self._cfg)
+        if self._load_huggingface() is None:
+            self.backbone_is_loaded |= load_timm_weights(self.model, self._cfg)
         return {}
 
     def _find_newest(self) -> str | None:
@@ -249,9 +263,16 @@ class SafeCheckpointer:
     def load_for_evaluation(self, path: str) -> dict[str, Any]:
         """Loads weights of which every key but those of the regularizers must fit.
 
+        Args:
+            path: file or name; "" is MODEL.HUGGINGFACE.NAME.
+
         Raises:
-            CheckpointError: ``path`` is empty or "auto", or see :meth:`load`.
+            CheckpointError: there are none, ``path`` is "auto", or see :meth:`load`.
         """
+        if not path and (report := self._load_huggingface()):
+            name = self._cfg.MODEL.HUGGINGFACE.NAME if self._cfg else ""
+            report.without((TRAINING_ONLY_PREFIX,)).require_all(name, TRAINING_ONLY_PREFIX)
+            return {}
         if path in ("", AUTO):
             raise CheckpointError(
                 "There are no weights to evaluate: give MODEL.WEIGHTS FILE, or --resume to take the last "
@@ -280,9 +301,9 @@ def _step_of(content: Mapping[str, Any]) -> str:
     return str(iteration + 1) if type(iteration) is int else "?"
 
 
-def _warn_about_backbone(path: str, report: LoadReport) -> None:
+def _warn_about_backbone(path: str, report: LoadReport, prefix: str) -> None:
     loaded, missing = (
-        sum(key.startswith(BACKBONE_PREFIX) for key in keys)
+        sum(key.startswith(prefix) for key in keys)
         for keys in (report.loaded, (*report.new, *(key for key, _, _ in report.mismatched)))
     )
     if missing > loaded:

@@ -42,12 +42,22 @@ def wrap_model(model: nn.Module) -> nn.Module:
         return model
     on_gpu = next(model.parameters()).is_cuda
     device_ids = [torch.cuda.current_device()] if on_gpu else None
-    return DistributedDataParallel(model, device_ids=device_ids, broadcast_buffers=False)
+    return DistributedDataParallel(
+        model,
+        device_ids=device_ids,
+        broadcast_buffers=False,
+        find_unused_parameters=getattr(model, "has_unused_parameters", False),
+    )
 
 
 def unwrap_model(model: nn.Module) -> nn.Module:
     """Returns the model inside of DistributedDataParallel, or the model itself."""
     return model.module if isinstance(model, DistributedDataParallel) else model
+
+
+def backbone_prefix(model: nn.Module) -> str:
+    """How the names of the backbone's tensors begin."""
+    return getattr(unwrap_model(model), "backbone_prefix", "backbone.")
 
 
 @torch.no_grad()

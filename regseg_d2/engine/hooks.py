@@ -17,8 +17,10 @@ from regseg_d2.common.errors import ConfigError
 from regseg_d2.common.files import refuse_folder, write_text
 from regseg_d2.common.suggestions import did_you_mean
 from regseg_d2.engine.checkpoint import SafeCheckpointer
-from regseg_d2.engine.initial_weights import BACKBONE_PREFIX, timm_backbone
+from regseg_d2.engine.devices import backbone_prefix
+from regseg_d2.engine.initial_weights import timm_backbone
 from regseg_d2.engine.interruption import EvaluationInterrupted
+from regseg_d2.segmentor.huggingface import HuggingFaceSegmentor
 
 logger = logging.getLogger(__name__)
 
@@ -248,15 +250,17 @@ class RandomBackboneWarning(HookBase):
 
     def _warn(self, starts: str) -> None:
         model = self._checkpointer.model
-        tensors = sum(name.startswith(BACKBONE_PREFIX) for name in model.state_dict())
+        tensors = sum(name.startswith(backbone_prefix(model)) for name in model.state_dict())
         if tensors and not self._checkpointer.backbone_is_loaded:
             key = "MODEL.WEIGHTS" if timm_backbone(model) is None else "MODEL.TIMM.PRETRAINED"
+            cure = f"For those of ImageNet set {key}, to auto or a name in docs/weights.md."
+            if isinstance(model, HuggingFaceSegmentor):
+                cure = "For trained ones set MODEL.HUGGINGFACE.NAME, to a name of the hub or a folder."
             logger.warning(
-                "The backbone %s from RANDOM weights: none of its %d tensors was loaded. For those of "
-                "ImageNet set %s, to auto or a name in docs/weights.md.",
+                "The backbone %s from RANDOM weights: none of its %d tensors was loaded. %s",
                 starts,
                 tensors,
-                key,
+                cure,
             )
 
 

@@ -7,19 +7,19 @@ from collections.abc import Callable
 
 from detectron2.config import CfgNode
 from detectron2.utils import comm
-from torch import nn
+from torch import Tensor, nn
 
 from regseg_d2.common.errors import UserError
 from regseg_d2.modeling.backbones.pretrained import pretrained_file
 from regseg_d2.modeling.backbones.timm import TimmBackbone
+from regseg_d2.modeling.huggingface import pretrained_weights
+from regseg_d2.segmentor.huggingface import HuggingFaceSegmentor
 from regseg_d2.weights import timm_names
 from regseg_d2.weights.imagenet import imagenet_weights
 from regseg_d2.weights.names import AUTO, local_file
 from regseg_d2.weights.published import image_warning
 
 logger = logging.getLogger(__name__)
-
-BACKBONE_PREFIX = "backbone."
 
 
 def weights_file(name: str, cfg: CfgNode | None) -> str:
@@ -52,6 +52,28 @@ def load_timm_weights(model: nn.Module, cfg: CfgNode) -> bool:
     if warning := image_warning(timm_names.SOURCE, timm_names.image_values({}, cfg), cfg):
         logger.warning(warning)
     return True
+
+
+def huggingface_weights(model: nn.Module, cfg: CfgNode) -> dict[str, Tensor]:
+    """Reads the weights of MODEL.HUGGINGFACE.NAME, under the model's names.
+
+    Returns:
+        Nothing where the config names none.
+
+    Raises:
+        UserError: they cannot be had, or read; on every process alike.
+    """
+    node = cfg.MODEL.HUGGINGFACE
+    if not isinstance(model, HuggingFaceSegmentor) or not (node.NAME and node.PRETRAINED):
+        return {}
+    weights: dict[str, Tensor] = {}
+
+    def read() -> str:
+        weights.update(pretrained_weights(node.NAME, model.network.config))
+        return node.NAME
+
+    _same_outcome(read)
+    return {f"network.{name}": value for name, value in weights.items()}
 
 
 def timm_backbone(model: nn.Module) -> TimmBackbone | None:

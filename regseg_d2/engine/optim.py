@@ -17,20 +17,20 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from regseg_d2.common.errors import ConfigError
 from regseg_d2.common.suggestions import did_you_mean
+from regseg_d2.engine.devices import backbone_prefix
 from regseg_d2.engine.layer_decay import layer_scales
 
 GradientClipper = Callable[[Sequence[nn.Parameter]], None]
 
 logger = logging.getLogger(__name__)
 
-BACKBONE = "backbone."
 SCHEDULES = ("WarmupPolyLR", "WarmupMultiStepLR", "WarmupCosineLR", "WarmupStepWithFixedGammaLR")
 
 
 def parameter_groups(cfg: CfgNode, model: nn.Module) -> list[dict[str, Any]]:
     """Groups the trainable parameters of a model by learning rate and weight decay.
 
-    - Parameters of ``backbone`` learn with BASE_LR x BACKBONE_MULTIPLIER, and where LAYER_DECAY is not 1
+    - Parameters of the backbone learn with BASE_LR x BACKBONE_MULTIPLIER, and where LAYER_DECAY is not 1
       with that x the factor of their layer (``layer_decay.py``); all others (those of the regularizers
       too) with BASE_LR x HEAD_MULTIPLIER. Biases learn with that x BIAS_LR_FACTOR.
     - Parameters whose name fits a pattern of NO_DECAY do not decay. Of the others, norm layers of torch
@@ -48,15 +48,15 @@ def parameter_groups(cfg: CfgNode, model: nn.Module) -> list[dict[str, Any]]:
         ConfigError: a key is out of its range, the backbone does not tell its layers, or the model has
             nothing to train.
     """
-    solver = cfg.SOLVER
+    solver, backbone = cfg.SOLVER, backbone_prefix(model)
     _check_rates(solver)
     scales: dict[str, float] = {}
     if solver.LAYER_DECAY != 1:
-        scales = layer_scales(model.get_submodule("backbone"), solver.LAYER_DECAY, solver.LAYER_DECAY_UNIT)
+        scales = layer_scales(model.get_submodule(backbone[:-1]), solver.LAYER_DECAY, solver.LAYER_DECAY_UNIT)
 
     def lr_factor(name: str) -> float:
-        if name.startswith(BACKBONE):
-            factor = solver.BACKBONE_MULTIPLIER * scales.get(name.removeprefix(BACKBONE), 1.0)
+        if name.startswith(backbone):
+            factor = solver.BACKBONE_MULTIPLIER * scales.get(name.removeprefix(backbone), 1.0)
         else:
             factor = solver.HEAD_MULTIPLIER
         return factor * (solver.BIAS_LR_FACTOR if name.endswith(".bias") else 1.0)

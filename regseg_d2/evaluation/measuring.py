@@ -89,8 +89,12 @@ class FeatureReader:
         return feature, self._at_cells(label.to(feature.device), image.shape[-2:], feature.shape[-2:])
 
     def _at_cells(self, label: Tensor, image: Sequence[int], cells: Sequence[int]) -> Tensor:
-        divisor = max(self._model.backbone.size_divisibility, 1)
-        height, width = (-side % divisor for side in image)
+        if hasattr(self._model, "padded_size"):
+            padded = self._model.padded_size(*image)
+        else:
+            divisor = max(self._model.backbone.size_divisibility, 1)
+            padded = [side + -side % divisor for side in image]
+        height, width = (whole - side for whole, side in zip(padded, image, strict=True))
         # In float64 every label is exact.
         label = F.interpolate(label[None, None].double(), tuple(image), mode="nearest-exact")
         label = F.pad(label, (0, width, 0, height), value=-1.0)

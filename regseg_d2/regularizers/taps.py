@@ -155,7 +155,9 @@ def declared_channels(module: nn.Module, tap: Tap) -> int | None:
         channels = getattr(module, name, None)
         if isinstance(channels, int):
             return channels
-    return None
+    # A layer norm of one dimension, that of the channels, wherever they are.
+    shape: tuple[int, ...] = getattr(module, "normalized_shape", ())
+    return shape[0] if len(shape) == 1 else None
 
 
 def output_shapes(module: nn.Module) -> dict[str, Any]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, cast
 
 import torch
 from detectron2.config import CfgNode, configurable
@@ -26,12 +26,12 @@ class RegularizationMixin(nn.Module):
     """Adds regularizers to a Detectron2 meta-architecture.
 
     Put it before the meta-architecture in the bases; that one's constructor and ``from_config`` are
-    Detectron2's (``@configurable``), its ``backbone`` is called with the padded images, and its inputs have
-    ``sem_seg``, or ``instances`` with masks. It stays as it is: a training forward runs unchanged while hooks
-    record the taps, then each regularizer adds its losses. In evaluation nothing is added. Parameters and
-    buffers of the regularizers are under ``regularizers.``; without them the state dict is that of the
-    meta-architecture, and so is the output in evaluation, bit for bit. Where the constructor is another one,
-    call :meth:`add_regularizers` at its end.
+    Detectron2's (``@configurable``), its ``backbone`` (or what ``reads_images`` names) is called with the
+    padded images, and its inputs have ``sem_seg``, or ``instances`` with masks. It stays as it is: a
+    training forward runs unchanged while hooks record the taps, then each regularizer adds its losses. In
+    evaluation nothing is added. Parameters and buffers of the regularizers are under ``regularizers.``;
+    without them the state dict is that of the meta-architecture, and so is the output in evaluation, bit
+    for bit. Where the constructor is another one, call :meth:`add_regularizers` at its end.
 
     Args:
         regularizers: regularizers by name.
@@ -52,6 +52,10 @@ class RegularizationMixin(nn.Module):
 
     #: Path of the classifier that ``CLASSIFIER: auto`` stands for; its first name is that of the head.
     main_classifier: ClassVar[str] = MAIN_CLASSIFIER.path
+    #: Path of the module that is called with the padded images.
+    reads_images: ClassVar[str] = "backbone"
+    #: Whether a training forward leaves parameters out, which DistributedDataParallel has to look for then.
+    has_unused_parameters: ClassVar[bool] = False
 
     @configurable
     def __init__(
@@ -77,14 +81,30 @@ class RegularizationMixin(nn.Module):
         """Builds the parts of the meta-architecture, and the regularizers; ``NORM: auto`` is resolved."""
         is_auto, cfg = cfg.MODEL.NORM == "auto", resolve_auto_norm(cfg)
         parts = super().from_config(cfg)  # type: ignore[misc]  # of the meta-architecture
-        head = cls.main_classifier.partition(".")[0]
+        network = _Network(parts, cls.run_parts)
         return {
             **parts,
-            "regularizers": build_regularizers(cfg, _Network(parts, head), Classifier(cls.main_classifier)),
+            "regularizers": build_regularizers(cfg, network, cls.find_classifier(parts)),
             **cls.regularization_settings(cfg),
             "channels_last": cfg.MODEL.CHANNELS_LAST,
             "exact_sync_norm": is_auto and cfg.MODEL.NORM == "naiveSyncBN",
         }
+
+    @classmethod
+    def find_classifier(cls, parts: Mapping[str, Any]) -> Classifier:
+        """Tells what ``CLASSIFIER: auto`` stands for, given the arguments of the meta-architecture."""
+        return Classifier(cls.main_classifier)
+
+    @classmethod
+    def run_parts(cls, parts: nn.Module, images: Tensor) -> Any:
+        """Runs the modules among the arguments of the meta-architecture, before it exists.
+
+        Args:
+            parts: a module that holds them under their names.
+            images: ``(N, 3, H, W)``.
+        """
+        head = parts.get_submodule(cls.main_classifier.partition(".")[0])
+        return head(parts.get_submodule("backbone")(images))
 
     @staticmethod
     def regularization_settings(cfg: CfgNode) -> dict[str, Any]:
@@ -138,7 +158,8 @@ class RegularizationMixin(nn.Module):
         first = self.regularizers.all()[0]
         batched_inputs, labels = self._with_labels(batched_inputs)
         sizes: list[torch.Size] = []
-        handle = self.backbone.register_forward_pre_hook(lambda _, args: sizes.append(args[0].shape[-2:]))
+        reader = self.get_submodule(self.reads_images)
+        handle = reader.register_forward_pre_hook(lambda _, args: sizes.append(args[0].shape[-2:]))
         try:
             with self._tap_recorder.record(self) as taps:
                 losses = super().forward(batched_inputs)
@@ -193,6 +214,11 @@ class RegularizationMixin(nn.Module):
         head = getattr(self, "sem_seg_head", None)
         return head is not None and gives_feature_logits(head)
 
+    @property
+    def gives_probabilities(self) -> bool:
+        """Whether evaluation gives probabilities of classes already, and not logits."""
+        return False
+
     def feature_logits(self, images: Tensor, *, pad: bool = True) -> Tensor:
         """Runs backbone and head without the head's last step, which stretches the logits over the image.
 
@@ -201,7 +227,7 @@ class RegularizationMixin(nn.Module):
             pad: pad to the backbone's stride, as :meth:`forward` does.
 
         Returns:
-            Logits ``(N, K, h, w)``; the padded images are ``sem_seg_head.common_stride`` times as large.
+            Logits ``(N, K, h, w)``; the padded images are :meth:`feature_stride` times as large.
         """
         normalized = (images.to(self.device) - self.pixel_mean) / self.pixel_std
         if pad:
@@ -212,19 +238,33 @@ class RegularizationMixin(nn.Module):
             ).tensor
         return feature_logits(self.sem_seg_head, self.backbone(normalized))
 
+    def padded_size(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width of the input that an image of this size is padded to."""
+        divisor = max(self.backbone.size_divisibility, 1)
+        return height + -height % divisor, width + -width % divisor
+
+    def feature_stride(self, logits: Tensor, size: tuple[int, int]) -> int:
+        """How many times as large as its feature logits the padded input of an image is.
+
+        Args:
+            logits: what :meth:`feature_logits` gave.
+            size: height and width of the image.
+        """
+        return int(cast(Any, self.sem_seg_head).common_stride)
+
 
 class _Network(nn.Module):
     """Stands for a segmentor that does not exist yet: tap paths start here."""
 
-    def __init__(self, parts: Mapping[str, Any], head: str) -> None:
+    def __init__(self, parts: Mapping[str, Any], run: Callable[[nn.Module, Tensor], Any]) -> None:
         super().__init__()
-        self._head = head
+        self._run = run
         for name, part in parts.items():
             if isinstance(part, nn.Module):
                 self.add_module(name, part)
 
     def forward(self, images: Tensor) -> Any:
-        return self.get_submodule(self._head)(self.get_submodule("backbone")(images))
+        return self._run(self, images)
 
 
 @META_ARCH_REGISTRY.register()

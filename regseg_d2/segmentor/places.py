@@ -14,6 +14,7 @@ from yacs.config import CfgNode
 from regseg_d2.common.errors import ConfigError
 from regseg_d2.regularizers.recorder import tap_channels
 from regseg_d2.regularizers.taps import (
+    DROPOUTS,
     declared_channels,
     dropout_before,
     has_module,
@@ -88,6 +89,11 @@ def find_place(
     section = cfg.MODEL.REGULARIZERS[method]
     key = f"MODEL.REGULARIZERS.{method}"
     main = main_classifier if section.CLASSIFIER == "auto" else Classifier(section.CLASSIFIER)
+    if not main.path:
+        raise ConfigError(
+            f"{key}.CLASSIFIER is 'auto', and nothing tells where the classifier of this network is: "
+            f"expected the path of the module that turns features into logits. {_candidates(network, cfg)}"
+        )
     if main.path == AUXILIARY_CLASSIFIER and not has_module(network, main.path):
         raise ConfigError(
             f"{key}.CLASSIFIER is {main.path!r}, and the head has no auxiliary head: set "
@@ -111,6 +117,7 @@ def find_place(
         )
     # A dropout does not tell its channels; they are the classifier's.
     is_before = not declares and tap in (before, f"{dropout_before(network, classifier)}:in")
+    is_before |= tap == before and isinstance(_module_of(network, before), DROPOUTS)
     measured = f"{classifier}:in" if is_before else tap
     return Place(tap, tap_channels(network, measured, f"{key}.FEATURES"), logits_tap, memory)
 
@@ -146,14 +153,23 @@ def _mask_features(network: nn.Module, classifier: str) -> str:
 
 def _no_classifier(network: nn.Module, key: str, classifier: str, outputs: int, cfg: CfgNode) -> str:
     wanted = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
-    others = [
-        name for name, module in network.named_modules() if getattr(module, "out_channels", None) == wanted
-    ]
     return (
         f"{key} is {classifier!r}, which has {outputs} outputs, and there are {wanted} classes "
         "(MODEL.SEM_SEG_HEAD.NUM_CLASSES): expected the last convolution of a head. "
-        + (f"With {wanted} outputs there are {others[:5]}." if others else f"None has {wanted} outputs.")
+        + _candidates(network, cfg)
     )
+
+
+def _candidates(network: nn.Module, cfg: CfgNode) -> str:
+    wanted = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
+    found = [
+        name for name, module in network.named_modules() if getattr(module, "out_channels", None) == wanted
+    ]
+    return f"With {wanted} outputs there are {found[:5]}." if found else f"None has {wanted} outputs."
+
+
+def _module_of(network: nn.Module, tap: str) -> nn.Module:
+    return module_of(network, parse_tap(tap, "features"), "features")
 
 
 def penultimate_tap(network: nn.Module, classifier: str) -> str:
@@ -191,12 +207,14 @@ def encoder_output_tap(network: nn.Module) -> str:
     """Tap of what the encoder hands to the head.
 
     That is all stages side by side where the head's fusion keeps them so (SegFormer, HRNet), else the feature
-    of the largest stride, before any feature pyramid.
+    of the largest stride, before any feature pyramid; ``""`` where there is no backbone of Detectron2's.
     """
     fusion = "sem_seg_head.fusion"
     if has_module(network, fusion) and getattr(network.get_submodule(fusion), "keeps_levels_apart", False):
         return f"{fusion}:out"
     path = "backbone.bottom_up" if has_module(network, "backbone.bottom_up") else "backbone"
+    if not has_module(network, path):
+        return ""
     encoder: Any = network.get_submodule(path)  # a Backbone of Detectron2
     shapes = encoder.output_shape()
     # Dilated stages share a stride: the later one is the wider one, or else the one of the larger name.

@@ -175,26 +175,35 @@ class MeanProbabilities(ScoreMaps):
     Args:
         views: for each scale the maps of the image and, with flips, those of the mirrored image; all of one
             size.
+        are_logits: the maps are logits, of which the softmax is averaged; else they are probabilities
+            themselves.
     """
 
-    def __init__(self, views: Sequence[tuple[ScoreMaps, ScoreMaps | None]]) -> None:
-        self._views = [[(maps, log_sum_exp(maps)) for maps in pair if maps is not None] for pair in views]
+    def __init__(
+        self, views: Sequence[tuple[ScoreMaps, ScoreMaps | None]], *, are_logits: bool = True
+    ) -> None:
+        self._views = [
+            [(maps, log_sum_exp(maps) if are_logits else None) for maps in pair if maps is not None]
+            for pair in views
+        ]
         all_maps = [maps for pair in self._views for maps, _ in pair]
         pixels, grouped = max(maps.pixels for maps in all_maps), any(maps.grouped for maps in all_maps)
         super().__init__(all_maps[0].num_classes, all_maps[0].size, all_maps[0].device, pixels, grouped)
 
     def __call__(self, classes: slice) -> Tensor:
-        """Averages the softmax of all views."""
+        """Averages the probabilities of all views."""
         total = functools.reduce(Tensor.add_, (self._of_pair(pair, classes) for pair in self._views))
         return total.div_(sum(map(len, self._views)))
 
     @staticmethod
-    def _of_pair(pair: list[tuple[ScoreMaps, Tensor]], classes: slice) -> Tensor:
-        (plain, normalizer), *mirrored = pair
-        part = (plain(classes) - normalizer).exp_()
-        for maps, normalizer in mirrored:
-            part += (maps(classes) - normalizer).exp_().flip(-1)
-        return part
+    def _of_pair(pair: list[tuple[ScoreMaps, Tensor | None]], classes: slice) -> Tensor:
+        plain, *mirrored = (
+            maps(classes).clone() if normalizer is None else (maps(classes) - normalizer).exp_()
+            for maps, normalizer in pair
+        )
+        for part in mirrored:
+            plain += part.flip(-1)
+        return plain
 
 
 def log_sum_exp(maps: ScoreMaps) -> Tensor:

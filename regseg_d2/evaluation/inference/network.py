@@ -20,6 +20,9 @@ class Network:
     Those of this package give their logits at feature size. Any other one of Detectron2 gives them at the
     size of the image, all classes at once, which takes as much memory as it always did.
 
+    Attributes:
+        gives_probabilities: what it gives are probabilities of classes already, not logits.
+
     Raises:
         ConfigError: the model cannot do without padding.
     """
@@ -29,6 +32,7 @@ class Network:
         self._pads = protocol.padding == "stride"
         self._device = protocol.logits_device
         head = getattr(model, "sem_seg_head", None)
+        self.gives_probabilities = getattr(model, "gives_probabilities", False)
         self._is_lean = getattr(model, "gives_feature_logits", False)
         if self._is_lean:
             return
@@ -54,7 +58,7 @@ class Network:
             outputs = self.model([{"image": image, "height": size[0], "width": size[1]} for image in images])
             return [UpsampledLogits(self._moved(output["sem_seg"].unsqueeze(0)), size) for output in outputs]
         logits = self._moved(self.model.feature_logits(images, pad=self._pads))
-        scale = self.model.sem_seg_head.common_stride if self._pads else None
+        scale = self.model.feature_stride(logits, size) if self._pads else None
         return [UpsampledLogits(logits[i : i + 1], size, scale) for i in range(len(logits))]
 
     def _moved(self, logits: Tensor) -> Tensor:

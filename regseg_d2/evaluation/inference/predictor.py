@@ -72,7 +72,9 @@ class Predictor:
             scaled = scale_image(image, scale)
             plain = self._view(scaled, size)
             views.append((plain, self._view(scaled.flip(-1), size) if protocol.flip else None))
-        return MeanProbabilities(views) if protocol.averages_probabilities else views[0][0]
+        if not protocol.averages_probabilities:
+            return views[0][0]
+        return MeanProbabilities(views, are_logits=not self._network.gives_probabilities)
 
     def _view(self, image: Tensor, size: tuple[int, int]) -> ScoreMaps:
         protocol = self.protocol
