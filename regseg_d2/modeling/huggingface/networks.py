@@ -22,9 +22,6 @@ _IGNORE_INDICES = ("semantic_loss_ignore_index", "loss_ignore_index")
 _MAPPINGS = ("SEMANTIC", "UNIVERSAL", "INSTANCE")
 logger = logging.getLogger(__name__)
 
-# What reading a file, a download or a config of transformers may raise.
-_REFUSALS = (OSError, ValueError, TypeError, KeyError, AttributeError, ImportError)
-
 
 def import_transformers() -> ModuleType:
     """Imports transformers.
@@ -75,7 +72,7 @@ def load_config(
     _check_known(transformers, kind(), changes, f"{KEY}.CONFIG")
     try:
         config = kind.from_dict(_merged(values, changes))
-    except _REFUSALS as error:
+    except Exception as error:  # whatever a config of transformers does with values of another type
         raise ConfigError(f"{KEY}.CONFIG: {_one_line(error)}") from error
     config.num_labels = num_classes
     for key in _IGNORE_INDICES:
@@ -87,8 +84,10 @@ def load_config(
 
 def _values_of_name(transformers: ModuleType, name: str) -> dict[str, Any]:
     try:
+        if Path(name).is_dir() and not Path(name, "config.json").is_file():
+            raise FileNotFoundError("there is no config.json in it")
         return transformers.PreTrainedConfig.get_config_dict(**_where(name))[0]
-    except _REFUSALS as error:
+    except Exception as error:  # of the hub, of its HTTP library, of the disk
         raise ConfigError(_cannot_be_had(name, error)) from error
 
 
@@ -204,7 +203,7 @@ def build_network(config: Any) -> nn.Module:
     kind: Any = _network_class(config)
     try:
         return kind(config)
-    except _REFUSALS as error:
+    except Exception as error:  # whatever a network does with values that do not go together
         raise ConfigError(f"{KEY}: transformers cannot build {kind.__name__}: {_one_line(error)}") from error
 
 
@@ -231,7 +230,7 @@ def pretrained_weights(name: str, config: Any) -> dict[str, Tensor]:
             weights_only=True,
             output_loading_info=True,
         )
-    except (*_REFUSALS, RuntimeError) as error:
+    except Exception as error:  # of the hub, of its HTTP library, of the reader of a damaged or refused file
         raise CheckpointError(_cannot_be_had(name, error)) from error
     new = {
         key if isinstance(key, str) else key[0] for key in (*info["missing_keys"], *info["mismatched_keys"])
