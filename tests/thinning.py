@@ -7,6 +7,7 @@ from typing import Any
 from detectron2.config import CfgNode
 
 from regseg_d2.modeling.backbones.timm_features import family
+from tests.huggingface_networks import TINY, as_node
 
 #: Side of the training crop.
 CROP = 64
@@ -52,7 +53,7 @@ def thin_config(cfg: CfgNode) -> CfgNode:
 
     Number of classes, stages of the head, losses, dilations and all other keys stay. ResNets are 50 deep;
     EfficientNets become Lite0, the smallest of them, since timm does not take other widths for them; the
-    other networks of timm and MiT keep their kind with narrow and few blocks.
+    other networks of timm, MiT and those of transformers keep their kind with narrow and few blocks.
     """
     cfg = cfg.clone()
     cfg.defrost()
@@ -70,12 +71,22 @@ def thin_config(cfg: CfgNode) -> CfgNode:
     model.TIMM.NAME = _SMALLEST.get(kind, model.TIMM.NAME)
     for option, value in _TIMM_OPTIONS.get(kind, {}).items():
         model.TIMM.OPTIONS[option] = CfgNode(value) if isinstance(value, dict) else value
+    if model.HUGGINGFACE.NAME or model.HUGGINGFACE.MODEL_TYPE:
+        model.HUGGINGFACE.MODEL_TYPE = huggingface_family(cfg)
+        model.HUGGINGFACE.NAME = ""
+        model.HUGGINGFACE.CONFIG = as_node(TINY[model.HUGGINGFACE.MODEL_TYPE])
     cfg.INPUT.CROP.SIZE = [CROP, CROP]
     # One position for each pixel of stride 8, as at full size.
     model.SEM_SEG_HEAD.CPNET_SIZE = [CROP // 8, CROP // 8]
     _limit(model.SEM_SEG_HEAD)
     _limit(model.REGULARIZERS)
     return cfg
+
+
+def huggingface_family(cfg: CfgNode) -> str:
+    """The family of a network of transformers; names of the hub have it in them."""
+    node = cfg.MODEL.HUGGINGFACE
+    return node.MODEL_TYPE or next(family for family in TINY if family in node.NAME)
 
 
 def _limit(section: CfgNode) -> None:
