@@ -1,4 +1,4 @@
-"""Networks of transformers on two processes: the regularizers' gradients are those of one with the whole batch."""
+"""Networks of transformers on two processes: gradients of regularizers are those of one process."""
 
 import pytest
 import torch
