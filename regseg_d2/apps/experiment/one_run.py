@@ -11,10 +11,12 @@ import torch
 
 from regseg_d2.apps.experiment.plan import Run
 from regseg_d2.apps.experiment.records import (
+    REMOVAL,
     VERSION,
     collect_results,
     config_digest,
     current_commit,
+    remove_weights,
     write_json,
 )
 from regseg_d2.config.files import load_config
@@ -65,10 +67,12 @@ def perform(run: Run, output: Path, *, keep_weights: bool = False) -> None:
                 "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
             },
         }
+        removes = run.existing is None and not keep_weights
+        if removes:
+            (folder / REMOVAL).touch()
         write_json(run.record, record)
-        if run.existing is None and not keep_weights:
-            for file in folder.glob("*.pth"):
-                file.unlink()
+        if removes:
+            remove_weights(folder)
 
 
 def _train(run: Run, output: Path) -> None:

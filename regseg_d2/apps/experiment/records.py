@@ -21,6 +21,8 @@ from regseg_d2.common.schema import Number, Part, Whole, checked
 from regseg_d2.config.files import flatten_config
 
 VERSION = 1
+#: A file in the folder of a run whose checkpoints go once the record is there, and have not gone yet.
+REMOVAL = "weights_are_removed"
 # Keys that say where and how fast a run is, not what comes out; SEED has a field of its own.
 _NOT_IN_DIGEST = (
     "OUTPUT_DIR",
@@ -81,6 +83,13 @@ def _rounded(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _rounded(each) for key, each in value.items()}
     return [_rounded(each) for each in value] if isinstance(value, (list, tuple)) else value
+
+
+def remove_weights(folder: Path) -> None:
+    """Removes the checkpoints of a run that has its record."""
+    for file in folder.glob("*.pth"):
+        file.unlink()
+    (folder / REMOVAL).unlink(missing_ok=True)
 
 
 def collect_results(folder: Path, datasets: list[str]) -> dict[str, Any]:

@@ -17,7 +17,14 @@ from detectron2.data import MetadataCatalog
 
 import regseg_d2.data  # noqa: F401  registers data sets
 from regseg_d2.apps.experiment.plan import Run, as_words
-from regseg_d2.apps.experiment.records import config_digest, current_commit, read_record, write_json
+from regseg_d2.apps.experiment.records import (
+    REMOVAL,
+    config_digest,
+    current_commit,
+    read_record,
+    remove_weights,
+    write_json,
+)
 from regseg_d2.apps.experiment.spec import Experiment
 from regseg_d2.common.errors import ConfigError, UserError
 from regseg_d2.config.files import load_config
@@ -109,6 +116,9 @@ def work_off(runs: Sequence[Run], options: Options) -> None:
         RunsFailed: some ended with an error.
     """
     waiting = [run for run in runs if not run.record.is_file()]
+    for run in runs:  # of one that was killed beside its record
+        if run.record.is_file() and (run.folder(options.output) / REMOVAL).is_file():
+            remove_weights(run.folder(options.output))
     progress = Progress(len(runs), len(runs) - len(waiting), options.jobs)
     running: dict[int, tuple[Run, subprocess.Popen]] = {}
     failed: list[Run] = []

@@ -8,9 +8,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
+from regseg_d2.apps.experiment.running import Options, work_off
 from tests.engine.runs import ROOT, environment
 
 TINY = ROOT / "experiments" / "tiny.yaml"
@@ -122,3 +124,18 @@ def test_a_run_that_fails_is_shown_with_the_end_of_its_log(tmp_path):
     text = call(file, tmp_path / "out", "--only", "all/baseline/seed0", status=2)
     assert "SOLVER.BASE_LRR" in text and "did you mean" in text
     shutil.rmtree(Path(tmp_path / "x"))
+
+
+def test_what_a_run_left_that_was_killed_beside_its_record_goes_and_kept_weights_stay(tmp_path):
+    runs, output = [], tmp_path / "out"
+    for name in ("killed", "kept"):
+        record = tmp_path / f"{name}.json"
+        record.write_text("{}")
+        folder = output / name
+        folder.mkdir(parents=True)
+        (folder / "model_best.pth").touch()
+        runs.append(Mock(record=record, folder=lambda output, name=name: output / name))
+    (output / "killed" / "weights_are_removed").touch()
+    work_off(runs, Options(output))
+    assert list((output / "killed").iterdir()) == []
+    assert (output / "kept" / "model_best.pth").is_file()
