@@ -118,7 +118,7 @@ def our_mapper(case: DataCase, records: list[dict[str, str]]) -> Pipeline:
         scale=RandomScale(*SCALES),
         crop=RandomCrop(case.crop, MAX_SHARE, IGNORE),
         jitter=JITTER,
-        flip=True,
+        flip="horizontal",
         pad_value=[123.675, 116.28, 103.53],
     )
     return lambda number: mapper(records[number % len(records)], number)

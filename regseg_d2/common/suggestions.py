@@ -24,9 +24,15 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f" (did you mean {' or '.join(map(repr, nearest))}?)" if nearest else ""
 
 
+#: What may be missing where a name is in no registry.
+IMPORTS_HINT = "Where a module of yours registers it, name the module in IMPORTS."
+
+
 def registered(registry: Registry, name: str, key: str) -> Any:
     """Returns what is registered under the name that a key of the config has; raises ConfigError."""
     if name not in registry:
         known = sorted(known_name for known_name, _ in registry)
-        raise ConfigError(f"{key}: unknown name {name!r}{did_you_mean(name, known)}; known are {known}")
+        raise ConfigError(
+            f"{key}: unknown name {name!r}{did_you_mean(name, known)}; known are {known}. {IMPORTS_HINT}"
+        )
     return registry.get(name)

@@ -23,6 +23,9 @@ def get_regseg_cfg() -> CfgNode:
     add_deeplab_config(cfg)
     add_regseg_config(cfg)
     set_defaults(cfg)
+    # Modules that are imported before the other keys are read, and that may add keys of their own. Their code
+    # runs: see docs/configuration.md.
+    cfg.IMPORTS = []
     return cfg
 
 

@@ -1,8 +1,8 @@
 """Reads configuration files: ``_BASE_`` chains, safe YAML, errors that name what is wrong.
 
 Detectron2's own reader falls back to ``yaml.unsafe_load`` (which runs code) and reports an unknown
-key without its file. This one never runs code, remembers where each value came from, and names the
-nearest known key.
+key without its file. This one runs no code but that of the modules in ``IMPORTS``, remembers where each
+value came from, and names the nearest known key.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from detectron2.config import CfgNode
 from regseg_d2.common.errors import ConfigError, printable
 from regseg_d2.common.suggestions import did_you_mean
 from regseg_d2.common.yaml_files import is_text, parse_yaml, read_yaml, shown
-from regseg_d2.config import get_regseg_cfg
+from regseg_d2.config.imports import IMPORTS_KEY, UserModule, default_config, find_modules
 
 BASE_KEY = "_BASE_"
 # Folder of the bases, beside the folders of the files that are trained.
@@ -56,8 +56,8 @@ def load_config(config_file: str, opts: Sequence[str] | None = ()) -> CfgNode:
         that kind that the file names), and ``./output`` for any other.
 
     Raises:
-        ConfigError: a file is missing, unsafe or no YAML, a key is unknown, a value has the wrong
-            type, or an override has no value.
+        ConfigError: a file is missing, unsafe or no YAML, a module of ``IMPORTS`` is missing or fails, a key
+            is unknown, a value has the wrong type, or an override has no value.
     """
     return load_config_with_origins(config_file, opts)[0]
 
@@ -70,16 +70,21 @@ def load_config_with_origins(
     The origins are ``{dotted key: file or "command line"}`` of every key that was set, whether or not to
     another value than the default.
     """
-    cfg = get_regseg_cfg()
-    known = list(flatten_config(cfg))
-    origins: dict[str, str] = {}
     chain = _Chain()
-    if config_file:
-        for key, value, origin in chain.read(Path(os.path.expanduser(config_file)), chain=()):
+    values = list(chain.read(Path(os.path.expanduser(config_file)), chain=())) if config_file else []
+    pairs = list(_pairs(list(opts or ())))
+    modules = _user_modules(values, pairs)
+    cfg = default_config(modules)
+    known = list(flatten_config(cfg))
+    origins = {IMPORTS_KEY: modules[-1].origin} if modules else {}
+    for key, value, origin in values:
+        if key != IMPORTS_KEY:
             value = _found_files(value, Path(origin).parent) if key in FILE_LISTS else value
             _set_value(cfg, key, value, origin=origin, known=known)
             origins[key] = origin
-    for key, text in _pairs(list(opts or ())):
+    for key, text in pairs:
+        if key == IMPORTS_KEY:
+            continue
         value = _decode_override(text, expected=_value_of(cfg, _PLACE_KEY.sub(_METHOD_KEY, key)))
         # A mapping sets the keys of a section, as in a file.
         leaves = list(_leaves(value, prefix=f"{key}.")) if isinstance(value, Mapping) else []
@@ -90,6 +95,21 @@ def load_config_with_origins(
     if "OUTPUT_DIR" not in origins or cfg.OUTPUT_DIR == AUTO:
         cfg.OUTPUT_DIR = _output_folder(chain.files)
     return cfg, origins
+
+
+def _user_modules(
+    values: Sequence[tuple[str, Any, str]], pairs: Sequence[tuple[str, Any]]
+) -> list[UserModule]:
+    """The modules of all files and of the command line together: a base needs those that it names."""
+    modules = []
+    for key, value, origin in values:
+        if key == IMPORTS_KEY:
+            value = _literal(value) if isinstance(value, str) else value
+            modules += find_modules(value, os.path.dirname(os.path.abspath(origin)), origin)
+    for key, text in pairs:
+        if key == IMPORTS_KEY:
+            modules += find_modules(_decode_override(text, expected=[]), os.getcwd(), COMMAND_LINE)
+    return modules
 
 
 def flatten_config(cfg: Mapping[str, Any]) -> dict[str, Any]:
@@ -103,7 +123,7 @@ def format_config(cfg: CfgNode, origins: Mapping[str, str] | None = None) -> str
     It can be loaded again; the origins are comments, as :func:`load_config_with_origins` gives them. A
     changed key that is not among them was set in code. None leaves the origins out.
     """
-    defaults = flatten_config(get_regseg_cfg())
+    defaults = flatten_config(default_config(find_modules(cfg.IMPORTS, None, IMPORTS_KEY)))
     lines: list[str] = []
 
     def write(node: Mapping[str, Any], prefix: str, indent: str) -> None:
@@ -300,6 +320,8 @@ def _unknown_key_message(key: str, origin: str, known: Sequence[str]) -> str:
     # A key in the wrong section is far from its right spelling as a text, and near by its last name.
     elsewhere = [k for k in known if k.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1]][:3]
     shown = [k for k in elsewhere if k not in message]
+    if not shown and message.endswith("."):
+        return f"{message} Where a module of yours adds it, name the module in {IMPORTS_KEY}."
     return message + (f" The same name exists as: {', '.join(shown)}." if shown else "")
 
 

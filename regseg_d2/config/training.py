@@ -11,7 +11,7 @@ def add_input_config(cfg: CfgNode) -> None:
     cfg.INPUT.SCALE_RANGE = [0.5, 2.0]
     # ... in steps of this size; 0 is any factor between.
     cfg.INPUT.SCALE_STEP = 0.0
-    # horizontal or none.
+    # Half of the samples are mirrored: horizontal, vertical or none.
     cfg.INPUT.RANDOM_FLIP = "horizontal"
     # Colour jitter: largest relative change of brightness, contrast and saturation, and largest shift
     # of the hue as a share of the circle (0 to 0.5); 0 switches each off.
@@ -22,6 +22,10 @@ def add_input_config(cfg: CfgNode) -> None:
     cfg.INPUT.COLOR_JITTER.HUE = 0.0
     # Probability of each of the four changes, drawn one by one (SSD and mmsegmentation: 0.5).
     cfg.INPUT.COLOR_JITTER.PROBABILITY = 1.0
+    # More augmentations: a list of {NAME: ..., argument: value}, Detectron2's T.Augmentations, those of
+    # data/augmentations.py, and one's own (docs/configuration.md). They come before scale and crop; those
+    # behind an entry CROP, after crop and colour jitter.
+    cfg.INPUT.AUGMENTATIONS = []
 
     # Samples of every data set that are checked before the first step; 0 checks none.
     cfg.DATASETS.CHECK_SAMPLES = 8

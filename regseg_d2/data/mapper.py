@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.data import transforms as T  # noqa: N812 (the name that Detectron2 itself uses)
 
-from regseg_d2.common.errors import DatasetError, check_key
+from regseg_d2.common.errors import ConfigError, DatasetError, check_key
+from regseg_d2.data.augmentation_list import KEY as AUGMENTATIONS_KEY
+from regseg_d2.data.augmentation_list import PairAugmentations, build_augmentations
 from regseg_d2.data.images import check_format, read_image
 from regseg_d2.data.labels import LabelReader, label_reader_for
 from regseg_d2.data.resampling import nearest_indices, resize_crop, resize_image, scaled_size, take_nearest
 from regseg_d2.data.sampler import sample_generator
 from regseg_d2.data.transforms import (
+    FLIPS,
     ColorJitter,
     RandomCrop,
     RandomScale,
@@ -47,7 +51,7 @@ def _check_sizes(record: dict, image: np.ndarray, label: np.ndarray) -> None:
 
 
 class TrainMapper:
-    """Reads a record and augments it: scale, crop, colour jitter, padding, flip.
+    """Reads a record and augments it: scale, crop, colour jitter, padding, flip, and what a config lists.
 
     All randomness comes from (seed, sample number), so a sample is the same whoever makes it.
 
@@ -57,10 +61,12 @@ class TrainMapper:
         scale: random scale factor.
         crop: random crop; None keeps the whole scaled image.
         jitter: colour jitter of the crop, before padding.
-        flip: whether to mirror half of the samples.
+        flip: how half of the samples are mirrored, ``"horizontal"`` or ``"vertical"``; ``"none"``: none is.
         pad_value: pixel, in ``image_format``, that fills images smaller than the crop.
         ignore_value: label of those pixels.
         image_format: "RGB" or "BGR".
+        augmentations: augmentations of the whole image before the scale, and of the crop before the padding;
+            the latter make nothing larger than the crop.
     """
 
     @configurable
@@ -72,10 +78,11 @@ class TrainMapper:
         scale: RandomScale,
         crop: RandomCrop | None,
         jitter: ColorJitter,
-        flip: bool,
+        flip: str,
         pad_value: Sequence[float],
         ignore_value: int = 255,
         image_format: str = "RGB",
+        augmentations: tuple[Sequence[Any], Sequence[Any]] = ((), ()),
     ) -> None:
         self.label_readers = dict(label_readers)
         self.seed = seed
@@ -86,6 +93,10 @@ class TrainMapper:
         self.pad_value = np.round(pad_value).clip(0, 255).astype(np.uint8)
         self.ignore_value = ignore_value
         self.image_format = image_format
+        self.before_crop, self.on_crop = (
+            PairAugmentations(part, seed=seed, part=number, ignore_value=ignore_value)
+            for number, part in enumerate(augmentations)
+        )
 
     @classmethod
     def from_config(cls, cfg: CfgNode, *, seed: int) -> dict:
@@ -96,7 +107,7 @@ class TrainMapper:
         """
         check_format(cfg.INPUT.FORMAT)
         flip, scales = cfg.INPUT.RANDOM_FLIP, list(cfg.INPUT.SCALE_RANGE)
-        check_key("INPUT.RANDOM_FLIP", flip, flip in ("horizontal", "none"), "'horizontal' or 'none'")
+        check_key("INPUT.RANDOM_FLIP", flip, flip in FLIPS, f"one of {FLIPS}")
         check_key("INPUT.SCALE_RANGE", scales, len(scales) == 2, "[smallest, largest]")
         ignore_value = cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE
         amounts = cfg.INPUT.COLOR_JITTER
@@ -108,10 +119,11 @@ class TrainMapper:
             "jitter": ColorJitter(
                 amounts.BRIGHTNESS, amounts.CONTRAST, amounts.SATURATION, amounts.HUE, amounts.PROBABILITY
             ),
-            "flip": flip == "horizontal",
+            "flip": flip,
             "pad_value": cfg.MODEL.PIXEL_MEAN,
             "ignore_value": ignore_value,
             "image_format": cfg.INPUT.FORMAT,
+            "augmentations": build_augmentations(cfg.INPUT.AUGMENTATIONS),
         }
 
     def __call__(self, record: dict, sample_number: int, wanted: WantedClass | None = None) -> dict:
@@ -128,11 +140,14 @@ class TrainMapper:
 
         Raises:
             DatasetError: a file cannot be used, or image and label differ in size.
+            ConfigError: an augmentation of the list fails.
         """
         rng = sample_generator(self.seed, sample_number)
         image = read_image(record["file_name"])
         label = self.label_readers[record["dataset_name"]].compact(record["sem_seg_file_name"])
         _check_sizes(record, image, label)
+        own_size = label.shape
+        image, label = self.before_crop.apply(image, label, sample_number)
         height, width = label.shape
 
         # Nearest neighbour makes the label of a crop exact, and it is made first: whether the crop is
@@ -144,8 +159,14 @@ class TrainMapper:
         else:
             window, label = self.crop.draw(rng, label, rows, columns, wanted)
         image = self.jitter.apply(resize_crop(image, size, window), rng)
-        mirrored = self.flip and bool(rng.random() < 0.5)
+        image, label = self.on_crop.apply(image, label, sample_number)
+        mirrored = self.flip if self.flip != "none" and rng.random() < 0.5 else "none"
         padded = None if self.crop is None else self.crop.size
+        if padded is not None and (label.shape[0] > padded[0] or label.shape[1] > padded[1]):
+            raise ConfigError(
+                f"{AUGMENTATIONS_KEY}: what comes behind CROP made {list(label.shape)} pixels of a crop of "
+                f"{list(padded)} (height, width); put what enlarges before it"
+            )
         planes = to_planes(image, padded, self.pad_value, mirrored=mirrored, bgr=self.image_format == "BGR")
         return {
             "image": torch.from_numpy(planes),
@@ -153,8 +174,8 @@ class TrainMapper:
             "file_name": record["file_name"],
             "sem_seg_file_name": record["sem_seg_file_name"],
             "image_id": record["image_id"],
-            "height": height,
-            "width": width,
+            "height": own_size[0],
+            "width": own_size[1],
         }
 
 

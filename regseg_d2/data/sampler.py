@@ -15,6 +15,7 @@ from regseg_d2.data.transforms import WantedClass
 PERMUTATION_STREAM = 0
 AUGMENTATION_STREAM = 1
 CLASS_STREAM = 2
+LIST_STREAM = 3
 
 
 def sample_generator(seed: int, sample_number: int) -> np.random.Generator:

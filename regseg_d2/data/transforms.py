@@ -10,6 +10,10 @@ import numpy as np
 from regseg_d2.common.errors import check_key
 from regseg_d2.data.resampling import Window, take_nearest
 
+#: How a sample may be mirrored: left to right, top to bottom, or not.
+FLIPS = ("horizontal", "vertical", "none")
+# Codes of OpenCV.
+_FLIP_CODES = {"horizontal": 1, "vertical": 0}
 # Weights of red, green and blue in luminance (ITU-R BT.601).
 _LUMINANCE = np.array([0.299, 0.587, 0.114])
 # Up to so many pixels OpenCV's histograms, which are float32, count exactly.
@@ -226,7 +230,7 @@ def _turn_hue(image: np.ndarray, hue: float) -> np.ndarray:
 
 
 def to_planes(
-    image: np.ndarray, size: tuple[int, int] | None, pad_value: np.ndarray, *, mirrored: bool, bgr: bool
+    image: np.ndarray, size: tuple[int, int] | None, pad_value: np.ndarray, *, mirrored: str, bgr: bool
 ) -> np.ndarray:
     """Puts an image in the order of the network's input, with padding at the bottom and the right.
 
@@ -234,7 +238,7 @@ def to_planes(
         image: RGB array ``(h, w, 3)`` of uint8.
         size: height and width to pad to; None pads nothing.
         pad_value: pixel ``(3,)`` of the padding, in the order of the result.
-        mirrored: turn the padded image's left to its right.
+        mirrored: how the padded image is mirrored, one of ``FLIPS``.
         bgr: blue first.
 
     Returns:
@@ -248,12 +252,12 @@ def to_planes(
     place = _place(height, width, size, mirrored)
     parts = [plane[place] for plane in planes]
     # OpenCV writes into the parts where they are.
-    cv2.split(cv2.flip(image, 1) if mirrored else image, mv=parts[::-1] if bgr else parts)
+    cv2.split(_flip(image, mirrored), mv=parts[::-1] if bgr else parts)
     return planes
 
 
 def to_target(
-    label: np.ndarray, size: tuple[int, int] | None, ignore_value: int, *, mirrored: bool
+    label: np.ndarray, size: tuple[int, int] | None, ignore_value: int, *, mirrored: str
 ) -> np.ndarray:
     """Pads and mirrors a label ``(h, w)`` as :func:`to_planes` does its image; ``(H, W)`` of int64.
 
@@ -264,10 +268,15 @@ def to_target(
     target = np.empty(size, dtype=np.int64)
     if (height, width) != tuple(size):
         target[:] = ignore_value
-    target[_place(height, width, size, mirrored)] = cv2.flip(label, 1) if mirrored else label
+    target[_place(height, width, size, mirrored)] = _flip(label, mirrored)
     return target
 
 
-def _place(height: int, width: int, size: tuple[int, int], mirrored: bool) -> Window:
-    left = size[1] - width if mirrored else 0
-    return slice(height), slice(left, left + width)
+def _flip(array: np.ndarray, mirrored: str) -> np.ndarray:
+    return array if mirrored == "none" else cv2.flip(array, _FLIP_CODES[mirrored])
+
+
+def _place(height: int, width: int, size: tuple[int, int], mirrored: str) -> Window:
+    top = size[0] - height if mirrored == "vertical" else 0
+    left = size[1] - width if mirrored == "horizontal" else 0
+    return slice(top, top + height), slice(left, left + width)

@@ -8,7 +8,7 @@ from detectron2.modeling import build_model as build_with_detectron2
 from torch import nn
 
 from regseg_d2.common.errors import ConfigError
-from regseg_d2.common.suggestions import did_you_mean
+from regseg_d2.common.suggestions import registered
 from regseg_d2.modeling.norms import resolve_auto_norm
 from regseg_d2.segmentor.meta_architecture import RegularizationMixin
 from regseg_d2.segmentor.variants import find_variant
@@ -27,12 +27,7 @@ def build_model(cfg: CfgNode) -> nn.Module:
         ("MODEL.BACKBONE.NAME", cfg.MODEL.BACKBONE.NAME, BACKBONE_REGISTRY),
         ("MODEL.SEM_SEG_HEAD.NAME", cfg.MODEL.SEM_SEG_HEAD.NAME, SEM_SEG_HEADS_REGISTRY),
     ):
-        if name not in registry:
-            raise ConfigError(
-                f"{key} is {name!r}, which nothing has registered"
-                f"{did_you_mean(name, [known for known, _ in registry])}. The module that registers it has "
-                "to be imported first."
-            )
+        registered(registry, name, key)
     if not issubclass(META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE), RegularizationMixin):
         cfg = resolve_auto_norm(cfg)  # the mixin does it itself, and makes the norm exact
     model = build_with_detectron2(cfg)

@@ -12,7 +12,7 @@ from detectron2.layers import get_norm
 from torch import nn
 
 from regseg_d2.common.errors import ConfigError, OptionError
-from regseg_d2.common.suggestions import did_you_mean
+from regseg_d2.common.suggestions import did_you_mean, registered
 from regseg_d2.config.regularizers import key_of, method_options, method_weights
 from regseg_d2.ops.labels import LABEL_RULES
 from regseg_d2.regularizers import REGULARIZER, LabelSampling, Regularizer
@@ -100,12 +100,7 @@ def build_regularizers(
     names = list(cfg.MODEL.REGULARIZERS.NAMES)
     for name in names:
         method, _ = split_name(name)
-        if method not in REGULARIZER:
-            known = [known_name for known_name, _ in REGULARIZER]
-            raise ConfigError(
-                f"MODEL.REGULARIZERS.NAMES: unknown regularizer {name!r}{did_you_mean(method, known)}; "
-                f"known are {sorted(known)}"
-            )
+        registered(REGULARIZER, method, "MODEL.REGULARIZERS.NAMES")
     if len(set(names)) != len(names):
         raise ConfigError(
             f"MODEL.REGULARIZERS.NAMES names a regularizer twice: {names}; for a second one at another "

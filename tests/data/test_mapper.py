@@ -223,7 +223,7 @@ def test_each_data_set_keeps_its_own_map(tmp_path):
     "key, value",
     [
         ("INPUT__CROP__TYPE", "relative"),
-        ("INPUT__RANDOM_FLIP", "vertical"),
+        ("INPUT__RANDOM_FLIP", "diagonal"),
         ("INPUT__FORMAT", "L"),
         ("INPUT__SCALE_RANGE", [1.0]),
     ],

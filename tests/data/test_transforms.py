@@ -1,6 +1,7 @@
 """Augmentations against slow references and known values."""
 
 import colorsys
+import itertools
 
 import cv2
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 
 from regseg_d2.common.errors import ConfigError
 from regseg_d2.data.transforms import (
+    FLIPS,
     ColorJitter,
     RandomCrop,
     RandomScale,
@@ -206,14 +208,16 @@ def test_planes_and_targets():
     """Padding below and to the right, then mirroring, then the order of the channels."""
     image = np.arange(12, dtype=np.uint8).reshape(2, 2, 3)
     label = np.array([[1, 2], [3, 4]], dtype=np.uint8)
-    for mirrored, bgr in ((False, False), (True, False), (False, True), (True, True)):
+    for mirrored, bgr in itertools.product(FLIPS, (False, True)):
         padded = np.empty((3, 4, 3), dtype=np.uint8)
         padded[:] = [9, 8, 7] if bgr else [7, 8, 9]
         padded[:2, :2] = image
         target = np.full((3, 4), 255)
         target[:2, :2] = label
-        if mirrored:
+        if mirrored == "horizontal":
             padded, target = padded[:, ::-1], target[:, ::-1]
+        elif mirrored == "vertical":
+            padded, target = padded[::-1], target[::-1]
         if bgr:
             padded = padded[:, :, ::-1]
         pixel = np.array([7, 8, 9], dtype=np.uint8)
@@ -222,7 +226,7 @@ def test_planes_and_targets():
         made = to_target(label, (3, 4), 255, mirrored=mirrored)
         assert made.dtype == np.int64
         np.testing.assert_array_equal(made, target)
-    whole = to_planes(image, None, pixel, mirrored=False, bgr=False)
+    whole = to_planes(image, None, pixel, mirrored="none", bgr=False)
     np.testing.assert_array_equal(whole, image.transpose(2, 0, 1))
 
 

@@ -282,7 +282,7 @@ def test_errors_of_places(case):
 def test_the_same_name_twice_and_an_unknown_method():
     with pytest.raises(ConfigError, match=r"names a regularizer twice.*'PNE@aux'"):
         build_model(small_cfg("FCN-linear", ["CAR@aux", "CAR@aux"]))
-    with pytest.raises(ConfigError, match=r"unknown regularizer 'CARR@aux' \(did you mean 'CAR'"):
+    with pytest.raises(ConfigError, match=r"unknown name 'CARR' \(did you mean 'CAR'"):
         build_model(small_cfg("FCN-linear", ["CARR@aux"]))
 
 
