@@ -115,7 +115,7 @@ def test_what_does_not_fit_is_refused(tmp_path):
     assert "has another config than" in call(file, tmp_path / "out", "--list", status=2)
     file.write_text(text)
     record.write_text(whole[:100])
-    assert "seed0.json' cannot be read" in call(file, tmp_path / "out", "--list", status=2)
+    assert "seed0.json' is not valid JSON" in call(file, tmp_path / "out", "--list", status=2)
 
 
 def test_a_run_that_fails_is_shown_with_the_end_of_its_log(tmp_path):
