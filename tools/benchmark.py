@@ -7,6 +7,7 @@ Example:
     tools/benchmark.py inference
     tools/benchmark.py evaluation
     tools/benchmark.py steps --device cuda
+    tools/benchmark.py huggingface
     tools/benchmark.py networks --mmsegmentation FOLDER
     tools/benchmark.py data --mmsegmentation FOLDER
 """
@@ -27,6 +28,7 @@ sys.path.insert(0, str(ROOT))
 
 import benchmarks.data  # noqa: E402
 import benchmarks.evaluation  # noqa: E402
+import benchmarks.huggingface  # noqa: E402
 import benchmarks.inference  # noqa: E402
 import benchmarks.large_steps  # noqa: E402
 import benchmarks.networks  # noqa: E402
@@ -54,7 +56,14 @@ def main() -> None:
     steps.add_argument(
         "--model", type=Path, default=MODELS / "deeplabv3_resnet101_os8.yaml", help="(default: %(default)s)"
     )
-    for command in (regularizers, pixel_loss, inference, steps):
+    huggingface = commands.add_parser(
+        "huggingface", help="steps of networks of transformers here beside a plain loop"
+    )
+    huggingface.add_argument("--batch", type=int, default=2, help="images a step (default: %(default)s)")
+    huggingface.add_argument(
+        "--size", type=int, default=256, help="side of the images (default: %(default)s)"
+    )
+    for command in (regularizers, pixel_loss, inference, steps, huggingface):
         command.add_argument("--rounds", type=int, default=9, help="timed rounds (default: %(default)s)")
         command.add_argument(
             "--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu"
@@ -96,6 +105,8 @@ def run(args: argparse.Namespace) -> None:
         benchmarks.pixel_loss.run(args.rounds, args.device)
     elif args.command == "steps":
         print(benchmarks.large_steps.run(args.model, args.batch, tuple(args.size), args.rounds, args.device))
+    elif args.command == "huggingface":
+        benchmarks.huggingface.run(args.batch, args.size, args.rounds, args.device)
     elif args.command == "inference":
         benchmarks.inference.run(args.rounds, args.device)
     elif args.command == "data":
