@@ -8,10 +8,11 @@ from typing import Any
 import fvcore.nn.weight_init as weight_init
 import torch
 import torch.nn.functional as F
-from detectron2.layers import Conv2d, DepthwiseSeparableConv2d, get_norm
+from detectron2.layers import Conv2d, DepthwiseSeparableConv2d
 from torch import Tensor, nn
 
 from regseg_d2.common.errors import check_key
+from regseg_d2.modeling.norms import get_norm
 
 
 def conv_norm_relu(in_channels: int, out_channels: int, kernel_size: int, norm: str) -> Conv2d:

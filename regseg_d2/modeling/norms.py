@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from detectron2.config import CfgNode
 from detectron2.layers import FrozenBatchNorm2d, NaiveSyncBatchNorm
+from detectron2.layers import get_norm as get_norm_of_detectron2
 from detectron2.utils import comm
 from timm.layers import BatchNormAct2d, SyncBatchNormAct
 from torch import Tensor, nn
@@ -12,6 +13,8 @@ from torch import Tensor, nn
 from regseg_d2.common.errors import ConfigError, check_key
 
 NORMS = ("auto", "BN", "SyncBN", "naiveSyncBN", "FrozenBN", "GN")
+# Groups of Detectron2's group norm.
+GROUPS = 32
 
 
 def auto_norm(device: str, world_size: int) -> str:
@@ -41,6 +44,20 @@ def resolve_auto_norm(cfg: CfgNode) -> CfgNode:
             node.NORM = cfg.MODEL.NORM
     cfg.freeze()
     return cfg
+
+
+def get_norm(norm: str, channels: int) -> nn.Module | None:
+    """Makes a norm layer of a head as Detectron2 does.
+
+    Raises:
+        ConfigError: group norm, whose groups are 32, of a number of channels that they cannot share.
+    """
+    if norm == "GN" and channels % GROUPS:
+        raise ConfigError(
+            f"MODEL.SEM_SEG_HEAD.NORM is 'GN', whose {GROUPS} groups need a multiple of {GROUPS} channels, "
+            f"and a layer has {channels}; change that number of channels, or the norm"
+        )
+    return get_norm_of_detectron2(norm, channels)
 
 
 class WithActivation(nn.Module):

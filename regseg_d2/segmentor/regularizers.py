@@ -8,12 +8,12 @@ import re
 from functools import partial
 
 from detectron2.config import CfgNode
-from detectron2.layers import get_norm
 from torch import nn
 
 from regseg_d2.common.errors import ConfigError, OptionError
 from regseg_d2.common.suggestions import did_you_mean, registered
 from regseg_d2.config.regularizers import key_of, method_options, method_weights
+from regseg_d2.modeling.norms import get_norm
 from regseg_d2.ops.labels import LABEL_RULES
 from regseg_d2.regularizers import REGULARIZER, LabelSampling, Regularizer
 from regseg_d2.segmentor.places import AUXILIARY_CLASSIFIER, MAIN_CLASSIFIER, Classifier, find_place
@@ -171,7 +171,10 @@ def _build_method(cfg: CfgNode, name: str, network: nn.Module, main_classifier: 
     if place.memory is not None:
         regularizer.take_memory(place.memory)
     regularizer.feature_tap, regularizer.logits_tap = place.feature_tap, place.logits_tap
-    regularizer.set_channels(place.channels)
+    try:
+        regularizer.set_channels(place.channels)
+    except ConfigError as error:
+        raise ConfigError(f"MODEL.REGULARIZERS.{name}: {error}") from error
     return regularizer
 
 

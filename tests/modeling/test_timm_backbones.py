@@ -125,7 +125,7 @@ def test_out_norm_is_a_layer_norm_over_channels(kind):
 @pytest.mark.parametrize(
     ("kind", "arguments", "message"),
     [
-        ("swin", {"output_stride": 16}, "OUTPUT_STRIDE 16"),
+        ("swin", {"output_stride": 16}, "OUTPUT_STRIDE is 16"),
         ("swin", {"options": {"embed_dims": 8}}, "embed_dims"),
         ("swin", {"options": {"pretrained": True}}, "OPTIONS.pretrained cannot be given"),
         ("swin", {"options": {"out_indices": (1,)}}, "it is MODEL.TIMM.OUT_FEATURES"),

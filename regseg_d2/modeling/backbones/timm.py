@@ -7,6 +7,7 @@ from contextlib import nullcontext
 from typing import Any
 
 import timm
+import torch
 import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
@@ -22,14 +23,17 @@ from regseg_d2.modeling.backbones.pretrained import load_pretrained
 from regseg_d2.modeling.backbones.rescaling import RescaledFeatures
 from regseg_d2.modeling.backbones.timm_conventions import apply_convention
 from regseg_d2.modeling.backbones.timm_features import (
+    ONE_SIZE,
     NormedFeatures,
     choose_features,
     create,
     creation_options,
     drop_unused_blocks,
     family,
+    fixed_size,
     has_one_stride,
     known_features,
+    size_multiple,
 )
 from regseg_d2.modeling.norms import convert_batch_norm
 
@@ -127,9 +131,8 @@ class TimmBackbone(Backbone):
             self.rescaled = convert_batch_norm(RescaledFeatures(features[0].channels), norm)
             scaled = RescaledFeatures.strides(features[0].stride)
             self._out_feature_strides = dict(zip(self._out_features, scaled, strict=True))
-        # All branches of an HRNet are computed, and have to fit each other.
-        strides = [info["reduction"] for info in known] if family(name) == "hrnet" else []
-        self._size_divisibility = max([*strides, *divisors])
+        self._size_divisibility = size_multiple(network, name, known, max(divisors))
+        self._fixed_size = fixed_size(network, name, arguments)
         self._channels_last = str(getattr(network, "output_fmt", "")).endswith("NHWC")
         self._recomputation = enable_checkpointing(self.network, name) if checkpoint else None
         self._frozen = self._freeze(freeze_at, frozen_modules(self.network, freeze_at, known, features))
@@ -162,7 +165,7 @@ class TimmBackbone(Backbone):
         """Maps an image ``(N, 3, H, W)`` to features ``(N, C, h, w)`` by name."""
         guard = self._recomputation
         with nullcontext() if guard is None else guard.first_pass():
-            features = self.network(x)
+            features = self._read(x)
         if self._channels_last:
             features = [feature.permute(0, 3, 1, 2) for feature in features]
         if hasattr(self, "rescaled"):
@@ -171,6 +174,25 @@ class TimmBackbone(Backbone):
         if hasattr(self, "out_norms"):
             named = {name: self.out_norms[name](feature) for name, feature in named.items()}
         return named
+
+    def _read(self, x: Tensor) -> list[Tensor]:
+        if self._fixed_size is None:
+            return self.network(x)
+        # Some layers, such as tables of positions, are of one size; timm's errors do not say what to do.
+        height, width = x.shape[-2:]
+        try:
+            if (height, width) != self._fixed_size and family(self.timm_name) in ONE_SIZE:
+                raise ValueError("its positions are those of one size")
+            return self.network(x)
+        except (AssertionError, RuntimeError, ValueError) as error:
+            if (height, width) == self._fixed_size or isinstance(error, torch.OutOfMemoryError):
+                raise
+            raise ConfigError(
+                f"MODEL.TIMM.NAME: {self.timm_name!r} is made for images of {list(self._fixed_size)} pixels "
+                f"(height, width), and got {[height, width]}: {error}. Train and test with that size "
+                "(INPUT.CROP.SIZE; TEST.MODE slide with TEST.SLIDE.CROP_SIZE), or make it for another one: "
+                f"MODEL.TIMM.OPTIONS.img_size [height, width], multiples of {self._size_divisibility}"
+            ) from error
 
     def train(self, mode: bool = True) -> TimmBackbone:
         """As ``nn.Module.train``, but frozen stages stay in evaluation mode."""

@@ -34,6 +34,9 @@ FAMILY_OPTIONS: dict[str, dict[str, Any]] = {
     "eva": {"dynamic_img_size": True},
 }
 
+#: timm's modules whose networks would mix up the positions of an image with as many pixels as theirs.
+ONE_SIZE = ("hiera", "levit", "efficientformer_v2")
+
 #: Keyword arguments that other keys set, or that would fetch files.
 _FETCHING = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir")
 _RESERVED = {
@@ -106,6 +109,11 @@ def create(name: str, arguments: Mapping[str, Any], **selection: Any) -> Any:
     try:
         return timm.create_model(name, features_only=True, pretrained=False, **arguments, **selection)
     except _REFUSALS as error:
+        if "output_stride" in arguments and "'output_stride'" in str(error):
+            raise ConfigError(
+                f"MODEL.TIMM.OUTPUT_STRIDE is {arguments['output_stride']}, and {name!r} cannot be dilated; "
+                "set it to 32, which leaves the strides of a network as they are"
+            ) from error
         shown = {k: v for k, v in arguments.items() if k not in ("in_chans", "output_stride")}
         raise ConfigError(
             f"timm cannot build {name!r} as a backbone with MODEL.TIMM.OUTPUT_STRIDE "
@@ -172,6 +180,31 @@ def stage_names(known: Sequence[Mapping[str, Any]]) -> list[str]:
     """Names of all features of a network with stages: the first one's stride tells how they begin."""
     first = round(math.log2(known[0]["reduction"]))
     return [f"res{first + index}" for index in range(len(known))]
+
+
+def size_multiple(network: nn.Module, name: str, known: Sequence[Mapping[str, Any]], stride: int) -> int:
+    """What height and width of the images have to be multiples of.
+
+    Args:
+        network: the network of features.
+        name: its name.
+        known: see :func:`known_features`.
+        stride: the largest one among the features that are taken.
+    """
+    # All branches of an HRNet are computed, and have to fit each other.
+    strides = [info["reduction"] for info in known] if family(name) == "hrnet" else []
+    # MaxViT's windows and grids have to fill every feature.
+    sides = {side for module in network.modules() for side in getattr(module, "partition_size", ())}
+    return max([*strides, stride]) * (sides.pop() if len(sides) == 1 else 1)
+
+
+def fixed_size(network: nn.Module, name: str, arguments: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Height and width that a network was made for, if its layers need not take others."""
+    published = getattr(network, "pretrained_cfg", None) or {}
+    if not published.get("fixed_input_size") or family(name) in FAMILY_OPTIONS:
+        return None
+    size = arguments.get("img_size", published["input_size"][-2:])
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
 
 
 def drop_unused_blocks(network: nn.Module, features: Sequence[Feature]) -> None:

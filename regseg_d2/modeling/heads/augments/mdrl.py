@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode, configurable
-from detectron2.layers import get_norm
 from torch import Tensor, nn
 
 from regseg_d2.common.errors import ConfigError, check_key
 from regseg_d2.modeling.heads.registries import AUGMENT, CONTEXT_MODULE
 from regseg_d2.modeling.layers import conv_norm_relu, init_classifier
+from regseg_d2.modeling.norms import get_norm
 from regseg_d2.ops.mdrl import aggregate, vote_and_fuse
 from regseg_d2.state.distribution_memory import DistributionMemory
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from detectron2.config import configurable
-from detectron2.layers import get_norm
 from torch import Tensor, nn
 
 from regseg_d2.common.distributed import global_mean
 from regseg_d2.modeling.heads.registries import CONTEXT_MODULE
 from regseg_d2.modeling.heads.stages import Stage
 from regseg_d2.modeling.layers import check_head_key, conv_norm_relu, init_classifier
+from regseg_d2.modeling.norms import get_norm
 from regseg_d2.ops.precision import full_precision
 
 

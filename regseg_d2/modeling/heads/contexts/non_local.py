@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from detectron2.config import configurable
-from detectron2.layers import Conv2d, get_norm
+from detectron2.layers import Conv2d
 from torch import Tensor, nn
 
 from regseg_d2.modeling.heads.registries import CONTEXT_MODULE
 from regseg_d2.modeling.heads.stages import Stage
 from regseg_d2.modeling.layers import check_head_key, conv_norm_relu, pixel_attention, zero_bias
+from regseg_d2.modeling.norms import get_norm
 
 
 class ConvAttentionConv(Stage):
