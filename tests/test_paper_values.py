@@ -11,7 +11,7 @@ from tests.paper_table import asked, check, matches, paper_of, read_papers
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 #: Folders of configs that are no paper's.
-OWN = {"_base_", "camvid", "camvid_half", "cooccurrence", "quick"}
+OWN = {"_base_", "camvid", "camvid_half", "cooccurrence", "hf", "quick"}
 NAMES = sorted(
     str(path.relative_to(CONFIGS).with_suffix(""))
     for folder in CONFIGS.iterdir()

@@ -243,14 +243,14 @@ class RegularizationMixin(nn.Module):
         divisor = max(self.backbone.size_divisibility, 1)
         return height + -height % divisor, width + -width % divisor
 
-    def feature_stride(self, logits: Tensor, size: tuple[int, int]) -> int:
+    def feature_stride(self, logits: Tensor, size: tuple[int, int]) -> float:
         """How many times as large as its feature logits the padded input of an image is.
 
         Args:
             logits: what :meth:`feature_logits` gave.
             size: height and width of the image.
         """
-        return int(cast(Any, self.sem_seg_head).common_stride)
+        return cast(Any, self.sem_seg_head).common_stride
 
 
 class _Network(nn.Module):

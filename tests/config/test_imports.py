@@ -17,13 +17,15 @@ from regseg_d2.regularizers import REGULARIZER
 
 
 @pytest.fixture(autouse=True)
-def _python_stays(monkeypatch):
-    """What the modules of a test leave in this process is taken back."""
+def _python_stays(monkeypatch, tmp_path):
+    """What the modules of a test leave in this process is taken back; installed ones stay."""
     monkeypatch.setattr(sys, "path", list(sys.path))
     modules, methods = set(sys.modules), dict(REGULARIZER._obj_map)
     yield
     for name in set(sys.modules) - modules:
-        del sys.modules[name]
+        paths = [getattr(sys.modules[name], "__file__", None), *getattr(sys.modules[name], "__path__", [])]
+        if any(path and Path(path).is_relative_to(tmp_path) for path in paths):
+            del sys.modules[name]
     for name in set(REGULARIZER._obj_map) - set(methods):
         del REGULARIZER._obj_map[name]
 

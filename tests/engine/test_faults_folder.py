@@ -260,7 +260,7 @@ def test_the_first_checkpoint_of_a_run_in_anothers_folder_is_that_of_its_first_s
 
 
 def test_a_name_in_no_registry_names_its_key_and_what_is_near(tmp_path):
-    with pytest.raises(ConfigError, match=r"SEM_SEG_HEAD.NAME is 'ContextHed'.*did you mean 'ContextHead'"):
+    with pytest.raises(ConfigError, match=r"SEM_SEG_HEAD.NAME: .*'ContextHed' \(did you mean 'ContextHead'"):
         ToyTrainer(toy_cfg(tmp_path, MODEL__SEM_SEG_HEAD__NAME="ContextHed"))
 
 
