@@ -16,7 +16,6 @@ from regseg_d2.common.errors import ConfigError, UserError
 from regseg_d2.modeling.huggingface.families import (
     family_of,
     padded_size,
-    semantic_scores,
     size_divisibility,
     task_arguments,
 )
@@ -27,6 +26,7 @@ from regseg_d2.modeling.huggingface.networks import (
 )
 from regseg_d2.modeling.huggingface.targets import mask_targets, occurring_classes
 from regseg_d2.modeling.norms import convert_batch_norm, resolve_auto_norm
+from regseg_d2.ops.mask_classification import semantic_scores
 from regseg_d2.segmentor.meta_architecture import RegularizationMixin
 from regseg_d2.segmentor.places import Classifier
 from regseg_d2.segmentor.targets import pad_labels, semantic_labels
@@ -130,20 +130,17 @@ class HuggingFaceNetwork(nn.Module):
         return results
 
     def with_classes(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Adds the classes that occur in each image, while its labels are still on the CPU."""
+        """Adds labels, and the classes that occur in each image while they are still on the CPU."""
         if not self.classifies_masks:
             return batched_inputs
         return [
-            sample
-            if "occurring_classes" in sample
-            else {
-                **sample,
-                "occurring_classes": occurring_classes(
-                    semantic_labels(sample, self.ignore_index), self.num_classes
-                ),
-            }
+            sample if "occurring_classes" in sample else self._with_classes(sample)
             for sample in batched_inputs
         ]
+
+    def _with_classes(self, sample: dict[str, Any]) -> dict[str, Any]:
+        labels = semantic_labels(sample, self.ignore_index)
+        return {**sample, "sem_seg": labels, "occurring_classes": occurring_classes(labels, self.num_classes)}
 
     def _targets(self, batched_inputs: list[dict[str, Any]], pixels: Tensor) -> dict[str, Any]:
         batched_inputs = self.with_classes(batched_inputs)
@@ -177,8 +174,10 @@ class HuggingFaceNetwork(nn.Module):
         output = self.network(pixels, **task_arguments(self.network.config, pixels))
         if not self.classifies_masks:
             return output.logits
-        size = (pixels.shape[-2], pixels.shape[-1]) if self.family.stretches_masks else None
-        return semantic_scores(output, size)
+        masks = output.masks_queries_logits
+        if self.family.stretches_masks:
+            masks = F.interpolate(masks, size=pixels.shape[-2:], mode="bilinear", align_corners=False)
+        return semantic_scores(output.class_queries_logits, masks)
 
 
 @META_ARCH_REGISTRY.register()
@@ -186,15 +185,14 @@ class HuggingFaceSegmentor(RegularizationMixin, HuggingFaceNetwork):
     """A segmentation network of transformers with regularizers: ``MODEL.HUGGINGFACE`` says which."""
 
     reads_images = "network"
+    #: Networks of transformers have parameters that no loss reaches, such as the norm of a stage that is not
+    #: used.
+    has_unused_parameters = True
 
     @property
     def backbone_prefix(self) -> str:
         """How the names of the backbone's tensors begin; where it has none of its own, those of all."""
         return f"network.{self.family.backbone}." if self.family.backbone else "network."
-
-    #: Networks of transformers have parameters that no loss reaches, such as the norm of a stage that is not
-    #: used.
-    has_unused_parameters = True
 
     @classmethod
     def find_classifier(cls, parts: Mapping[str, Any]) -> Classifier:

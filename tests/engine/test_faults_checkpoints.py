@@ -20,33 +20,16 @@ from regseg_d2.engine.nan_batches import NanBatchDumper
 from regseg_d2.engine.step import NonFiniteLossError
 from regseg_d2.weights.reading import load_file
 from tests.engine.full_disks import filled
-from tests.engine.toys import ToyTrainer, same_state, toy_cfg
+from tests.engine.toys import Killed, ToyTrainer, same_state, toy_cfg, train_or_die
 
 PERIOD_1 = {"SOLVER__CHECKPOINT_PERIOD": 1}
 
 
 def train(cfg, *, resume=False, until=None, trainer_class=ToyTrainer):
     """Trains, to step ``until`` as a killed process would."""
-
-    class Killed(BaseException):
-        pass
-
     trainer = trainer_class(cfg)
     trainer.resume_or_load(resume=resume)
-    step = trainer.run_step
-
-    def run_or_die():
-        if trainer.iter == until:
-            raise Killed
-        step()
-
-    trainer.run_step = run_or_die
-    if until is None:
-        trainer.train()
-    else:
-        with pytest.raises(Killed):
-            trainer.train()
-    return trainer
+    return train_or_die(trainer, until)
 
 
 def _cut(path):
@@ -143,10 +126,6 @@ def test_history_names_what_is_there_once_in_the_order_of_writing(tmp_path):
     (tmp_path / "b.pth").unlink()
     announce_checkpoint(tmp_path, "a.pth")
     assert (tmp_path / "checkpoint_history").read_text() == "c.pth\na.pth\n"
-
-
-class Killed(BaseException):
-    """The process is gone: nothing is tidied up."""
 
 
 @pytest.mark.parametrize("which", [0, 1], ids=["first checkpoint", "second"])

@@ -12,6 +12,7 @@ from regseg_d2.data.images import read_image
 from regseg_d2.engine.trainer import Trainer
 from regseg_d2.weights.reading import load_file
 from tests.engine.runs import ROOT, finish, same_end, start, train
+from tests.engine.toys import train_or_die
 
 pytestmark = pytest.mark.slow
 
@@ -35,28 +36,11 @@ def options(folder, **keys):
     return [item for key, value in merged.items() for item in (key, value)]
 
 
-class Killed(BaseException):
-    """Stands for kill -9: no handler of errors sees it."""
-
-
 def test_mask2former_killed_and_resumed_is_the_same_run_bit_for_bit(tmp_path):
     def run(folder, *, kill_at=None, resume=False):
         trainer = Trainer(load_config(str(CONFIG), options(folder)))
         trainer.resume_or_load(resume=resume)
-        step = trainer.run_step
-
-        def run_or_die():
-            if trainer.iter == kill_at:
-                raise Killed
-            step()
-
-        trainer.run_step = run_or_die
-        if kill_at is None:
-            trainer.train()
-        else:
-            with pytest.raises(Killed):
-                trainer.train()
-        return trainer
+        return train_or_die(trainer, kill_at)
 
     run(tmp_path / "straight")
     run(tmp_path / "killed", kill_at=4)

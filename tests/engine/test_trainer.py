@@ -18,30 +18,13 @@ from regseg_d2.engine.main import save_config, warn_about_changes
 from regseg_d2.engine.step import NonFiniteLossError
 from regseg_d2.engine.writers import WRITER
 from regseg_d2.weights.reading import load_file
-from tests.engine.toys import ToyTrainer, register_toy_test_set, same_state, toy_cfg
-
-
-class Killed(BaseException):
-    """Stands for kill -9: no handler of errors sees it."""
+from tests.engine.toys import ToyTrainer, register_toy_test_set, same_state, toy_cfg, train_or_die
 
 
 def train(cfg, *, resume=False, kill_at=None, trainer_class=ToyTrainer):
     trainer = trainer_class(cfg)
     trainer.resume_or_load(resume=resume)
-    if kill_at is not None:
-        step = trainer.run_step
-
-        def run_or_die():
-            if trainer.iter == kill_at:
-                raise Killed
-            step()
-
-        trainer.run_step = run_or_die
-        with pytest.raises(Killed):
-            trainer.train()
-    else:
-        trainer.train()
-    return trainer
+    return train_or_die(trainer, kill_at)
 
 
 def metrics_lines(folder):

@@ -1,6 +1,7 @@
 """A network, a data set and a trainer that are small enough to train in a test."""
 
 import numpy as np
+import pytest
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -16,6 +17,28 @@ from regseg_d2.state.memory_bank import MemoryBank
 CLASSES = ["sky", "road", "car"]
 IGNORE = 255
 SIZE = (12, 16)
+
+
+class Killed(BaseException):
+    """Stands for kill -9: no handler of errors sees it."""
+
+
+def train_or_die(trainer, kill_at=None):
+    """Trains, to step ``kill_at`` as a process does that is killed there; returns the trainer."""
+    step = trainer.run_step
+
+    def run_or_die():
+        if trainer.iter == kill_at:
+            raise Killed
+        step()
+
+    trainer.run_step = run_or_die
+    if kill_at is None:
+        trainer.train()
+    else:
+        with pytest.raises(Killed):
+            trainer.train()
+    return trainer
 
 
 class ToyMemory(nn.Module):

@@ -328,3 +328,62 @@ def test_a_classifier_with_other_outputs_than_classes_is_refused_where_logits_ar
     ):
         find_place(cfg, network, method)
     assert find_place(cfg, network, method, reads_logits=False).channels == 4
+
+
+# ---------------------------------------------------------------------------------------------- masks
+
+
+class QueryDecoder(nn.Module):
+    """A decoder that classifies masks, or, as MaskFormer's baseline, has a query a class."""
+
+    def __init__(self, mask_classification):
+        super().__init__()
+        self.mask_classification = mask_classification
+
+    def forward(self, features):
+        return {"pred_logits": features.mean((2, 3))[:, None], "pred_masks": features[:, :5]}
+
+
+class MaskHead(nn.Module):
+    def __init__(self, mask_classification):
+        super().__init__()
+        self.pixel_decoder = nn.Sequential()
+        self.pixel_decoder.mask_features = nn.Conv2d(3, 6, 1)
+        self.predictor = QueryDecoder(mask_classification)
+
+
+class MaskNetwork(nn.Module):
+    def __init__(self, mask_classification=True):
+        super().__init__()
+        self.sem_seg_head = MaskHead(mask_classification)
+
+    def forward(self, images):
+        return self.sem_seg_head.predictor(self.sem_seg_head.pixel_decoder.mask_features(images))
+
+
+def test_networks_that_classify_masks_are_regularized_on_what_their_masks_are_made_of():
+    cfg = small_cfg("FCN", ["ContrastSeg"])
+    place = find_place(cfg, MaskNetwork(), "ContrastSeg")
+    assert place.feature_tap == "sem_seg_head.pixel_decoder.mask_features:in"
+    assert place.logits_tap == "sem_seg_head.predictor:masks"
+    assert place.channels == 3
+    section = cfg.MODEL.REGULARIZERS.ContrastSeg
+    section.CLASSIFIER = "sem_seg_head.predictor:masks[2]"
+    section.FEATURES = "sem_seg_head.pixel_decoder.mask_features:out"
+    place = find_place(cfg, MaskNetwork(), "ContrastSeg")
+    assert (place.feature_tap, place.channels) == (section.FEATURES, 6)
+    assert place.logits_tap == section.CLASSIFIER
+
+
+def test_a_query_a_class_gives_logits_of_pixels_by_itself():
+    place = find_place(small_cfg("FCN", ["ContrastSeg"]), MaskNetwork(False), "ContrastSeg")
+    assert place.logits_tap == "sem_seg_head.predictor:out[pred_masks]"
+    assert place.feature_tap == "sem_seg_head.pixel_decoder.mask_features:in"
+
+
+def test_masks_of_an_unknown_network_need_their_features():
+    cfg, network = small_cfg("FCN", ["ContrastSeg"]), MaskNetwork()
+    del network.sem_seg_head.pixel_decoder
+    cfg.MODEL.REGULARIZERS.ContrastSeg.CLASSIFIER = "sem_seg_head.predictor:masks"
+    with pytest.raises(ConfigError, match=r"FEATURES is 'auto', and nothing tells what the masks of"):
+        find_place(cfg, network, "ContrastSeg")

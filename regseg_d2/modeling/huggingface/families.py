@@ -6,7 +6,6 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -110,22 +109,3 @@ def task_arguments(config: Any, like: Tensor) -> dict[str, Tensor]:
         return {}
     tokens = F.pad(like.new_tensor(SEMANTIC_TASK), (0, config.task_seq_len - len(SEMANTIC_TASK)))
     return {"task_inputs": tokens.expand(len(like), -1)}
-
-
-def semantic_scores(output: Any, size: tuple[int, int] | None) -> Tensor:
-    """Scores of classes: the sum over queries of class probability times mask probability.
-
-    That is the semantic inference of MaskFormer (Cheng et al., NeurIPS 2021, section 3.4).
-
-    Args:
-        output: what a network that classifies masks returns.
-        size: the masks are stretched to it first; None leaves them as they are.
-
-    Returns:
-        ``(N, K, h, w)``.
-    """
-    masks = output.masks_queries_logits
-    if size is not None:
-        masks = F.interpolate(masks, size=size, mode="bilinear", align_corners=False)
-    classes = output.class_queries_logits.softmax(dim=-1)[..., :-1]
-    return torch.einsum("bqc,bqhw->bchw", classes, masks.sigmoid())
