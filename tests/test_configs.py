@@ -12,7 +12,8 @@ from detectron2.modeling import build_model
 
 import regseg_d2.segmentor  # noqa: F401  registers networks
 from regseg_d2.apps.model_zoo import read_zoo
-from regseg_d2.config.files import flatten_config, load_config
+from regseg_d2.config.files import load_config
+from regseg_d2.config.keys import flatten_config
 from regseg_d2.segmentor.regularizers import split_name
 from regseg_d2.weights.imagenet import imagenet_weights
 from regseg_d2.weights.names import url_of

@@ -20,8 +20,8 @@ from regseg_d2.common.errors import ConfigError
 from regseg_d2.common.suggestions import did_you_mean
 from regseg_d2.common.yaml_files import shown
 from regseg_d2.config import get_regseg_cfg
+from regseg_d2.config.keys import IMPORTS_KEY
 
-IMPORTS_KEY = "IMPORTS"
 # Function of a module that adds its keys, where the entry names no other.
 ADD_CONFIG = "add_config"
 

@@ -17,7 +17,8 @@ from detectron2.utils.logger import setup_logger
 from regseg_d2.common.errors import printable_lines
 from regseg_d2.common.files import write_text
 from regseg_d2.common.yaml_files import parse_yaml, read_yaml
-from regseg_d2.config.files import flatten_config, format_config, load_config
+from regseg_d2.config.files import format_config, load_config
+from regseg_d2.config.keys import flatten_config
 from regseg_d2.engine.devices import limit_cpu_threads, with_available_device
 from regseg_d2.engine.hooks import Results
 from regseg_d2.engine.run_lock import run_lock

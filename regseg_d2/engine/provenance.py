@@ -11,7 +11,7 @@ import torch
 from detectron2.config import CfgNode
 from torch import nn
 
-from regseg_d2.config.files import flatten_config
+from regseg_d2.config.keys import flatten_config
 from regseg_d2.engine.checkpoint import TRAINING_ONLY_PREFIX
 
 # Keys of MODEL that say where it comes from or runs, not what it computes.

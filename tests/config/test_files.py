@@ -10,12 +10,12 @@ from regseg_d2.common.errors import ConfigError
 from regseg_d2.config import get_regseg_cfg
 from regseg_d2.config.files import (
     COMMAND_LINE,
-    flatten_config,
     format_config,
     load_config,
     load_config_with_origins,
     print_config,
 )
+from regseg_d2.config.keys import flatten_config
 
 
 def write(folder, name, text):

@@ -21,7 +21,7 @@ from torch import nn
 
 from regseg_d2.common.errors import ConfigError, UserError
 from regseg_d2.config import add_regseg_config
-from regseg_d2.config.files import flatten_config
+from regseg_d2.config.keys import flatten_config
 from regseg_d2.modeling.norms import resolve_auto_norm
 from regseg_d2.modeling.process_batch_norm import ProcessBatchNorm2d
 from regseg_d2.segmentor import RegularizationMixin

@@ -7,7 +7,8 @@ from detectron2.modeling import build_model
 from torch import nn
 
 from regseg_d2.common.errors import ConfigError
-from regseg_d2.config.files import flatten_config, format_config, load_config, load_config_with_origins
+from regseg_d2.config.files import format_config, load_config, load_config_with_origins
+from regseg_d2.config.keys import flatten_config
 from regseg_d2.segmentor.places import find_place
 from regseg_d2.segmentor.regularizers import split_name, with_place_keys
 from tests.helpers import small_batch, small_cfg

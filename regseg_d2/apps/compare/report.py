@@ -11,7 +11,7 @@ from tabulate import tabulate
 from regseg_d2.apps.compare.groups import Comparison, Estimate, Group, config_differences
 from regseg_d2.apps.compare.runs import REGULARIZERS
 from regseg_d2.config import get_regseg_cfg
-from regseg_d2.config.files import flatten_config
+from regseg_d2.config.keys import flatten_config
 from regseg_d2.evaluation.metrics import json_number
 
 TABLE_FORMATS = {"text": "simple", "markdown": "github"}

@@ -13,7 +13,7 @@ from regseg_d2.common.errors import ConfigError, UserError
 from regseg_d2.common.json_files import read_json
 from regseg_d2.common.schema import Number, Part, Whole, checked
 from regseg_d2.common.yaml_files import read_yaml
-from regseg_d2.config.files import flatten_config
+from regseg_d2.config.keys import flatten_config
 
 # Keys in which the runs of one group may differ.
 RUN_KEYS = ("SEED", "OUTPUT_DIR")

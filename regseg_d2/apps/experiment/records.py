@@ -18,7 +18,7 @@ from regseg_d2.common.errors import ConfigError
 from regseg_d2.common.files import write_text
 from regseg_d2.common.json_files import read_json, read_json_lines
 from regseg_d2.common.schema import Number, Part, Whole, checked
-from regseg_d2.config.files import flatten_config
+from regseg_d2.config.keys import flatten_config
 
 VERSION = 1
 #: A file in the folder of a run whose checkpoints go once the record is there, and have not gone yet.

@@ -11,7 +11,7 @@ from pydantic import AfterValidator, Field, PlainValidator, PrivateAttr
 from regseg_d2.common.errors import ConfigError
 from regseg_d2.common.schema import OrEmpty, Section, Whole, checked, require_known
 from regseg_d2.common.yaml_files import read_yaml
-from regseg_d2.config.files import flatten_config
+from regseg_d2.config.keys import flatten_config
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 _SEEDS = re.compile(r"(\d+)-(\d+)")
