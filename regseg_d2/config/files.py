@@ -7,15 +7,18 @@ value came from, and names the nearest known key.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from detectron2.config import CfgNode
+from detectron2.utils.logger import log_first_n
 
 from regseg_d2.common.errors import ConfigError
 from regseg_d2.common.yaml_files import is_text, parse_yaml, shown
+from regseg_d2.config import get_regseg_cfg
 from regseg_d2.config.bases import Chain
 from regseg_d2.config.imports import UserModule, default_config, find_modules
 from regseg_d2.config.keys import IMPORTS_KEY, flatten_config, leaves, set_value, value_of
@@ -39,13 +42,17 @@ def load_config(config_file: str, opts: Sequence[str] | None = ()) -> CfgNode:
     Returns:
         The config, not frozen. ``OUTPUT_DIR``, where nobody sets it or sets it to "auto", is
         ``output/FOLDER/NAME`` for a file ``FOLDER/NAME.yaml`` beside a folder ``_base_`` (or for the base of
-        that kind that the file names), and ``./output`` for any other.
+        that kind that the file names), and ``./output`` for any other. A warning lists defaults that modules
+        of ``IMPORTS`` changed, see :func:`describe_changed_defaults`.
 
     Raises:
         ConfigError: a file is missing, unsafe or no YAML, a module of ``IMPORTS`` is missing or fails, a key
             is unknown, a value has the wrong type, or an override has no value.
     """
-    return load_config_with_origins(config_file, opts)[0]
+    cfg, origins = load_config_with_origins(config_file, opts)
+    if message := describe_changed_defaults(cfg, origins):
+        log_first_n(logging.WARNING, message, name=__name__, key="message")
+    return cfg
 
 
 def load_config_with_origins(
@@ -54,15 +61,16 @@ def load_config_with_origins(
     """As :func:`load_config`, and tells where each value comes from.
 
     The origins are ``{dotted key: file or "command line"}`` of every key that was set, whether or not to
-    another value than the default.
+    another value than the default; and "IMPORTS" with the module of those whose default one changed.
     """
     chain = Chain()
     values = list(chain.read(Path(os.path.expanduser(config_file)))) if config_file else []
     pairs = list(_pairs(list(opts or ())))
     modules = _user_modules(values, pairs)
-    cfg = default_config(modules)
+    cfg, origins = default_config(modules)
     known = list(flatten_config(cfg))
-    origins = {IMPORTS_KEY: modules[-1].origin} if modules else {}
+    if modules:
+        origins[IMPORTS_KEY] = modules[-1].origin
     for key, value, origin in values:
         if key != IMPORTS_KEY:
             value = _found_files(value, Path(origin).parent) if key in FILE_LISTS else value
@@ -153,13 +161,45 @@ def _found_file(name: str, folder: Path) -> str:
     return here if os.path.isfile(here) and not os.path.isfile(beside) else beside
 
 
+def describe_changed_defaults(cfg: CfgNode, origins: Mapping[str, str]) -> str:
+    """Lists defaults that a module of ``IMPORTS`` changed and nobody sets, for a warning.
+
+    A module may well mean it: its networks need it. But the key is no longer what the documentation says.
+
+    Args:
+        cfg: the config.
+        origins: its origins, see :func:`load_config_with_origins`.
+
+    Returns:
+        Each key of Detectron2 or of this package with its old and its new value; "" where there is none.
+    """
+    if not cfg.IMPORTS:
+        return ""
+    now = flatten_config(cfg)
+    changes = [
+        f"  {key}: {shown(old)} -> {shown(now[key]) if key in now else 'removed'}  ({origins[key]})"
+        for key, old in flatten_config(get_regseg_cfg()).items()
+        if origins.get(key, "").startswith(f"{IMPORTS_KEY} ")
+    ]
+    if not changes:
+        return ""
+    return "\n".join(
+        [
+            "These defaults were changed by modules:",
+            *changes,
+            "Set the keys in the config: to the old values, or to the new ones if they are meant.",
+        ]
+    )
+
+
 def format_config(cfg: CfgNode, origins: Mapping[str, str] | None = None) -> str:
     """Returns a config as YAML, with its origin behind each value that is not the default.
 
     It can be loaded again; the origins are comments, as :func:`load_config_with_origins` gives them. A
     changed key that is not among them was set in code. None leaves the origins out.
     """
-    defaults = flatten_config(default_config(find_modules(cfg.IMPORTS, None, IMPORTS_KEY)))
+    defaults = flatten_config(default_config(find_modules(cfg.IMPORTS, None, IMPORTS_KEY))[0])
+    defaults |= flatten_config(get_regseg_cfg())  # what a module changed is not the default
     lines: list[str] = []
 
     def write(node: Mapping[str, Any], prefix: str, indent: str) -> None:

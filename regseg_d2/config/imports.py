@@ -20,7 +20,7 @@ from regseg_d2.common.errors import ConfigError
 from regseg_d2.common.suggestions import did_you_mean
 from regseg_d2.common.yaml_files import shown
 from regseg_d2.config import get_regseg_cfg
-from regseg_d2.config.keys import IMPORTS_KEY
+from regseg_d2.config.keys import IMPORTS_KEY, flatten_config
 
 # Function of a module that adds its keys, where the entry names no other.
 ADD_CONFIG = "add_config"
@@ -77,23 +77,33 @@ def find_modules(entries: Any, folder: str | None, origin: str) -> list[UserModu
     return modules
 
 
-def default_config(modules: Sequence[UserModule]) -> CfgNode:
-    """Returns the defaults, with ``IMPORTS`` and the keys that its modules add."""
+def default_config(modules: Sequence[UserModule]) -> tuple[CfgNode, dict[str, str]]:
+    """Returns the defaults, with ``IMPORTS`` and the keys that its modules add.
+
+    Returns:
+        The defaults; and of each key that was there before a module changed it, ``{dotted key: "IMPORTS" and
+        the module}``. The value of a key that a module took away is no longer in the defaults.
+    """
     adders = import_modules(modules)
     cfg = get_regseg_cfg()  # behind the imports: a module may register a regularizer, which has a section
-    for add_keys in adders:
+    changed: dict[str, str] = {}
+    for module, add_keys in adders.items():
+        before = flatten_config(cfg.clone())  # a list may be changed in place
         add_keys(cfg)
-    cfg.IMPORTS = list(dict.fromkeys(map(str, modules)))
-    return cfg
+        now = flatten_config(cfg)
+        origin = f"{IMPORTS_KEY} {module}"
+        changed.update((key, origin) for key, value in before.items() if key not in now or now[key] != value)
+    cfg.IMPORTS = list(adders)
+    return cfg, changed
 
 
-def import_modules(modules: Iterable[UserModule]) -> list[Callable[[CfgNode], None]]:
+def import_modules(modules: Iterable[UserModule]) -> dict[str, Callable[[CfgNode], None]]:
     """Imports modules, each once however often it is named.
 
     Their folders are on ``sys.path`` from then on, as that of a script is.
 
     Returns:
-        What adds the keys of each, in order: functions of a config that raise ConfigError.
+        What adds the keys of each, by module and in order: functions of a config that raise ConfigError.
 
     Raises:
         ConfigError: a module or a function is not there, or a module fails; with the user's traceback.
@@ -111,7 +121,7 @@ def import_modules(modules: Iterable[UserModule]) -> list[Callable[[CfgNode], No
                 f"{did_you_mean(module.function, functions)}."
             )
         adders[str(module)] = _Adder(module, function)
-    return list(adders.values())
+    return adders
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from detectron2.utils.logger import setup_logger
 from regseg_d2.common.errors import printable_lines
 from regseg_d2.common.files import write_text
 from regseg_d2.common.yaml_files import parse_yaml, read_yaml
-from regseg_d2.config.files import format_config, load_config
+from regseg_d2.config.files import describe_changed_defaults, format_config, load_config_with_origins
 from regseg_d2.config.keys import flatten_config
 from regseg_d2.engine.devices import limit_cpu_threads, with_available_device
 from regseg_d2.engine.hooks import Results
@@ -48,11 +48,13 @@ def main(args: argparse.Namespace) -> Results:
     from regseg_d2.data.checks import check_datasets
     from regseg_d2.data.datasets.declared import register_declared
 
-    cfg = load_config(args.config_file, args.opts)
+    cfg, origins = load_config_with_origins(args.config_file, args.opts)
     cfg.MODEL.TRUST_PICKLE = cfg.MODEL.TRUST_PICKLE or args.trust_pickle
     cfg.freeze()
     with nullcontext() if args.eval_only else run_lock(cfg.OUTPUT_DIR):
         set_up(cfg, args)
+        if message := describe_changed_defaults(cfg, origins):
+            logger.warning(message)
         register_declared(cfg.DATASETS.DECLARED)
         check_datasets(cfg)
         return (

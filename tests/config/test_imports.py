@@ -1,5 +1,6 @@
 """IMPORTS: modules of a user that a config names."""
 
+import re
 import sys
 from pathlib import Path
 
@@ -122,6 +123,65 @@ def test_a_regularizer_has_its_section(tmp_path):
     cfg = load_config(write(tmp_path, my_pull_py=code, x_yaml=text))
     assert (cfg.MODEL.REGULARIZERS.MyPull.RATE, cfg.MODEL.REGULARIZERS.MyPull.WEIGHT) == (0.25, 0.5)
     assert cfg.MODEL.REGULARIZERS["MyPull@aux"].RATE == 1.0
+
+
+CHANGING = """
+from detectron2.config import CfgNode
+
+def add_config(cfg):
+    cfg.MODEL.MINE = CfgNode({"WIDTH": 3})
+    cfg.SOLVER.OPTIMIZER = "ADAMW"
+    cfg.SOLVER.BASE_LR = 0.01
+    cfg.SOLVER.STEPS = cfg.SOLVER.STEPS
+    cfg.SOLVER.NO_DECAY.append("gamma")
+    cfg.MODEL.REGULARIZERS.CAR.CENTERS = "image"
+    del cfg.TEST["PATIENCE"]
+
+def add_more(cfg):
+    cfg.MODEL.MINE.WIDTH = 4
+    cfg.SOLVER.BASE_LR = 0.02
+"""
+
+
+def test_defaults_that_a_module_changes_are_one_warning(tmp_path, caplog):
+    text = "IMPORTS: [changing, 'changing:add_more']\nMODEL: {REGULARIZERS: {CAR: {CENTERS: image}}}"
+    config = write(tmp_path, changing_py=CHANGING, x_yaml=text)
+    cfg = load_config(config, ["LOG_PERIOD", "3"])
+    assert (cfg.SOLVER.OPTIMIZER, cfg.SOLVER.BASE_LR, cfg.MODEL.MINE.WIDTH) == ("ADAMW", 0.02, 4)
+    (warning,) = caplog.records
+    # Neither what the config sets, nor what is new, nor what stayed as it was.
+    assert warning.levelname == "WARNING"
+    assert set(warning.getMessage().splitlines()[1:-1]) == {
+        f"  SOLVER.OPTIMIZER: 'SGD' -> 'ADAMW'  (IMPORTS {tmp_path}/changing)",
+        f"  SOLVER.BASE_LR: 0.001 -> 0.02  (IMPORTS {tmp_path}/changing:add_more)",
+        f"  SOLVER.NO_DECAY: [] -> ['gamma']  (IMPORTS {tmp_path}/changing)",
+        f"  TEST.PATIENCE: 0 -> removed  (IMPORTS {tmp_path}/changing)",
+    }
+    # Once in a process, however often the config is loaded.
+    load_config(config, ["LOG_PERIOD", "3"])
+    assert len(caplog.records) == 1
+    # Whoever sets the keys knows of them; so does the config of a run, in which all are set.
+    caplog.clear()
+    keys = ["SOLVER.OPTIMIZER", "SGD", "SOLVER.BASE_LR", "0.02", "SOLVER.NO_DECAY", "[]"]
+    cfg = load_config(config, keys)
+    assert cfg.SOLVER.OPTIMIZER == "SGD" and cfg.SOLVER.NO_DECAY == []
+    assert re.findall(r"^  (\S+): ", caplog.text, re.MULTILINE) == ["TEST.PATIENCE"]
+
+
+def test_a_config_that_was_printed_shows_what_a_module_changed_and_changes_nothing(tmp_path, caplog):
+    code = "def add_config(cfg):\n    cfg.SOLVER.BASE_LR = 0.5\n    cfg.MINE = 1\n"
+    config = write(tmp_path, quiet_py=code, x_yaml="IMPORTS: [quiet]")
+    cfg, origins = load_config_with_origins(config)
+    text = format_config(cfg, origins)
+    assert f"  BASE_LR: 0.5  # IMPORTS {tmp_path}/quiet\n" in text
+    assert "\nMINE: 1\n" in text
+    assert load_config(write(tmp_path, there__config_yaml=text)) == cfg
+    assert caplog.text == ""
+
+
+def test_a_module_that_changes_no_default_is_no_warning(tmp_path, caplog):
+    load_config(write(tmp_path, my_width_py=COUNTING, x_yaml="IMPORTS: [my_width]"))
+    assert caplog.text == ""
 
 
 BROKEN = {

@@ -106,8 +106,12 @@ def test_a_head_beside_the_config(farm):
 def test_two_processes(farm):
     output = farm / "output"
     url = f"tcp://127.0.0.1:{free_port()}"
-    finish(train(farm / "own.yaml", "--num-gpus", 2, "--dist-url", url, "OUTPUT_DIR", output))
+    (farm / "changing.py").write_text("def add_config(cfg): cfg.SOLVER.MOMENTUM = 0.8\n")
+    keys = ("--num-gpus", 2, "--dist-url", url, "OUTPUT_DIR", output, "IMPORTS", f"[{farm}/changing]")
+    text = finish(train(farm / "own.yaml", *keys))
     assert len(losses(output)) == 3
+    change = f"SOLVER.MOMENTUM: 0.9 -> 0.8  (IMPORTS {farm}/changing)"
+    assert text.count(change) == (output / "log.txt").read_text().count(change) == 1
     (farm / "my_networks.py").write_text("import a_missing_library\n")
     text = finish(train(farm / "own.yaml", "--num-gpus", 2, "OUTPUT_DIR", output), status=2)
     assert len(re.findall("^Error: ", text, re.MULTILINE)) == 1
