@@ -47,6 +47,8 @@ def add_regseg_config(cfg: CfgNode) -> None:
 
     # Deterministic kernels everywhere; slower on a GPU, and bit-equal from run to run.
     cfg.DETERMINISTIC = False
+    # With several processes, parameters may take part in no loss; looking for them costs time in each step.
+    cfg.FIND_UNUSED_PARAMETERS = False
     # Iterations between two lines of progress and two rows of metrics.json.
     cfg.LOG_PERIOD = 20
     # What prints and writes them, by its names in WRITER (engine/writers.py).

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from itertools import accumulate
 
 import torch
 import torch.distributed as dist
@@ -11,6 +12,8 @@ from detectron2.config import CfgNode
 from detectron2.utils import comm
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+
+from regseg_d2.common.errors import ConfigError, listed
 
 logger = logging.getLogger(__name__)
 
@@ -32,11 +35,16 @@ def with_available_device(cfg: CfgNode) -> CfgNode:
     return cfg
 
 
-def wrap_model(model: nn.Module) -> nn.Module:
+def wrap_model(model: nn.Module, *, find_unused_parameters: bool = False) -> nn.Module:
     """Wraps a model in DistributedDataParallel where there are several processes.
 
     Detectron2's ``create_ddp_model`` names a GPU even on a CPU. Buffers are not broadcast: running
     statistics that shall agree come from a synchronised norm, and memories are the same everywhere.
+
+    Args:
+        model: the model. One whose ``has_unused_parameters`` is True is taken to have some.
+        find_unused_parameters: look in each step for parameters that take part in no loss; see
+            :func:`refuse_unused_parameters`.
     """
     if comm.get_world_size() == 1:
         return model
@@ -46,8 +54,43 @@ def wrap_model(model: nn.Module) -> nn.Module:
         model,
         device_ids=device_ids,
         broadcast_buffers=False,
-        find_unused_parameters=getattr(model, "has_unused_parameters", False),
+        find_unused_parameters=find_unused_parameters or getattr(model, "has_unused_parameters", False),
     )
+
+
+def refuse_unused_parameters(model: nn.Module) -> None:
+    """Refuses a step of several processes whose backward pass left a parameter without a gradient.
+
+    DistributedDataParallel waits for it before it sums up the gradients of its neighbours: the step would be
+    wrong, and the next forward pass an error that knows no names.
+
+    Args:
+        model: the model, wrapped or not, after a backward pass.
+
+    Raises:
+        ConfigError: names the parameters, and what to do.
+    """
+    if not isinstance(model, DistributedDataParallel) or model.find_unused_parameters:
+        return
+    has_gradient = {
+        name: p.grad is not None for name, p in model.module.named_parameters() if p.requires_grad
+    }
+    unused = [name for name, there in has_gradient.items() if not there]
+    if not unused:
+        return
+    # The largest modules without any gradient say more than their parameters, one by one.
+    used = {part for name, there in has_gradient.items() if there for part in _prefixes(name)}
+    places = dict.fromkeys(next(part for part in _prefixes(name) if part not in used) for name in unused)
+    raise ConfigError(
+        f"{len(unused)} of {len(has_gradient)} parameters take part in no loss, and several processes cannot "
+        f"train those: {listed(list(places))}. Leave out what nobody reads, such as a feature in "
+        "OUT_FEATURES of the backbone; or set FIND_UNUSED_PARAMETERS True, which looks for them in each step."
+    )
+
+
+def _prefixes(name: str) -> list[str]:
+    """``["a", "a.b", "a.b.c"]`` of ``"a.b.c"``."""
+    return list(accumulate(name.split("."), "{}.{}".format))
 
 
 def unwrap_model(model: nn.Module) -> nn.Module:

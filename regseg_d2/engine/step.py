@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from regseg_d2.common.errors import ConfigError, UserError
+from regseg_d2.engine.devices import refuse_unused_parameters
 from regseg_d2.engine.optim import GradientClipper
 from regseg_d2.state.undoable import UndoableState
 
@@ -157,6 +158,7 @@ class TrainingStep:
 
         Raises:
             NonFiniteLossError: this was one skipped step too many.
+            ConfigError: parameters take part in no loss, and there are several processes.
         """
         self._save_buffers()
         self.optimizer.zero_grad(set_to_none=True)
@@ -167,6 +169,8 @@ class TrainingStep:
             if before_pass is not None:
                 before_pass(micro_step)
             losses.append(self._forward_backward(taken[-1], last=micro_step == self.accum_steps - 1))
+        if any(parameter.grad is None for parameter in self.parameters):
+            refuse_unused_parameters(self.model)
         if self.scaler.is_enabled():
             self.scaler.unscale_(self.optimizer)
         return self._update(taken, losses, share() if share is not None else ())

@@ -105,7 +105,7 @@ class Trainer(TrainerBase):
         apply_class_weighting(cfg, plain_model)
         self.optimizer = self.build_optimizer(cfg, plain_model)
         self.scheduler = self.build_lr_scheduler(cfg, self.optimizer)
-        self.model = wrap_model(plain_model)
+        self.model = wrap_model(plain_model, find_unused_parameters=cfg.FIND_UNUSED_PARAMETERS)
         self.model.train()
         self.training_step = TrainingStep(
             self.model,
