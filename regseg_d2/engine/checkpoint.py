@@ -25,7 +25,7 @@ from regseg_d2.engine.checkpoint_history import (
 )
 from regseg_d2.engine.checkpoint_loading import CheckpointContent, first_of
 from regseg_d2.engine.devices import backbone_prefix, unwrap_model
-from regseg_d2.engine.initial_weights import huggingface_weights, load_timm_weights, weights_file
+from regseg_d2.engine.initial_weights import load_timm_weights, offered_weights, weights_file
 from regseg_d2.regularizers import Regularizer
 from regseg_d2.weights.load_report import LoadReport
 from regseg_d2.weights.names import AUTO
@@ -206,15 +206,15 @@ class SafeCheckpointer:
                 raise CheckpointError(f"'{path}': {error}") from error
         return rest
 
-    def _load_huggingface(self) -> LoadReport | None:
-        """Loads the weights of MODEL.HUGGINGFACE.NAME, where there are any."""
-        weights = huggingface_weights(self.model, self._cfg) if self._cfg else {}
-        if not weights or self._cfg is None:
+    def _load_offered(self) -> tuple[str, LoadReport] | None:
+        """Loads the weights that the meta-architecture finds itself, if any; tells how they are called."""
+        offered = offered_weights(self.model, self._cfg) if self._cfg else None
+        if offered is None:
             return None
-        name = self._cfg.MODEL.HUGGINGFACE.NAME
+        name, weights = offered
         report = CheckpointContent(name, weights, {}).load_into(self.model)
         self._note_loaded(name, report)
-        return report
+        return name, report
 
     def _note_loaded(self, path: str, report: LoadReport) -> None:
         logger.info("Loaded '%s':\n%s", path, report.table())
@@ -230,7 +230,7 @@ class SafeCheckpointer:
 
         Args:
             path: file or name of the weights to start from where there is nothing to continue; "" is
-                MODEL.TIMM.PRETRAINED, for a backbone of timm's, and MODEL.HUGGINGFACE.NAME.
+                what the meta-architecture finds itself, else MODEL.TIMM.PRETRAINED for a backbone of timm's.
             resume: whether to look for a checkpoint to continue from.
 
         Raises:
@@ -243,7 +243,7 @@ class SafeCheckpointer:
             return rest
         if path or self._cfg is None:
             return self.load(path, checkpointables=[])
-        if self._load_huggingface() is None:
+        if self._load_offered() is None:
             self.backbone_is_loaded |= load_timm_weights(self.model, self._cfg)
         return {}
 
@@ -264,13 +264,13 @@ class SafeCheckpointer:
         """Loads weights of which every key but those of the regularizers must fit.
 
         Args:
-            path: file or name; "" is MODEL.HUGGINGFACE.NAME.
+            path: file or name; "" is what the meta-architecture finds itself.
 
         Raises:
             CheckpointError: there are none, ``path`` is "auto", or see :meth:`load`.
         """
-        if not path and (report := self._load_huggingface()):
-            name = self._cfg.MODEL.HUGGINGFACE.NAME if self._cfg else ""
+        if not path and (offered := self._load_offered()):
+            name, report = offered
             report.without((TRAINING_ONLY_PREFIX,)).require_all(name, TRAINING_ONLY_PREFIX)
             return {}
         if path in ("", AUTO):

@@ -20,7 +20,6 @@ from regseg_d2.engine.checkpoint import SafeCheckpointer
 from regseg_d2.engine.devices import backbone_prefix
 from regseg_d2.engine.initial_weights import timm_backbone
 from regseg_d2.engine.interruption import EvaluationInterrupted
-from regseg_d2.segmentor.huggingface import HuggingFaceSegmentor
 
 logger = logging.getLogger(__name__)
 
@@ -254,8 +253,7 @@ class RandomBackboneWarning(HookBase):
         if tensors and not self._checkpointer.backbone_is_loaded:
             key = "MODEL.WEIGHTS" if timm_backbone(model) is None else "MODEL.TIMM.PRETRAINED"
             cure = f"For those of ImageNet set {key}, to auto or a name in docs/weights.md."
-            if isinstance(model, HuggingFaceSegmentor):
-                cure = "For trained ones set MODEL.HUGGINGFACE.NAME, to a name of the hub or a folder."
+            cure = getattr(model, "weights_hint", cure)
             logger.warning(
                 "The backbone %s from RANDOM weights: none of its %d tensors was loaded. %s",
                 starts,

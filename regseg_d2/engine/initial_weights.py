@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from typing import TypeVar, cast
 
 from detectron2.config import CfgNode
 from detectron2.utils import comm
@@ -12,14 +13,14 @@ from torch import Tensor, nn
 from regseg_d2.common.errors import UserError
 from regseg_d2.modeling.backbones.pretrained import pretrained_file
 from regseg_d2.modeling.backbones.timm import TimmBackbone
-from regseg_d2.modeling.huggingface import pretrained_weights
-from regseg_d2.segmentor.huggingface import HuggingFaceSegmentor
 from regseg_d2.weights import timm_names
 from regseg_d2.weights.imagenet import imagenet_weights
 from regseg_d2.weights.names import AUTO, local_file
 from regseg_d2.weights.published import image_warning
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 def weights_file(name: str, cfg: CfgNode | None) -> str:
@@ -54,26 +55,18 @@ def load_timm_weights(model: nn.Module, cfg: CfgNode) -> bool:
     return True
 
 
-def huggingface_weights(model: nn.Module, cfg: CfgNode) -> dict[str, Tensor]:
-    """Reads the weights of MODEL.HUGGINGFACE.NAME, under the model's names.
+def offered_weights(model: nn.Module, cfg: CfgNode) -> tuple[str, dict[str, Tensor]] | None:
+    """Reads the weights that a meta-architecture finds itself: its ``initial_weights``, docs/extending.md.
 
     Returns:
-        Nothing where the config names none.
+        What they are called, and the tensors under the model's names; None where it offers none for this
+        config.
 
     Raises:
         UserError: they cannot be had, or read; on every process alike.
     """
-    node = cfg.MODEL.HUGGINGFACE
-    if not isinstance(model, HuggingFaceSegmentor) or not (node.NAME and node.PRETRAINED):
-        return {}
-    weights: dict[str, Tensor] = {}
-
-    def read() -> str:
-        weights.update(pretrained_weights(node.NAME, model.network.config))
-        return node.NAME
-
-    _same_outcome(read)
-    return {f"network.{name}": value for name, value in weights.items()}
+    read = getattr(model, "initial_weights", None)
+    return None if read is None else _same_outcome(lambda: read(cfg))
 
 
 def timm_backbone(model: nn.Module) -> TimmBackbone | None:
@@ -81,15 +74,14 @@ def timm_backbone(model: nn.Module) -> TimmBackbone | None:
     return next((module for module in model.modules() if isinstance(module, TimmBackbone)), None)
 
 
-def _same_outcome(find: Callable[[], str]) -> str:
+def _same_outcome(find: Callable[[], T]) -> T:
     """Returns what is found, or raises on every process alike what went wrong on one of them."""
-    outcome: str | UserError
+    found, error = None, None
     try:
-        outcome = find()
-    except UserError as error:
-        outcome = error
-    for other in comm.all_gather(outcome):
-        if isinstance(other, UserError):
+        found = find()
+    except UserError as raised:
+        error = raised
+    for other in comm.all_gather(error):
+        if other is not None:
             raise other
-    assert isinstance(outcome, str)
-    return outcome
+    return cast(T, found)

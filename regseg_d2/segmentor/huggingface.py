@@ -23,6 +23,7 @@ from regseg_d2.modeling.huggingface.networks import (
     build_network,
     classifies_masks,
     load_config,
+    pretrained_weights,
 )
 from regseg_d2.modeling.huggingface.targets import mask_targets, occurring_classes
 from regseg_d2.modeling.norms import convert_batch_norm, resolve_auto_norm
@@ -188,6 +189,22 @@ class HuggingFaceSegmentor(RegularizationMixin, HuggingFaceNetwork):
     #: Networks of transformers have parameters that no loss reaches, such as the norm of a stage that is not
     #: used.
     has_unused_parameters = True
+    weights_hint = "For trained ones set MODEL.HUGGINGFACE.NAME, to a name of the hub or a folder."
+
+    def initial_weights(self, cfg: CfgNode) -> tuple[str, dict[str, Tensor]] | None:
+        """Reads the weights of ``MODEL.HUGGINGFACE.NAME``; see docs/extending.md.
+
+        Returns:
+            The name and the tensors; None where the config names none.
+
+        Raises:
+            UserError: they cannot be had, or read.
+        """
+        node = cfg.MODEL.HUGGINGFACE
+        if not (node.NAME and node.PRETRAINED):
+            return None
+        weights = pretrained_weights(node.NAME, self.network.config)
+        return node.NAME, {f"network.{name}": value for name, value in weights.items()}
 
     @property
     def backbone_prefix(self) -> str:

@@ -1,11 +1,12 @@
 """The weights that a training starts from: downloaded by name when it starts, and never for anything else."""
 
 import re
+from pathlib import Path
 
 import pytest
 import timm
 import torch
-from detectron2.modeling import build_model
+from detectron2.modeling import META_ARCH_REGISTRY, SemanticSegmentor, build_model
 from detectron2.utils import comm
 from detectron2.utils.file_io import Detectron2Handler
 from safetensors.torch import save_file
@@ -129,6 +130,47 @@ def test_a_random_backbone_is_a_warning_when_training_starts_and_when_it_has_end
     # Neither a resumed run nor one that starts from another's backbone.
     assert start("--resume", "SOLVER.MAX_ITER", 2).count("RANDOM weights") == 2
     assert "RANDOM weights" not in start("MODEL.WEIGHTS", start.final, folder="finetuned")
+
+
+@META_ARCH_REGISTRY.register()
+class PodSegmentor(SemanticSegmentor):
+    """Knows where its weights are."""
+
+    weights_hint = "For trained ones set POD.FILE."
+    file = ""
+
+    def initial_weights(self, cfg):
+        if not self.file:
+            return None
+        if not Path(self.file).is_file():
+            raise CheckpointError(f"POD.FILE is {self.file}; there is no such file.")
+        return self.file, torch.load(self.file, weights_only=True)
+
+
+def test_a_meta_architecture_brings_its_own_weights(start, tmp_path, monkeypatch):
+    keys = ("MODEL.META_ARCHITECTURE", "PodSegmentor")
+    log = start(*keys, folder="random")
+    assert log.count("RANDOM weights") == log.count("loaded. For trained ones set POD.FILE.") == 2
+    first = torch.load(tmp_path / "random" / "model_final.pth", weights_only=True)["model"]
+
+    weights = {name: value + 1 for name, value in first.items() if value.is_floating_point()}
+    monkeypatch.setattr(PodSegmentor, "file", str(tmp_path / "pod.pth"))
+    with pytest.raises(CheckpointError, match=r"POD.FILE is .*pod.pth; there is no such file"):
+        start(*keys)
+    torch.save(weights, PodSegmentor.file)
+    log = start(*keys)
+    assert "RANDOM weights" not in log and f"Loaded '{PodSegmentor.file}'" in log
+    final = torch.load(start.final, weights_only=True)["model"]
+    kept = [name for name in weights if name.endswith("weight")]  # the rate is 0; statistics move
+    assert len(kept) > 20
+    assert all(torch.equal(final[name], weights[name]) for name in kept)
+    # MODEL.WEIGHTS comes first, and an evaluation takes them if they are complete.
+    assert "pod.pth" not in start(*keys, "MODEL.WEIGHTS", start.final, folder="finetuned")
+    assert f"Loaded '{PodSegmentor.file}'" in start(*keys, "--eval-only", folder="evaluated")
+    weights.pop("sem_seg_head.predictor.weight")
+    torch.save(weights, PodSegmentor.file)
+    with pytest.raises(CheckpointError, match=r"does not fit the model(.|\n)*sem_seg_head.predictor"):
+        start(*keys, "--eval-only", folder="evaluated")
 
 
 def test_weights_of_a_head_leave_the_backbone_random(start, tmp_path):
