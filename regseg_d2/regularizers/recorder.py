@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -10,8 +9,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
+from regseg_d2.common.dry_run import NetworkOnMeta
 from regseg_d2.common.errors import ConfigError, UserError
 from regseg_d2.common.suggestions import did_you_mean
 from regseg_d2.ops.mask_classification import dense_logits
@@ -240,16 +239,9 @@ def _silence(module: nn.Module, tap: Tap) -> str:
 
 @torch.no_grad()
 def _channels_in_forward(network: nn.Module, tap: str, example: Any) -> int:
-    """Runs a copy of the network on ``meta``, where nothing is computed and no weight is held."""
-    arguments = (
-        example
-        if isinstance(example, tuple)
-        else (torch.zeros(2, 3, 64, 64) if example is None else example,)
-    )
-    arguments = tuple(x.to("meta") if isinstance(x, Tensor) else x for x in arguments)
-    state = {**dict(network.named_parameters()), **dict(network.named_buffers())}
-    # The copy takes the tensors for its own: they are not copied.
-    copied = copy.deepcopy(network, {id(tensor): tensor for tensor in state.values()}).eval()
-    with TapRecorder(copied, [tap]).record(copied) as taps:
-        functional_call(copied, {name: tensor.to("meta") for name, tensor in state.items()}, arguments)
+    if example is None:
+        example = torch.zeros(2, 3, 64, 64)
+    on_meta = NetworkOnMeta(network)
+    with TapRecorder(on_meta.network, [tap]).record(on_meta.network) as taps:
+        on_meta.run(*(example if isinstance(example, tuple) else (example,)))
     return taps[tap].shape[1]

@@ -103,6 +103,31 @@ def test_maxvit_is_padded_to_whole_windows(stage, multiple):
         backbone(torch.randn(1, 3, 3 * multiple + 32, multiple + 16))
 
 
+@pytest.mark.parametrize("lasting", [True, False])
+def test_an_error_that_has_nothing_to_do_with_the_size_stays_what_it_is(lasting):
+    backbone = TimmBackbone(
+        name="maxvit_pico_rw_256", output_stride=32, out_features=["res4"], options={**MAXVIT, "img_size": 64}
+    )
+    calls = []
+
+    def fail(module, args):
+        calls.append(args)
+        if lasting or len(calls) == 1:
+            raise RuntimeError("can't allocate memory")
+
+    backbone.network.stages_0.register_forward_pre_hook(fail)
+    with pytest.raises(RuntimeError, match="^can't allocate memory$"):
+        backbone(torch.randn(1, 3, 96, 32))
+    # What no size would cure is not said to be cured by one.
+    with pytest.raises(RuntimeError, match="channels"):
+        TimmBackbone(
+            name="maxvit_pico_rw_256",
+            output_stride=32,
+            out_features=["res4"],
+            options={**MAXVIT, "img_size": 64},
+        )(torch.randn(1, 4, 96, 48))
+
+
 @pytest.mark.parametrize("name", ["fastvit_t8", "hgnetv2_b0", "vit_small_patch14_dinov2", "repvit_m0_9"])
 def test_a_network_that_cannot_be_dilated_says_so(name):
     message = rf"MODEL.TIMM.OUTPUT_STRIDE is 16, and '{name}' cannot be dilated; set it to 32, which leaves"

@@ -7,7 +7,6 @@ from contextlib import nullcontext
 from typing import Any
 
 import timm
-import torch
 import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
@@ -15,6 +14,7 @@ from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from timm.layers import DropPath
 from torch import Tensor, nn
 
+from regseg_d2.common.dry_run import takes
 from regseg_d2.common.errors import ConfigError, check_key
 from regseg_d2.common.suggestions import did_you_mean
 from regseg_d2.modeling.backbones.checkpointing import enable_checkpointing
@@ -176,23 +176,29 @@ class TimmBackbone(Backbone):
         return named
 
     def _read(self, x: Tensor) -> list[Tensor]:
-        if self._fixed_size is None:
+        size = (x.shape[-2], x.shape[-1])
+        if self._fixed_size is None or size == self._fixed_size:
             return self.network(x)
-        # Some layers, such as tables of positions, are of one size; timm's errors do not say what to do.
-        height, width = x.shape[-2:]
+        if family(self.timm_name) in ONE_SIZE:
+            raise self._size_error(size, "its positions are those of one size")
         try:
-            if (height, width) != self._fixed_size and family(self.timm_name) in ONE_SIZE:
-                raise ValueError("its positions are those of one size")
             return self.network(x)
         except (AssertionError, RuntimeError, ValueError) as error:
-            if (height, width) == self._fixed_size or isinstance(error, torch.OutOfMemoryError):
+            # Layers such as tables of positions are of one size, and timm's errors do not say what to do. Any
+            # other error, of memory or of a hook, is not about the size, and stays as it is.
+            other = x.new_empty(*x.shape[:2], *self._fixed_size, device="meta")
+            if takes(self.network, x) or not takes(self.network, other):
                 raise
-            raise ConfigError(
-                f"MODEL.TIMM.NAME: {self.timm_name!r} is made for images of {list(self._fixed_size)} pixels "
-                f"(height, width), and got {[height, width]}: {error}. Train and test with that size "
-                "(INPUT.CROP.SIZE; TEST.MODE slide with TEST.SLIDE.CROP_SIZE), or make it for another one: "
-                f"MODEL.TIMM.OPTIONS.img_size [height, width], multiples of {self._size_divisibility}"
-            ) from error
+            raise self._size_error(size, str(error)) from error
+
+    def _size_error(self, size: tuple[int, int], reason: str) -> ConfigError:
+        own = list(self._fixed_size or ())
+        return ConfigError(
+            f"MODEL.TIMM.NAME: {self.timm_name!r} is made for images of {own} pixels (height, width), and "
+            f"got {list(size)}: {reason}. Train and test with that size "
+            "(INPUT.CROP.SIZE; TEST.MODE slide with TEST.SLIDE.CROP_SIZE), or make it for another one: "
+            f"MODEL.TIMM.OPTIONS.img_size [height, width], multiples of {self._size_divisibility}"
+        )
 
     def train(self, mode: bool = True) -> TimmBackbone:
         """As ``nn.Module.train``, but frozen stages stay in evaluation mode."""
