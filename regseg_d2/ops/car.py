@@ -101,11 +101,7 @@ def reduce_penalty(penalty: Tensor, weight: Tensor, reduction: str) -> Tensor:
 
 
 def intra_c2p_loss(
-    statistics: ClassStatistics,
-    centers: Tensor,
-    one_hot: Tensor,
-    about_centers: Deviations,
-    reduction: str = "mse",
+    statistics: ClassStatistics, centers: Tensor, one_hot: Tensor, about_centers: Deviations
 ) -> Tensor:
     """Intra-class center-to-pixel loss, Eq. 2 and 3.
 
@@ -120,27 +116,36 @@ def intra_c2p_loss(
         centers: ``(G, K, C)`` class centers.
         one_hot: ``(N, K, P)`` labels.
         about_centers: :func:`deviations` of the same.
-        reduction: see :func:`reduce_penalty`.
 
     Returns:
         A scalar, in squared units of the features.
     """
     x, lengths, sums, counts = statistics
     valid = one_hot.sum(dim=1)
-    if reduction == "mse":
-        squares = (lengths * valid).sum()
-        products = (centers * sums).sum()
-        center_squares = (centers.square().sum(dim=2) * counts).sum()
-        graph = squares - 2 * products + center_squares
-        value = (about_centers.squares * valid).sum()
-        return global_mean(value + (graph - graph.detach()), valid.sum() * x.shape[1])
-    return reduce_penalty(pixel_center_difference(x, centers, one_hot).abs(), valid.unsqueeze(1), reduction)
+    squares = (lengths * valid).sum()
+    products = (centers * sums).sum()
+    center_squares = (centers.square().sum(dim=2) * counts).sum()
+    graph = squares - 2 * products + center_squares
+    value = (about_centers.squares * valid).sum()
+    return global_mean(value + (graph - graph.detach()), valid.sum() * x.shape[1])
 
 
-def pixel_center_difference(x: Tensor, centers: Tensor, one_hot: Tensor) -> Tensor:
-    """Center of each pixel's class minus the pixel, ``(N, C, P)``; meaningless on void pixels."""
+def intra_c2p_loss_of_means(x: Tensor, centers: Tensor, one_hot: Tensor) -> Tensor:
+    """The intra-class loss of the published code: the square of the mean absolute difference.
+
+    The mean is over valid pixels, as in :func:`intra_c2p_loss`.
+
+    Args:
+        x: ``(N, C, P)`` features.
+        centers: ``(G, K, C)`` class centers.
+        one_hot: ``(N, K, P)`` labels.
+
+    Returns:
+        A scalar, in squared units of the features.
+    """
     own_center = torch.matmul(centers.transpose(1, 2), one_hot)
-    return own_center - x
+    valid = one_hot.sum(dim=1).unsqueeze(1)
+    return reduce_penalty((own_center - x).abs(), valid, "squared_mean")
 
 
 def center_similarities(centers: Tensor, present: Tensor, detach_key: bool = True) -> Tensor:

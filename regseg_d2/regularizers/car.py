@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -28,12 +30,16 @@ class _Step(NamedTuple):
         batch_means: means ``(K, C)`` of this batch's pixels, and which classes have one, for a moving
             average.
         losses: the unweighted losses, by term.
+        valid: bool ``(N, P)``, pixels of a class.
+        about_centers: gives how the pixels lie about the centers; they are measured once.
     """
 
     centers: Tensor
     present: Tensor
     batch_means: tuple[Tensor, Tensor]
     losses: dict[str, Tensor]
+    valid: Tensor
+    about_centers: Callable[[], ops.Deviations]
 
 
 @REGULARIZER.register()
@@ -126,25 +132,25 @@ class CAR(Regularizer):
             losses["inter_c2c"] = ops.inter_c2c_loss(
                 centers, present, self.eps_c2c, self.reduction, self.detach_centers
             )
-        if self.weights.keys() & {"intra_c2p", "inter_c2p"}:
-            about_centers = ops.deviations(x, centers, present, labels)
-        if "intra_c2p" in self.weights:
-            losses["intra_c2p"] = ops.intra_c2p_loss(
-                statistics, pixel_centers, one_hot, about_centers, self.reduction
-            )
+        # A pass over the feature, for whoever asks first.
+        about_centers = cache(lambda: ops.deviations(x, centers, present, labels))
+        if "intra_c2p" in self.weights and self.reduction == "mse":
+            losses["intra_c2p"] = ops.intra_c2p_loss(statistics, pixel_centers, one_hot, about_centers())
+        elif "intra_c2p" in self.weights:
+            losses["intra_c2p"] = ops.intra_c2p_loss_of_means(x, pixel_centers, one_hot)
         if "inter_c2p" in self.weights:
             losses["inter_c2p"] = ops.inter_c2p_loss(
                 x,
                 pixel_centers,
                 present,
                 one_hot,
-                about_centers,
+                about_centers(),
                 self.eps_c2p,
                 self.scale_c2p,
                 self.reduction,
             )
         detached = {term: loss.detach() for term, loss in losses.items()}
-        return losses, _Step(centers.detach(), present, batch_means, detached)
+        return losses, _Step(centers.detach(), present, batch_means, detached, labels >= 0, about_centers)
 
     def update_state(self, inputs: RegularizerInput, step: _Step) -> None:
         """Moves the averages (``centers="ema"``)."""
@@ -158,18 +164,15 @@ class CAR(Regularizer):
         (units of the feature); ``inter_similarity`` is the mean cosine between the centers of two
         classes; ``classes`` counts the classes that took part, per image where centers are.
         """
-        centers, present = step.centers, step.present
-        statistics, one_hot, _ = self._statistics(inputs)
-        x = statistics.features
-        valid = one_hot.sum(dim=1)
-        squared = ops.pixel_center_difference(x, centers, one_hot).square().sum(dim=1)
+        centers, present, valid = step.centers, step.present, step.valid
+        squares = step.about_centers().squares
         unit = F.normalize(centers, dim=2)
-        eye = torch.eye(self.num_classes, dtype=torch.bool, device=x.device)
+        eye = torch.eye(self.num_classes, dtype=torch.bool, device=centers.device)
         pairs = present.unsqueeze(1) & present.unsqueeze(2) & ~eye
         cosines = torch.matmul(unit, unit.transpose(1, 2))
         return {
             **{f"loss_{term}": loss for term, loss in step.losses.items()},
-            "intra_distance": ((squared * valid).sum() / valid.sum().clamp(min=1)).sqrt(),
+            "intra_distance": ((squares * valid).sum() / valid.sum().clamp(min=1)).sqrt(),
             "inter_similarity": (cosines * pairs).sum() / pairs.sum().clamp(min=1),
             "classes": present.sum() / present.shape[0],
         }

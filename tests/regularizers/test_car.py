@@ -5,6 +5,7 @@ import itertools
 import pytest
 import torch
 from detectron2.utils.events import EventStorage
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from regseg_d2.common.errors import ConfigError
 from regseg_d2.ops.car import deviations, inter_c2p_loss, intra_c2p_loss
@@ -260,6 +261,66 @@ def test_diagnostics_by_hand():
     assert latest["car/inter_similarity"] == pytest.approx(0.0)
     assert latest["car/classes"] == 2
     assert latest["car/loss_intra_c2p"] == pytest.approx(2 / 6)
+
+
+INTRA_OF_MEANS = {"reduction": "squared_mean", "weights": {"intra_c2p": 1.0}}
+
+
+@pytest.mark.parametrize(
+    ("options", "is_observed", "passes"),
+    [
+        ({}, False, 1),
+        ({}, True, 1),
+        (INTRA_OF_MEANS, False, 0),
+        (INTRA_OF_MEANS, True, 1),
+        ({"weights": {"inter_c2c": 1.0}}, False, 0),
+        ({"pool": 2, "centers": "image"}, True, 1),
+    ],
+)
+def test_pixels_are_measured_once_and_only_for_whoever_needs_it(options, is_observed, passes, monkeypatch):
+    measured = []
+
+    def measure(*arguments):
+        measured.append(deviations(*arguments))
+        return measured[-1]
+
+    monkeypatch.setattr("regseg_d2.ops.car.deviations", measure)
+    car, (feature, labels, inputs) = make_car(**options), make_inputs()
+    with EventStorage() as storage:
+        (observed(car, 1) if is_observed else car)(inputs)
+        found = storage.latest().get("car/intra_distance")
+    assert len(measured) == passes
+    assert (found is not None) == is_observed
+    if is_observed and car.pool == 1:
+        pixels, ids = feature.detach().movedim(1, -1), labels
+        members = [pixels[ids == k] for k in range(K) if (ids == k).any()]
+        squares = [(x - m.mean(0)).square().sum() for m in members for x in m]
+        assert found[0] == pytest.approx((sum(squares) / len(squares)).sqrt().item())
+
+
+class LargeResults(TorchDispatchMode):
+    """Collects the operators that put out a tensor of at least so many numbers."""
+
+    def __init__(self, size):
+        super().__init__()
+        self.size, self.operators = size, []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor) and result.numel() >= self.size:
+            self.operators.append(func)
+        return result
+
+
+def test_diagnostics_make_nothing_of_the_size_of_the_feature():
+    car, (feature, _, inputs) = make_car(), make_inputs()
+    with LargeResults(feature.numel()) as found:
+        _, step = car.losses(inputs)
+        assert len(found.operators) >= 1  # the differences
+        found.operators.clear()
+        with torch.no_grad():
+            car.diagnostics(inputs, step)
+    assert found.operators == []
 
 
 @pytest.mark.parametrize(
