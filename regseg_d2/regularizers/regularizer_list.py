@@ -21,7 +21,7 @@ class RegularizerList(nn.ModuleDict):
             are the regularizers' own.
 
     Raises:
-        ConfigError: two have the same name, or they are for different classes.
+        ConfigError: two have the same name, or they are for different classes or labels of void.
     """
 
     def __init__(self, regularizers: Iterable[Regularizer] | Mapping[str, Regularizer] = ()) -> None:
@@ -32,11 +32,12 @@ class RegularizerList(nn.ModuleDict):
                 raise ConfigError(f"regularizers are called {names}; give one of two a name=… of its own")
             regularizers = dict(zip(names, regularizers, strict=True))
         super().__init__(regularizers)
-        classes = {(r.num_classes, r.ignore_index) for r in regularizers.values()}
-        if len(classes) > 1:
-            raise ConfigError(
-                f"regularizers have (num_classes, ignore_index) {sorted(classes)}; expected the same of all"
-            )
+        for argument in ("num_classes", "ignore_index"):
+            values = {name: getattr(regularizer, argument) for name, regularizer in regularizers.items()}
+            if len(set(values.values())) > 1:
+                raise ConfigError(
+                    f"{argument} is {values}; regularizers that see the same labels need the same of all"
+                )
 
     @property
     def taps(self) -> tuple[str, ...]:

@@ -134,8 +134,6 @@ def test_a_list_is_the_sum_of_its_parts():
     assert all(torch.equal(losses[key], expected[key]) for key in losses)
     with pytest.raises(ConfigError, match=r"called \['car', 'car'\]; give one of two a name"):
         RegularizerList([CAR(K), CAR(K)])
-    with pytest.raises(ConfigError, match="expected the same of all"):
-        RegularizerList([CAR(K), PNE(K + 1)])
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -247,6 +245,21 @@ def test_what_is_missing_is_said(options, message):
         attach(Net(), PNE(K), **options)
     if "classifier" not in options and "features" in options and "logits" not in options:
         attach(Net(), CAR(K), **options)  # nobody looks at predictions
+
+
+@pytest.mark.parametrize(
+    ("second", "message"),
+    [
+        (PNE(K + 1), r"num_classes is {'car': 4, 'pne': 5}; regularizers that see the same labels need"),
+        (
+            CAR(K, name="other", ignore_index=0),
+            r"ignore_index is {'car': 255, 'other': 0}; regularizers that",
+        ),
+    ],
+)
+def test_regularizers_of_other_labels_are_refused(second, message):
+    with pytest.raises(ConfigError, match=message):
+        attach(Net(), [CAR(K), second], classifier="head.3")
 
 
 def test_errors_of_plain_calls():
