@@ -364,6 +364,7 @@ def test_config_is_saved_as_given_with_the_seed_of_the_run(tmp_path, caplog):
     assert saved.MODEL.NORM == "auto"
     saved.SEED = -1
     assert format_config(saved) == format_config(cfg)
+    caplog.clear()
     caplog.set_level(logging.WARNING)
     warn_about_changes(cfg)
     assert caplog.text == ""
@@ -380,6 +381,7 @@ def test_declarations_are_kept_and_compared(tmp_path, caplog):
     save_config(cfg, seed=1)
     copies = list(yaml.safe_load_all((tmp_path / "run" / "declared.yaml").read_text()))
     assert copies == [{"name": file.stem, "classes": ["soil", "crop"]} for file in files]
+    caplog.clear()
     caplog.set_level(logging.WARNING)
     warn_about_changes(cfg)
     assert caplog.text == ""
