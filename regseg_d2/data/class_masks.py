@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from detectron2.structures import Instances
 from torch import Tensor
@@ -23,7 +24,10 @@ def class_masks(labels: Tensor, ignore_value: int) -> Instances:
         Instances of the size ``(H, W)``: ``gt_classes``, the N classes with a pixel, ascending, int64
         ``(N,)``; ``gt_masks``, their pixels, bool ``(N, H, W)``. N is 0 where no pixel has a class.
     """
-    classes = torch.from_numpy(count_labels(labels.numpy(), ignore_value)).nonzero().flatten()
+    pixels = labels.numpy()  # several times as fast at comparing as torch
+    classes = np.flatnonzero(count_labels(pixels, ignore_value))
     return Instances(
-        (labels.shape[0], labels.shape[1]), gt_classes=classes, gt_masks=labels == classes[:, None, None]
+        pixels.shape,
+        gt_classes=torch.from_numpy(classes),
+        gt_masks=torch.from_numpy(pixels == classes[:, None, None]),
     )
