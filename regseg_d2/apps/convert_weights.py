@@ -15,7 +15,7 @@ from regseg_d2.config.files import load_config
 from regseg_d2.segmentor.build import build_model
 from regseg_d2.weights.network import Network
 from regseg_d2.weights.parts import is_classifier_of_other_classes
-from regseg_d2.weights.published import SOURCES, Conversion, convert, has_decode_head
+from regseg_d2.weights.published import CONVERTED_FROM, SOURCES, Conversion, convert, has_decode_head
 from regseg_d2.weights.reading import read_weights
 
 #: Endings of files that MODEL.WEIGHTS reads with torch.
@@ -67,7 +67,7 @@ def convert_file(
         raise CheckpointError(f"'{input_path}': none of its {len(state)} tensors fits the network.")
     weights = {name: value.contiguous() for name, value in conversion.weights.items()}
     with atomic_writer(output_path, "wb") as file:
-        torch.save({"model": weights, "converted_from": source}, file)
+        torch.save({"model": weights, CONVERTED_FROM: source}, file)
     return _describe(conversion, network, output_path, list_used)
 
 

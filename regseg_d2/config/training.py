@@ -26,6 +26,9 @@ def add_input_config(cfg: CfgNode) -> None:
     # data/augmentations.py, and one's own (docs/configuration.md). They come before scale and crop; those
     # behind an entry CROP, after crop and colour jitter.
     cfg.INPUT.AUGMENTATIONS = []
+    # Training samples also have one mask a class, "instances": what Mask2Former and MaskFormer of Detectron2
+    # train on (docs/extending.md). Other networks read none.
+    cfg.INPUT.CLASS_MASKS = False
 
     # Samples of every data set that are checked before the first step; 0 checks none.
     cfg.DATASETS.CHECK_SAMPLES = 8

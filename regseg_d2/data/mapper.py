@@ -13,6 +13,7 @@ from detectron2.data import transforms as T  # noqa: N812 (the name that Detectr
 from regseg_d2.common.errors import ConfigError, DatasetError, check_key
 from regseg_d2.data.augmentation_list import KEY as AUGMENTATIONS_KEY
 from regseg_d2.data.augmentation_list import PairAugmentations, build_augmentations
+from regseg_d2.data.class_masks import class_masks
 from regseg_d2.data.images import check_format, read_image
 from regseg_d2.data.labels import LabelReader, label_reader_for
 from regseg_d2.data.resampling import nearest_indices, resize_crop, resize_image, scaled_size, take_nearest
@@ -67,6 +68,8 @@ class TrainMapper:
         image_format: "RGB" or "BGR".
         augmentations: augmentations of the whole image before the scale, and of the crop before the padding;
             the latter make nothing larger than the crop.
+        with_class_masks: a sample has ``instances``, too, as :func:`~regseg_d2.data.class_masks.class_masks`
+            makes them.
     """
 
     @configurable
@@ -83,6 +86,7 @@ class TrainMapper:
         ignore_value: int = 255,
         image_format: str = "RGB",
         augmentations: tuple[Sequence[Any], Sequence[Any]] = ((), ()),
+        with_class_masks: bool = False,
     ) -> None:
         self.label_readers = dict(label_readers)
         self.seed = seed
@@ -93,6 +97,7 @@ class TrainMapper:
         self.pad_value = np.round(pad_value).clip(0, 255).astype(np.uint8)
         self.ignore_value = ignore_value
         self.image_format = image_format
+        self.with_class_masks = with_class_masks
         self.before_crop, self.on_crop = (
             PairAugmentations(part, seed=seed, part=number, ignore_value=ignore_value)
             for number, part in enumerate(augmentations)
@@ -124,6 +129,7 @@ class TrainMapper:
             "ignore_value": ignore_value,
             "image_format": cfg.INPUT.FORMAT,
             "augmentations": build_augmentations(cfg.INPUT.AUGMENTATIONS),
+            "with_class_masks": cfg.INPUT.CLASS_MASKS,
         }
 
     def __call__(self, record: dict, sample_number: int, wanted: WantedClass | None = None) -> dict:
@@ -136,7 +142,8 @@ class TrainMapper:
 
         Returns:
             ``image`` uint8 tensor ``(3, H, W)``, ``sem_seg`` int64 tensor ``(H, W)``, the image's own
-            ``height`` and ``width``, and the record's names.
+            ``height`` and ``width``, and the record's names; ``with_class_masks`` also ``instances``, the
+            masks of the classes in ``sem_seg``.
 
         Raises:
             DatasetError: a file cannot be used, or image and label differ in size.
@@ -168,15 +175,19 @@ class TrainMapper:
                 f"{list(padded)} (height, width); put what enlarges before it"
             )
         planes = to_planes(image, padded, self.pad_value, mirrored=mirrored, bgr=self.image_format == "BGR")
-        return {
+        target = torch.from_numpy(to_target(label, padded, self.ignore_value, mirrored=mirrored))
+        sample = {
             "image": torch.from_numpy(planes),
-            "sem_seg": torch.from_numpy(to_target(label, padded, self.ignore_value, mirrored=mirrored)),
+            "sem_seg": target,
             "file_name": record["file_name"],
             "sem_seg_file_name": record["sem_seg_file_name"],
             "image_id": record["image_id"],
             "height": own_size[0],
             "width": own_size[1],
         }
+        if self.with_class_masks:
+            sample["instances"] = class_masks(target, self.ignore_value)
+        return sample
 
 
 def _crop_from_config(cfg: CfgNode, ignore_value: int) -> RandomCrop | None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from detectron2.structures import Instances
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
@@ -32,11 +34,10 @@ def collate_for_transport(batch: list[Any]) -> list[Any]:
     if get_worker_info() is None or not SHARED_MEMORY.is_dir():
         return batch
     size = sum(
-        value.numel() * value.element_size()
+        tensor.numel() * tensor.element_size()
         for sample in batch
         if isinstance(sample, dict)
-        for value in sample.values()
-        if isinstance(value, Tensor)
+        for tensor in _tensors(sample.values())
     )
     end = time.monotonic() + PATIENCE
     while True:
@@ -47,6 +48,15 @@ def collate_for_transport(batch: list[Any]) -> list[Any]:
         if total < size or time.monotonic() > end:
             return [_no_room(size, total, memory.f_bavail * memory.f_frsize)]
         time.sleep(0.05)
+
+
+def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
+    """The tensors among the entries of a sample, those of its instances included."""
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, Instances):
+            yield from _tensors(value.get_fields().values())
 
 
 def _no_room(size: int, total: int, free: int) -> SharedMemoryError:

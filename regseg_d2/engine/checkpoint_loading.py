@@ -18,8 +18,8 @@ from regseg_d2.regularizers import Regularizer
 from regseg_d2.state.random_stream import RandomStream
 from regseg_d2.weights.detectron2_names import zoo_content
 from regseg_d2.weights.load_report import LoadReport
-from regseg_d2.weights.network import BATCH_COUNTER, Network
-from regseg_d2.weights.published import convert_if_published
+from regseg_d2.weights.network import BATCH_COUNTER, NOT_NEEDED, Network
+from regseg_d2.weights.published import CONVERTED_FROM, convert_if_published
 from regseg_d2.weights.reading import as_tensor, check_names, load_file, weights_in
 
 logger = logging.getLogger(__name__)
@@ -97,6 +97,8 @@ class CheckpointContent:
             own = model.state_dict()
             weights = align_and_update_state_dicts(own, weights, c2_conversion=self.is_caffe2)
         report = _load_what_fits(model, weights)
+        if converted is not None or CONVERTED_FROM in self.rest:
+            return report.without_suffix(*NOT_NEEDED)
         # torch fills batch norm's counters in where an old file has none; they were not loaded.
         return report if has_counters else report.without_suffix(BATCH_COUNTER)
 

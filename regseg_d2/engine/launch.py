@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -255,14 +255,25 @@ def guarded(main: Callable[[argparse.Namespace], Any], args: argparse.Namespace)
             raise
         _report(explained)
         if dist.is_initialized():
-            # At once: gloo's threads may abort a process that tidies up while the others still talk to it,
-            # and its status would be another one.
-            logging.shutdown()
-            sys.stdout.flush()
-            os._exit(USER_ERROR_EXIT_CODE)
+            _end_at_once(USER_ERROR_EXIT_CODE)
         sys.exit(USER_ERROR_EXIT_CODE)
     if dist.is_initialized():
         dist.destroy_process_group()
+        _end_at_once(0)
+
+
+def _end_at_once(status: int) -> NoReturn:
+    """Ends a process of several without taking Python down.
+
+    A thread of gloo may still hold a tensor, or talk to a process that is gone: it would abort this one, and
+    the status would be another one.
+    """
+    for child in multiprocessing.active_children():
+        child.terminate()  # loader workers
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def _end_interrupted(interruption: Interrupted) -> None:
@@ -275,6 +286,7 @@ def _end_interrupted(interruption: Interrupted) -> None:
     comm.synchronize()
     if dist.is_initialized():
         dist.destroy_process_group()
+        _end_at_once(INTERRUPTED_EXIT_CODE)
     sys.exit(INTERRUPTED_EXIT_CODE)
 
 

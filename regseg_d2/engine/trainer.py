@@ -45,6 +45,7 @@ from regseg_d2.engine.writers import build_writers
 from regseg_d2.evaluation.evaluator import StreamingSemSegEvaluator
 from regseg_d2.evaluation.inference import InferenceProtocol, build_predictor, refuse_unsupported
 from regseg_d2.segmentor.build import build_model
+from regseg_d2.segmentor.targets import require_class_masks
 
 logger = logging.getLogger(__name__)
 
@@ -225,6 +226,8 @@ class Trainer(TrainerBase):
         self.iter = self.start_iter = self.completed_steps
         if self.iter >= self.max_iter:
             self._take_folder()
+        if self.build_train_loader is build_train_loader:  # another one may have masks of its own
+            require_class_masks(self.cfg, unwrap_model(self.model))
         loader = self.build_train_loader(self.cfg, seed=self.seed, start_iter=self.start_iter)
         self._batches = TimedIterator(self.bad_files.watch(loader), self.signals)
         seed = f"SEED {self.seed}" + ("" if self.seed_is_given else " (drawn; set it to repeat this run)")

@@ -1,4 +1,4 @@
-"""Labels of pixels out of what Detectron2's mappers give."""
+"""What networks and regularizers train on, out of what mappers give."""
 
 from __future__ import annotations
 
@@ -8,10 +8,27 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from detectron2.config import CfgNode
 from detectron2.structures import BitMasks, Instances, PolygonMasks
-from torch import Tensor
+from torch import Tensor, nn
 
-from regseg_d2.common.errors import UserError
+from regseg_d2.common.errors import ConfigError, UserError
+
+
+def require_class_masks(cfg: CfgNode, model: nn.Module) -> None:
+    """Refuses to train a network that classifies masks on samples that have none.
+
+    Such a network has a method ``prepare_targets``, which reads ``instances``, as Mask2Former, MaskFormer and
+    what derives from them. On samples without, they fail inside their loss.
+
+    Raises:
+        ConfigError: ``model`` is one, and ``INPUT.CLASS_MASKS`` is False.
+    """
+    if hasattr(model, "prepare_targets") and not cfg.INPUT.CLASS_MASKS:
+        raise ConfigError(
+            f"INPUT.CLASS_MASKS is False, and MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE!r} trains "
+            "on 'instances', which the mapper gives with that key alone: set INPUT.CLASS_MASKS True."
+        )
 
 
 def semantic_labels(sample: dict[str, Any], ignore_index: int) -> Tensor:

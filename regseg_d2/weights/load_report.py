@@ -52,9 +52,9 @@ class LoadReport:
         """Returns the report without the keys that begin with one of ``prefixes``."""
         return self._keep(lambda key: not (prefixes and key.startswith(prefixes)))
 
-    def without_suffix(self, suffix: str) -> LoadReport:
-        """Returns the report without the keys that end with ``suffix``."""
-        return self._keep(lambda key: not key.endswith(suffix))
+    def without_suffix(self, *suffixes: str) -> LoadReport:
+        """Returns the report without the keys that end with one of ``suffixes``."""
+        return self._keep(lambda key: not key.endswith(suffixes))
 
     def _keep(self, wanted: Callable[[str], bool]) -> LoadReport:
         return LoadReport(

@@ -9,16 +9,41 @@ from torch import Tensor
 from regseg_d2.common.errors import CheckpointError
 from regseg_d2.weights.mmseg_backbones import BACKBONE_RULES
 from regseg_d2.weights.mmseg_heads import AUXILIARY_RULES, HEAD_RULES, NECK_RULES, deeplabv3plus_rules
-from regseg_d2.weights.mmseg_kinds import describe_head
-from regseg_d2.weights.network import HEAD, Network
+from regseg_d2.weights.mmseg_kinds import describe_head, not_in_transformers
+from regseg_d2.weights.mmseg_transformers import BACKBONE_RULES as TRANSFORMERS_RULES
+from regseg_d2.weights.mmseg_transformers import MASK_CLASSIFIER_RULES, thirds
+from regseg_d2.weights.network import HEAD, HUGGINGFACE, Network
 from regseg_d2.weights.renaming import Rule, prefixed
 from regseg_d2.weights.sources import IMAGENET, Renamed, Source, by_rules, has_all
 
 
 def rename(state: Mapping[str, Tensor], network: Network) -> Renamed:
-    """Renames by the rules of the network's backbone, head and auxiliary head."""
+    """Renames by the rules of the network's backbone, head and auxiliary head.
+
+    Raises:
+        CheckpointError: there are no rules for the network's backbone, or transformers has nothing of the
+            kind that the file is of.
+    """
+    if network.model_type:
+        return _rename_for_transformers(state, network)
     rules = [*backbone_rules(network, "(?:backbone\\.)?"), *head_rules(state, network)]
     return by_rules(state, rules, network)
+
+
+def _rename_for_transformers(state: Mapping[str, Tensor], network: Network) -> Renamed:
+    if kind := not_in_transformers(state):
+        raise CheckpointError(f"not supported: this is {kind}")
+    rules = [
+        *prefixed(TRANSFORMERS_RULES, "(?:backbone\\.)?", network.backbone_prefix),
+        *prefixed(MASK_CLASSIFIER_RULES.get(network.model_type, []), r"decode_head\.", HUGGINGFACE),
+    ]
+    renamed, unknown = by_rules(state, rules, network)
+    for name, value in list(unknown.items()):
+        parts, no_place = by_rules(thirds(name, value), rules, network)
+        if parts and not no_place:
+            renamed |= parts
+            del unknown[name]
+    return renamed, unknown
 
 
 def backbone_rules(network: Network, theirs: str) -> list[Rule]:

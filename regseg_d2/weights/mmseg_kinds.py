@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable
 
 _MODELS = "configs/_base_/models/"
+_TRANSFORMERS = "MODEL.META_ARCHITECTURE: HuggingFaceSegmentor with MODEL.HUGGINGFACE.MODEL_TYPE"
 
 #: Pattern of a name, the kind it tells (the first that matches counts), and what is the same network here; ""
 #: is nothing.
@@ -29,8 +30,13 @@ KINDS: list[tuple[str, str, str]] = [
     (r"decode_head\.cca\.", "CCHead", "MODEL.SEM_SEG_HEAD.CONTEXT: CrissCross with CONCAT_INPUT: True"),
     (r"decode_head\.pam\.", "DAHead", "MODEL.SEM_SEG_HEAD.CONTEXT: DualAttention"),
     (r"decode_head\.nl_block\.", "NLHead", "MODEL.SEM_SEG_HEAD.CONTEXT: NonLocal with CONCAT_INPUT: True"),
-    (r"decode_head\.query_feat\.", "Mask2FormerHead", ""),
-    (r"decode_head\.query_embed\.", "MaskFormerHead", ""),
+    (r"decode_head\.query_feat\.", "Mask2FormerHead", f"{_TRANSFORMERS}: mask2former"),
+    (
+        r"decode_head\.pixel_decoder\.encoder_in_proj\.",
+        "MaskFormerHead with its TransformerEncoderPixelDecoder",
+        "",
+    ),
+    (r"decode_head\.query_embed\.", "MaskFormerHead", f"{_TRANSFORMERS}: maskformer"),
     (r"decode_head\.kernel_(?:update|generate)_head\.", "IterativeDecodeHead (K-Net)", ""),
     (r"decode_head\.cls_emb$", "SegmenterMaskTransformerHead", ""),
     (r"decode_head\.ema_module\.", "EMAHead", ""),
@@ -56,6 +62,44 @@ KINDS: list[tuple[str, str, str]] = [
     (r"neck\.lateral_convs\.", "FPN without its FPNHead", ""),
     (r"decode_head\.lateral_convs\.", "head of lateral_convs", ""),
 ]
+
+#: Pattern of a name, and what it tells that transformers' Mask2Former and MaskFormer cannot be.
+_NOT_IN_TRANSFORMERS: list[tuple[str, str]] = [
+    (
+        r"panoptic_head\.",
+        "mmdetection's panoptic_head, for num_things_classes and num_stuff_classes; expected "
+        "mmsegmentation's decode_head",
+    ),
+    (
+        r"decode_head\.transformer_decoder\.layers\.\d+\.attentions\.",
+        "mmsegmentation's MaskFormerHead or Mask2FormerHead in the names of its release candidates, which it "
+        "does not read any more; expected a file that it publishes now",
+    ),
+    (
+        r"decode_head\.pixel_decoder\.encoder_in_proj\.",
+        "mmsegmentation's MaskFormerHead with its TransformerEncoderPixelDecoder; expected PixelDecoder",
+    ),
+    *[
+        (rf"(?:backbone\.)?{pattern}", f"mmsegmentation's {kind}; expected ResNet or SwinTransformer")
+        for pattern, kind in [
+            (r"layer1\.0\.conv2\.fc1\.", "ResNeSt"),
+            (r"stem\.0\.weight$", "ResNetV1c or ResNetV1d, with three convolutions in the stem"),
+            (r"transition1\.", "HRNet"),
+            (r"layers\.0\.0\.projection\.", "MixVisionTransformer"),
+            (r"layers\.0\.(?:ln1|norm1)\.", "VisionTransformer, BEiT or MAE"),
+            (r"downsample_layers\.", "ConvNeXt"),
+            (r"absolute_pos_embed$", "SwinTransformer with use_abs_pos_embed"),
+        ]
+    ],
+]
+
+
+def not_in_transformers(names: Iterable[str]) -> str:
+    """Says what of transformers' Mask2Former and MaskFormer there is no place for; "" where all has one."""
+    names = list(names)
+    return next(
+        (kind for pattern, kind in _NOT_IN_TRANSFORMERS if any(re.match(pattern, name) for name in names)), ""
+    )
 
 
 def describe_head(names: Iterable[str]) -> str:

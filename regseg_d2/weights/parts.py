@@ -9,19 +9,20 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from regseg_d2.common.errors import listed
-from regseg_d2.weights.network import BATCH_COUNTER, HEAD, Network
+from regseg_d2.weights.network import HEAD, NOT_NEEDED, Network
 
-#: Ends of the names of what a network computes by itself.
-DERIVED = (BATCH_COUNTER, ".relative_position_index", ".attn_mask")
 #: Parts of the head that a checkpoint need not have.
 AUXILIARY = f"{HEAD}auxiliary"
 AUGMENT = f"{HEAD}augment"
 #: How names begin, behind the backbone's prefix, in a numbered stage, and in what stands before the first.
-_STAGE = re.compile(r"(?:network\.)?(?:model\.)?((?:res|layers?|stages?|blocks?|transition)[._]?\d+)\b")
+_WRAPPERS = r"(?:network\.)?(?:(?:model|swin)\.)?(?:encoder\.)?"
+_STAGE = re.compile(_WRAPPERS + r"((?:res|layers?|stages?|blocks?|transition)[._]?\d+)\b")
 _STEM = re.compile(
-    r"(?:network\.)?(?:model\.)?"
-    r"(?:stem(?:_\d+)?|conv_stem|(?:conv|bn)\d|patch_embed|pos_embed|cls_token|norm_pre|ln_pre)\b"
+    _WRAPPERS + r"(?:stem(?:_\d+)?|conv_stem|(?:conv|bn)\d|patch_embed|pos_embed|cls_token|norm_pre|ln_pre"
+    r"|embeddings|embedder)\b"
 )
+#: A part of the head of a network of transformers.
+_HUGGINGFACE_PART = re.compile(r"network\.(?:model\.)?(?:pixel_level_module\.)?[^.]+")
 _CLASSIFIER = "predictor"
 
 
@@ -93,20 +94,26 @@ def parts_of(
     backbone: dict[str, Part] = {}
     head: dict[str, Part] = {}
     for name, shape in network.shapes.items():
-        if name.endswith(DERIVED):
+        if name.endswith(NOT_NEEDED):
             continue
         if name in misfits and is_classifier_of_other_classes(name, misfits[name].shape, shape):
             continue
         if name.startswith(network.backbone_prefix):
             key, is_needed = _backbone_part(name, network.backbone_prefix)
             part = backbone.setdefault(key, Part(key, is_needed))
-        elif name.startswith(HEAD):
-            key = HEAD + name.removeprefix(HEAD).partition(".")[0]
+        elif network.is_of_head(name):
+            key = _head_part(name)
             part = head.setdefault(key, Part(key, False))
         else:
             continue
         (part.found if name in weights else part.misfits if name in misfits else part.new).append(name)
     return list(backbone.values()), list(head.values())
+
+
+def _head_part(name: str) -> str:
+    if match := _HUGGINGFACE_PART.match(name):
+        return match[0]
+    return HEAD + name.removeprefix(HEAD).partition(".")[0]
 
 
 def _backbone_part(name: str, prefix: str) -> tuple[str, bool]:

@@ -13,8 +13,8 @@ from torch import Tensor
 from regseg_d2.common.errors import CheckpointError, listed
 from regseg_d2.weights import detectron2_names, hrnet, mmseg, segformer, timm_names, torchvision
 from regseg_d2.weights.load_report import LoadReport
-from regseg_d2.weights.network import BACKBONE, BATCH_COUNTER, HEAD, Network
-from regseg_d2.weights.parts import AUGMENT, AUXILIARY, DERIVED, Part, parts_of
+from regseg_d2.weights.network import BACKBONE, NOT_NEEDED, Network
+from regseg_d2.weights.parts import AUGMENT, AUXILIARY, Part, parts_of
 from regseg_d2.weights.sources import ImageValues, Source
 
 logger = logging.getLogger(__name__)
@@ -28,6 +28,8 @@ SOURCES: dict[str, Source] = {
     "detectron2": detectron2_names.SOURCE,
     "timm": timm_names.SOURCE,
 }
+#: Key of a converted file that says which of them it was.
+CONVERTED_FROM = "converted_from"
 #: Share of the backbone's tensors that a checkpoint must have.
 MIN_BACKBONE_SHARE = 0.9
 #: How the names of tensors begin that take no part in inference.
@@ -99,14 +101,17 @@ def convert(
         CheckpointError: there are no rules for the backbone, too little of it is found, or a stage of the
             network is found in part.
     """
-    renamed, unknown = source.rename(state, network)
+    try:
+        renamed, unknown = source.rename(state, network)
+    except CheckpointError as error:
+        raise CheckpointError(f"'{path}': {error}") from error
     weights, misfits = {}, {}
-    dropped = {name: value for name, value in unknown.items() if not name.endswith(DERIVED)}
+    dropped = {name: value for name, value in unknown.items() if not name.endswith(NOT_NEEDED)}
     for name, value in renamed.items():
-        if backbone_only and name.startswith(HEAD):
+        if backbone_only and network.is_of_head(name):
             dropped[name] = value
         elif name not in network.shapes:
-            if not name.endswith(DERIVED):
+            if not name.endswith(NOT_NEEDED):
                 dropped[name] = value
         elif value.shape == network.shapes[name]:
             weights[name] = value
@@ -156,7 +161,7 @@ def _check_backbone(
         return
     raise CheckpointError(
         f"'{path}', read as a checkpoint of {conversion.source.title}, {problem}\n"
-        "Is it a checkpoint of this backbone (MODEL.BACKBONE.NAME and its keys)?"
+        f"Is it a checkpoint of this backbone ({network.keys[0]})?"
         + (f" The file's head: {conversion.head_kind}." if conversion.head_kind else "")
     )
 
@@ -174,7 +179,7 @@ def _check_head(conversion: Conversion, network: Network, path: str, whole: bool
     lines = [_described(wrong, conversion, network)] if wrong else []
     if unused:
         lines.append(f"  of the file's head, nothing here has a place for {listed(unused, most=6)}")
-    kind = conversion.head_kind or "is it a checkpoint of this head (MODEL.SEM_SEG_HEAD and its keys)?"
+    kind = conversion.head_kind or f"is it a checkpoint of this head ({network.keys[1]})?"
     raise CheckpointError(
         f"'{path}', read as a checkpoint of {conversion.source.title}, fits the head in part:\n"
         + "\n".join(lines)
@@ -230,12 +235,13 @@ def _is_own(state: Mapping[str, Tensor], network: Network) -> bool:
     """Whether the names are ours: those of a head or a regularizer, or of nothing but the backbone."""
     if any(name.startswith("regularizers.") for name in state):
         return True
-    heads = [name for name in state if name.startswith(HEAD)]
+    heads = [name for name in state if network.is_of_head(name)]
     if heads:
         return any(name in network.shapes for name in heads) and not detectron2_names.has_foreign_head(
             state, network
         )
-    return all(name.startswith(BACKBONE) and name in network.shapes for name in state)
+    prefix = network.backbone_prefix if network.model_type else BACKBONE
+    return all(name.startswith(prefix) and name in network.shapes for name in state)
 
 
 def _report(
@@ -247,7 +253,7 @@ def _report(
     new = [n for n in network.shapes if n not in weights and n not in misfits]
     shapes = tuple((n, tuple(v.shape), tuple(network.shapes[n])) for n, v in misfits.items())
     report = LoadReport(tuple(weights), tuple(new), tuple(dropped), shapes)
-    return report.without_suffix(BATCH_COUNTER)
+    return report.without_suffix(*NOT_NEEDED)
 
 
 def image_warning(source: Source, images: ImageValues, cfg: CfgNode) -> str:

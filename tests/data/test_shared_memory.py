@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from detectron2.structures import Instances
 
 from regseg_d2.data import shared_memory
 from regseg_d2.data.shared_memory import SharedMemoryError, collate_for_transport
@@ -43,6 +44,16 @@ def test_a_batch_waits_for_room_and_is_an_error_where_none_comes(in_worker):
     assert isinstance(error, SharedMemoryError)
     assert "'/dev/shm'" in str(error)
     assert "0.0 of 0.0 MB are free" in str(error)
+
+
+def test_masks_of_instances_take_room_too(in_worker):
+    masks = torch.zeros(4, 100, 25, dtype=torch.bool)  # 10 kB beside the image's 30
+    batch = [{**BATCH[0], "instances": Instances((100, 25), gt_classes=torch.arange(4), gt_masks=masks)}]
+    in_worker.append(40)  # 32 bytes of classes are too much
+    (error,) = collate_for_transport(batch)
+    assert isinstance(error, SharedMemoryError)
+    batch[0]["instances"].remove("gt_classes")
+    assert collate_for_transport(batch) is batch
 
 
 def test_a_batch_larger_than_all_of_it_does_not_wait(in_worker, monkeypatch):

@@ -1,5 +1,6 @@
 """Runs a function in several gloo processes and collects what each returns."""
 
+import os
 import pickle
 
 import torch.distributed as dist
@@ -28,3 +29,5 @@ def _save_result(function, folder, *args):
         # All at once: gloo aborts a process whose partner is gone while it still talks to it.
         comm.synchronize()
         dist.destroy_process_group()
+        # Nor may one of its threads hold a tensor while Python is taken down.
+        os._exit(0)

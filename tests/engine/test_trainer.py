@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.utils.events import EventWriter, get_event_storage
 
 from regseg_d2.common.errors import CheckpointError, ConfigError
@@ -16,9 +17,17 @@ from regseg_d2.engine.checkpoint import SafeCheckpointer
 from regseg_d2.engine.hooks import truncate_metrics
 from regseg_d2.engine.main import save_config, warn_about_changes
 from regseg_d2.engine.step import NonFiniteLossError
+from regseg_d2.engine.trainer import Trainer
 from regseg_d2.engine.writers import WRITER
 from regseg_d2.weights.reading import load_file
-from tests.engine.toys import ToyTrainer, register_toy_test_set, same_state, toy_cfg, train_or_die
+from tests.engine.toys import (
+    ToySegmentor,
+    ToyTrainer,
+    register_toy_test_set,
+    same_state,
+    toy_cfg,
+    train_or_die,
+)
 
 
 def train(cfg, *, resume=False, kill_at=None, trainer_class=ToyTrainer):
@@ -395,3 +404,29 @@ def test_settings_of_the_run_are_logged_every_period(tmp_path):
     lines = metrics_lines(tmp_path)
     assert [line["iteration"] for line in lines] == [3, 5]
     assert {"total_loss", "loss_sem_seg", "lr", "data_time", "skipped_steps"} <= set(lines[0])
+
+
+class ToyMaskClassifier(ToySegmentor):
+    """Reads masks, as far as its method tells."""
+
+    def prepare_targets(self, targets, images):
+        raise NotImplementedError
+
+
+def test_a_mask_classifier_wants_masks_before_anything_is_read(tmp_path):
+    META_ARCH_REGISTRY.register(ToyMaskClassifier)
+    try:
+        cfg = toy_cfg(tmp_path, MODEL__META_ARCHITECTURE="ToyMaskClassifier", SOLVER__MAX_ITER=1)
+        message = "INPUT.CLASS_MASKS is False.*'ToyMaskClassifier'.*set INPUT.CLASS_MASKS True"
+        with pytest.raises(ConfigError, match=message):
+            Trainer(cfg).train()
+        assert not list(tmp_path.iterdir())
+        # With the key the mapper's samples have them, and the data set is looked for.
+        cfg.INPUT.CLASS_MASKS = True
+        with pytest.raises(ConfigError, match="toy_train"):
+            Trainer(cfg).train()
+        # A loader of one's own may have others.
+        cfg.INPUT.CLASS_MASKS = False
+        assert train(cfg).completed_steps == 1
+    finally:
+        del META_ARCH_REGISTRY._obj_map["ToyMaskClassifier"]

@@ -11,9 +11,11 @@ import sys
 
 import pytest
 
+PACKAGES = ["mask2former", "mask_former"]
 METHODS = ["CAR", "ContrastSeg", "PNE", "RCH", "RegionContrast"]
 
-PROGRAM = """
+# Before anything else of either program.
+STAND_INS = """
 import json, sys, types, warnings
 import torch
 
@@ -27,13 +29,16 @@ try:
     import MultiScaleDeformableAttention
 except ImportError:  # their attention in plain PyTorch takes over when the call fails
     sys.modules["MultiScaleDeformableAttention"] = types.ModuleType("MultiScaleDeformableAttention")
+"""
+
+TRAINING = """
 from detectron2.config import get_cfg
 from detectron2.data import MetadataCatalog
 from detectron2.projects.deeplab import add_deeplab_config
-from detectron2.structures import Instances
 from detectron2.utils.events import EventStorage
 
 from regseg_d2.config import add_regseg_config
+from regseg_d2.data.class_masks import class_masks
 from regseg_d2.segmentor.build import build_model
 from tests.helpers import small_batch
 
@@ -69,13 +74,9 @@ MetadataCatalog.get("toy").set(stuff_classes=list("abcde"), ignore_label=255)
 cfg.MODEL.REGULARIZERS.NAMES = names
 torch.manual_seed(0)
 model = build_model(cfg)
-batch = small_batch()
+batch = small_batch() + small_batch(1, labels="void")  # the last one has no mask
 for sample in batch:
-    labels = sample["sem_seg"]
-    classes = labels[labels != 255].unique()
-    sample["instances"] = Instances(tuple(labels.shape))
-    sample["instances"].gt_classes = classes
-    sample["instances"].gt_masks = torch.stack([labels == k for k in classes])
+    sample["instances"] = class_masks(sample["sem_seg"], 255)
 optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
 totals = []
 with EventStorage():
@@ -96,15 +97,66 @@ print(json.dumps({"losses": totals, "same": same, "taps": taps}))
 """
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("package", ["mask2former", "mask_former"])
-def test_it_trains_with_regularizers(package):
+# The samples of both mappers without augmentation, padded to 40x40.
+MAPPING = """
+from importlib import import_module
+from pathlib import Path
+
+from PIL import Image
+
+from regseg_d2.data.mapper import TrainMapper
+from tests.data.data_helpers import toy_cfg, toy_spec, write_toy
+
+package, folder = sys.argv[1:]
+spec = toy_spec(write_toy(Path(folder)))
+spec.register()
+records = spec.load()
+Image.new("L", (30, 20), 255).save(records[1]["sem_seg_file_name"])  # all void
+mapper = import_module(f"{package}.data.dataset_mappers.mask_former_semantic_dataset_mapper")
+theirs = mapper.MaskFormerSemanticDatasetMapper(
+    augmentations=[], image_format="RGB", ignore_label=255, size_divisibility=40
+)
+keys = {"INPUT__SCALE_RANGE": [1.0, 1.0], "INPUT__RANDOM_FLIP": "none", "INPUT__CROP__SIZE": [40, 40]}
+ours = TrainMapper(toy_cfg(**keys, INPUT__CLASS_MASKS=True), seed=0)
+results = []
+for number, record in enumerate(records):
+    sample, other = ours(record, number), theirs(record)
+    mine, own = sample["instances"], other["instances"]
+    results.append({
+        "count": len(own),
+        "size": mine.image_size == own.image_size,
+        "labels": torch.equal(sample["sem_seg"], other["sem_seg"]),
+        "classes": torch.equal(mine.gt_classes, own.gt_classes),
+        "masks": torch.equal(mine.gt_masks, own.gt_masks.bool()),
+        "fields": set(mine.get_fields()) == set(own.get_fields()),
+    })
+print(json.dumps(results))
+"""
+
+
+def run(program, package, *arguments):
+    """The last line that a program prints, from JSON; skips where there is no such package."""
     if importlib.util.find_spec(package) is None:
         pytest.skip(f"{package} is not on the path: put a checkout of its repository on PYTHONPATH")
-    command = [sys.executable, "-c", PROGRAM, package, ",".join(METHODS)]
+    command = [sys.executable, "-c", STAND_INS + program, package, *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
-    result = json.loads(done.stdout.splitlines()[-1])
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("package", PACKAGES)
+def test_its_own_mapper_gives_the_same_masks(package, tmp_path):
+    results = run(MAPPING, package, str(tmp_path))
+    counts = [result.pop("count") for result in results]
+    assert len(counts) == 6 and counts[1] == 0 and max(counts) == 3
+    assert all(all(result.values()) for result in results), results
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("package", PACKAGES)
+def test_it_trains_with_regularizers(package):
+    result = run(TRAINING, package, ",".join(METHODS))
     assert len(result["losses"]) == 10
     first, last = result["losses"][0], result["losses"][-1]
     assert sum(last.values()) < sum(first.values())

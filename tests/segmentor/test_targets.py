@@ -8,7 +8,10 @@ import torch
 from detectron2.structures import BitMasks, Instances, PolygonMasks
 
 from regseg_d2.common.errors import UserError
+from regseg_d2.data.class_masks import class_masks
+from regseg_d2.segmentor.build import build_model
 from regseg_d2.segmentor.targets import pad_labels, semantic_labels
+from tests.helpers import IGNORE, small_batch, small_cfg
 
 
 def instances(masks, classes, size=(4, 6)):
@@ -51,6 +54,27 @@ def test_an_image_without_instances_is_void():
 def test_semantic_labels_come_first():
     labels = torch.ones(4, 6)
     assert semantic_labels({"sem_seg": labels, "instances": instances(rectangles(), [5, 2])}, 255) is labels
+
+
+@pytest.mark.parametrize("labels", ["blocks", "void"])
+def test_the_masks_of_labels_are_painted_as_these_labels(labels):
+    for sample in small_batch(labels=labels):
+        painted = semantic_labels({"instances": class_masks(sample["sem_seg"], IGNORE)}, IGNORE)
+        assert torch.equal(painted, sample["sem_seg"])
+
+
+def test_a_network_that_reads_no_masks_is_not_changed_by_them():
+    def losses(with_masks):
+        torch.manual_seed(0)
+        model = build_model(small_cfg("FCN", ["CAR"], INPUT__CLASS_MASKS=with_masks))
+        batch = small_batch()
+        for sample in batch if with_masks else ():
+            sample["instances"] = class_masks(sample["sem_seg"], IGNORE)
+        torch.manual_seed(1)
+        return {name: loss.item() for name, loss in model(batch).items()}
+
+    without = losses(False)
+    assert losses(True) == without and len(without) == 4
 
 
 def test_inputs_without_labels_are_named():

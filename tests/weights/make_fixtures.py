@@ -1,7 +1,8 @@
 """Writes the fixtures with mmsegmentation: ``python tests/weights/make_fixtures.py [NAME ...]``.
 
-It runs in an environment with mmsegmentation 1.2.2 (see ``mmseg_reference.py``). Each file has the config of
-a thin network, its state, an input, and what mmsegmentation makes of it.
+It runs in an environment with mmsegmentation 1.2.2 (see ``mmseg_reference.py``) and, for networks that
+classify masks, mmdet 3.3.0. Each file has the config of a thin network, its state, an input, and what
+mmsegmentation makes of it.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 
 import torch
 from fixture_configs import BACKBONES, HEADS, HEADS_IN_NETWORKS, NETWORKS
+from mask_classifier_configs import MASK_CLASSIFIERS
 from mmseg_reference import build, logits_of
 from torch import Tensor, nn
 
@@ -57,6 +59,18 @@ def spread_backbone(model: nn.Module) -> nn.Module:
             with torch.no_grad():
                 parameter.mul_(0.2 if "conv3" in name else 1)
     return model
+
+
+def spread_head(model: nn.Module) -> None:
+    """Draws the weights of a head of queries so that attention looks at one place more than at another."""
+    for name, parameter in model.named_parameters():
+        if parameter.dim() > 1:
+            std = 1.0 if "embed.weight" in name else parameter[0].numel() ** -0.5
+            nn.init.normal_(
+                parameter, std=3 * std if "in_proj" in name or "attention_weights" in name else std
+            )
+        elif name.endswith("bias") and not name.endswith("sampling_offsets.bias"):
+            nn.init.normal_(parameter, std=0.2)
 
 
 def compact(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -141,11 +155,39 @@ def make_network(name: str) -> dict[str, Any]:
     return result
 
 
+def make_mask_classifier(name: str) -> dict[str, Any]:
+    """A network that classifies masks, and classes and masks of its queries.
+
+    Weights and images are numbers of half precision, which halves the file.
+    """
+    from mmengine.config import ConfigDict
+    from mmseg.structures import SegDataSample
+
+    config, size = MASK_CLASSIFIERS[name]
+    model = build(ConfigDict(config))
+    spread_backbone(model.backbone)
+    spread_head(model.decode_head)
+    for tensor in model.state_dict().values():
+        tensor.copy_(tensor.half() if tensor.is_floating_point() else tensor)
+    image = torch.randn(2, 3, *size).half()
+    samples = [SegDataSample(metainfo={"img_shape": size, "batch_input_shape": size}) for _ in image]
+    classes, masks = model.decode_head(model.extract_feat(image.float()), samples)
+    state = {key: value.half() for key, value in model.state_dict().items() if value.is_floating_point()}
+    return {
+        "config": config,
+        "state": compact(state),
+        "image": image,
+        "classes": classes[-1].clone(),
+        "masks": masks[-1].clone(),
+    }
+
+
 MAKERS = {
     **dict.fromkeys(BACKBONES, make_backbone),
     **dict.fromkeys(HEADS, make_head),
     **dict.fromkeys(HEADS_IN_NETWORKS, make_head_in_network),
     **dict.fromkeys(NETWORKS, make_network),
+    **dict.fromkeys(MASK_CLASSIFIERS, make_mask_classifier),
 }
 
 
@@ -162,7 +204,10 @@ def main() -> None:
         path = FOLDER / f"{name}.pt"
         torch.save(content, path)
         torch.load(path, weights_only=True)
-        main_output = content.get("logits", content.get("output", content["features"][-1]))
+        main_output = next(
+            content[key] for key in ("logits", "output", "masks", "features") if key in content
+        )
+        main_output = main_output[-1] if isinstance(main_output, list) else main_output
         size = path.stat().st_size
         print(f"{name}: {size} bytes, deviation of the output {main_output.std():.3f}")
         if size > LARGEST:

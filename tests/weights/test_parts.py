@@ -130,7 +130,7 @@ def test_a_head_that_is_left_out_whole_is_said(state, convert):
     mask2former = {**without(state, "decode_head."), "decode_head.query_feat.weight": torch.zeros(2, 2)}
     _, printed, written = convert(mask2former)
     assert written == ["ours.pth"]
-    assert "Of the file's head: not supported: this is mmsegmentation's Mask2FormerHead." in printed
+    assert "Of the file's head: this is mmsegmentation's Mask2FormerHead, which here is MODEL.META" in printed
 
 
 def test_the_backbone_alone_is_an_option(state, convert, tmp_path):
@@ -172,6 +172,10 @@ def test_an_auxiliary_head_may_be_new(state, convert):
         ("network.model.pos_embed", "stem", True),
         ("network.model.norm.weight", "network.model.norm", False),
         ("out_norms.res2.bias", "out_norms.res2", False),
+        ("swin.embeddings.norm.bias", "stem", True),
+        ("model.encoder.layers.2.blocks.0.layernorm_after.bias", "model.encoder.layers.2", True),
+        ("embedder.embedder.convolution.weight", "stem", True),
+        ("encoder.stages.3.layers.0.shortcut.convolution.weight", "encoder.stages.3", True),
     ],
 )
 def test_parts_of_backbones(name, part, is_needed):
@@ -190,10 +194,10 @@ def test_what_a_network_computes_by_itself_belongs_to_no_part():
 @pytest.mark.parametrize(
     ("names", "kind"),
     [
-        (["decode_head.query_embed.weight"], "not supported: this is mmsegmentation's MaskFormerHead"),
+        (["decode_head.query_embed.weight"], "this is .*MaskFormerHead, which here is .*: maskformer"),
         (
             ["decode_head.query_embed.weight", "decode_head.query_feat.weight"],
-            "not supported: this is mmsegmentation's Mask2FormerHead",
+            "this is .*Mask2FormerHead, which here is .*: mask2former",
         ),
         (["decode_head.fusion.stages.0.g.weight"], "not supported: this is mmsegmentation's ANNHead"),
         (["neck.lateral_convs.0.conv.weight", "neck.convs.0.conv.weight"], ".*MultiLevelNeck"),
@@ -213,4 +217,5 @@ def test_whose_head_it_is(names, kind):
 def test_every_kind_that_is_here_names_a_config_or_a_key():
     root = Path(__file__).parents[2]
     for _, _, here in KINDS:
-        assert not here or here.startswith("MODEL.SEM_SEG_HEAD.") or (root / here).is_file(), here
+        is_key = here.startswith(("MODEL.SEM_SEG_HEAD.", "MODEL.META_ARCHITECTURE: "))
+        assert not here or is_key or (root / here).is_file(), here

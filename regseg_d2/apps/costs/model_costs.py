@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from regseg_d2.apps.costs.flops import FlopCount, count_inference_flops, count_training_flops
 from regseg_d2.apps.costs.measuring import interleaved_medians, peak_memory
 from regseg_d2.common.errors import ConfigError
+from regseg_d2.data.class_masks import class_masks
 from regseg_d2.engine.optim import build_gradient_clipper, build_optimizer
 from regseg_d2.engine.step import TrainingStep, amp_dtype
 from regseg_d2.segmentor.build import build_model
@@ -154,7 +155,10 @@ def make_training_step(dumped: str, batch_size: int) -> Callable[[], None]:
 
 
 def random_batch(cfg: CfgNode, batch_size: int) -> list[dict[str, Any]]:
-    """Images of ``INPUT.CROP.SIZE`` with labels in blocks of one class, and a few void pixels."""
+    """Images of ``INPUT.CROP.SIZE`` with labels in blocks of one class, and a few void pixels.
+
+    With ``INPUT.CLASS_MASKS`` they have one mask a class, too.
+    """
     height, width = cfg.INPUT.CROP.SIZE
     head = cfg.MODEL.SEM_SEG_HEAD
     generator = torch.Generator().manual_seed(0)
@@ -165,7 +169,10 @@ def random_batch(cfg: CfgNode, batch_size: int) -> list[dict[str, Any]]:
         labels = blocks.repeat_interleave(BLOCK, 0).repeat_interleave(BLOCK, 1)[:height, :width].clone()
         labels[: height // 16] = head.IGNORE_VALUE
         image = _random_image((height, width), generator)
-        batch.append({"image": image, "sem_seg": labels, "file_name": f"{index}.png"})
+        sample = {"image": image, "sem_seg": labels, "file_name": f"{index}.png"}
+        if cfg.INPUT.CLASS_MASKS:
+            sample["instances"] = class_masks(labels, head.IGNORE_VALUE)
+        batch.append(sample)
     return batch
 
 

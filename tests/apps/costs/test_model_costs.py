@@ -191,6 +191,14 @@ def test_batches_have_void_pixels_and_the_crops_size():
         assert sample["sem_seg"].shape == (70, 50)
         assert sample["sem_seg"][0, 0] == 255
         assert sample["sem_seg"][8:].max() < 5
+        assert "instances" not in sample
+    cfg.INPUT.CLASS_MASKS = True
+    for sample, plain in zip(random_batch(cfg, 3), batch, strict=True):
+        instances = sample["instances"]
+        labels = torch.full((70, 50), 255)
+        for mask, index in zip(instances.gt_masks, instances.gt_classes, strict=True):
+            labels[mask] = index
+        assert torch.equal(labels, plain["sem_seg"])
 
 
 def test_errors_name_the_key():
