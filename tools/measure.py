@@ -21,7 +21,8 @@ from regseg_d2.data.datasets.declared import register_declared
 from regseg_d2.engine.devices import limit_cpu_threads, with_available_device
 from regseg_d2.engine.trained_model import load_trained_model
 from regseg_d2.evaluation.corruptions import KINDS
-from regseg_d2.evaluation.measuring import DEFAULT_TAP, measure
+from regseg_d2.evaluation.measuring import measure
+from regseg_d2.segmentor.places import classified_feature_tap
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -33,7 +34,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--datasets", nargs="+", metavar="NAME", help="what to measure on (default: DATASETS.TEST)"
     )
-    parser.add_argument("--tap", default=DEFAULT_TAP, help="the feature (default: %(default)s)")
+    parser.add_argument("--tap", help="the feature (default: what the classifier reads)")
     parser.add_argument(
         "--train-images", type=int, metavar="N", help="training images for class centers (default: all)"
     )
@@ -61,7 +62,7 @@ def main() -> None:
             cfg,
             model,
             args.datasets or cfg.DATASETS.TEST,
-            tap=args.tap,
+            tap=args.tap or classified_feature_tap(model),
             train_images=args.train_images,
             corruptions=args.corruptions,
         )

@@ -33,8 +33,6 @@ from regseg_d2.regularizers.recorder import TapRecorder
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_TAP = "sem_seg_head.predictor:in"
-
 
 class LabelledImages:
     """A data set's images as the network is tested with them, and their labels.
@@ -106,7 +104,7 @@ def measure(
     model: nn.Module,
     datasets: Sequence[str],
     *,
-    tap: str = DEFAULT_TAP,
+    tap: str,
     train_images: int | None = None,
     corruptions: Sequence[str] = (),
     severities: Sequence[int] = SEVERITIES,
@@ -186,12 +184,10 @@ def _measure_one(
         feature, cells = reader(sample, label)
         centers.add(feature, cells)
         nearest.add(feature, cells)
-        scores = predictor.scores([sample])[0]["sem_seg"].float()
-        if not predictor.protocol.averages_probabilities:
-            scores = scores.softmax(dim=0)
-        label = label.to(scores.device)
-        calibration.add(scores, label)
-        confusion += _confusion(scores.argmax(dim=0), label, train.num_classes)
+        probabilities = predictor.probabilities([sample])[0]["sem_seg"]
+        label = label.to(probabilities.device)
+        calibration.add(probabilities, label)
+        confusion += _confusion(probabilities.argmax(dim=0), label, train.num_classes)
     metrics = compute_metrics(confusion)
     return {
         **centers.distances(),

@@ -194,6 +194,18 @@ def penultimate_tap(network: nn.Module, classifier: str) -> str:
     return tap_before(network, classifier)
 
 
+def classified_feature_tap(model: nn.Module) -> str:
+    """Tap of the feature that the classifier of a built model reads; see :func:`penultimate_tap`.
+
+    Args:
+        model: a meta-architecture; one that is not of this package has its classifier where Detectron2's have
+            it.
+    """
+    find = getattr(model, "find_classifier", None)
+    classifier = find(dict(model.named_children())) if find else MAIN_CLASSIFIER
+    return classifier.features or penultimate_tap(model, classifier.path)
+
+
 def _last_aspp(head: nn.Module) -> str:
     """Path of the ASPP whose dropped output is the feature before a head's classifier, or ``""``."""
     path = "aspp" if isinstance(head, DeepLabV3Head) else ""

@@ -274,3 +274,31 @@ def test_protocol_of_a_config():
 def test_values_that_cannot_be_used(values, message):
     with pytest.raises(ConfigError, match=message):
         InferenceProtocol(**values)
+
+
+def test_probabilities_sum_to_one_whatever_the_network_gives():
+    model = make_model()
+    sample = {"image": make_image(33, 47)}
+    protocols = InferenceProtocol(), InferenceProtocol(scales=(0.5, 1.0), flip=True)
+    logits, averages = (Predictor(model, each).scores([sample])[0]["sem_seg"] for each in protocols)
+    found = [Predictor(model, each).probabilities([sample])[0]["sem_seg"].numpy() for each in protocols]
+    np.testing.assert_allclose(found[0], softmax(logits.numpy()), atol=1e-6)
+    np.testing.assert_array_equal(found[1], averages.numpy())
+    shares = ClassifiesMasks(model)
+    scores = shares([sample])[0]["sem_seg"].detach().double().numpy()
+    assert not np.allclose(scores.sum(axis=0), 1)
+    found = Predictor(shares, InferenceProtocol()).probabilities([sample])[0]["sem_seg"].numpy()
+    np.testing.assert_allclose(found, scores / scores.sum(axis=0), rtol=1e-5)
+
+
+class ClassifiesMasks(torch.nn.Module):
+    """Gives scores that do not sum to 1, as networks do that classify masks."""
+
+    gives_probabilities = True
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, samples):
+        return [{"sem_seg": output["sem_seg"].sigmoid()} for output in self.model(samples)]

@@ -26,6 +26,7 @@ from regseg_d2.engine.main import main as train
 from regseg_d2.engine.run_lock import locked
 from regseg_d2.engine.trained_model import load_trained_model
 from regseg_d2.evaluation.measuring import measure
+from regseg_d2.segmentor.places import classified_feature_tap
 
 
 def perform(run: Run, output: Path, *, keep_weights: bool = False) -> None:
@@ -88,10 +89,12 @@ def _measures(run: Run, folder: Path, cfg: Any) -> dict[str, Any]:
     cfg.defrost()
     cfg.MODEL.WEIGHTS = str(folder / "model_final.pth")
     cfg.OUTPUT_DIR = str(folder)
+    model = load_trained_model(cfg).model
     return measure(
         cfg,
-        load_trained_model(cfg).model,
+        model,
         wanted.datasets or list(cfg.DATASETS.TEST),
         train_images=wanted.train_images,
         corruptions=wanted.corruptions,
+        tap=classified_feature_tap(model),
     )

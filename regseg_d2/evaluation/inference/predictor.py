@@ -36,6 +36,11 @@ class Predictor:
         self.protocol = protocol
         self._network = Network(model, protocol)
 
+    @property
+    def gives_probabilities(self) -> bool:
+        """Whether :meth:`scores` are probabilities, or scores of classified masks, and not logits."""
+        return self.protocol.averages_probabilities or self._network.gives_probabilities
+
     def __call__(self, batched_inputs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         """Predicts the labels of images; ``K x H x W`` scores are never held.
 
@@ -57,11 +62,24 @@ class Predictor:
         """Predicts the scores of all classes; the labels above are their ``argmax``, bit for bit.
 
         Returns:
-            For each image a dict with "sem_seg" ``(K, H, W)``: logits, or probabilities where the protocol
-            averages several views.
+            For each image a dict with "sem_seg" ``(K, H, W)``: logits, or what :attr:`gives_probabilities`
+            says.
         """
         with inference_context(self.model), torch.no_grad():
             return [{"sem_seg": maps.all_classes()} for maps in map(self._maps, batched_inputs)]
+
+    def probabilities(self, batched_inputs: Sequence[dict[str, Any]]) -> list[dict[str, Tensor]]:
+        """Predicts the probabilities of all classes: :meth:`scores` that sum to 1 at each pixel.
+
+        Of a network that classifies masks they are its scores over their sum.
+        """
+        scores = (each["sem_seg"].float() for each in self.scores(batched_inputs))
+        return [{"sem_seg": self._normalized(each)} for each in scores]
+
+    def _normalized(self, scores: Tensor) -> Tensor:
+        if self._network.gives_probabilities:
+            return scores / scores.sum(dim=0).clamp(min=torch.finfo(scores.dtype).tiny)
+        return scores if self.protocol.averages_probabilities else scores.softmax(dim=0)
 
     def _maps(self, sample: dict[str, Any]) -> ScoreMaps:
         image = sample["image"]
