@@ -379,3 +379,13 @@ def test_compiled_is_equal_to_eager(what):
         regularized.load_state_dict(eager.state_dict())
     compiled.eval(), eager.eval()
     torch.testing.assert_close(compiled(images), eager(images), rtol=1e-6, atol=1e-7)
+
+
+def test_a_baseline_trains_in_the_same_loop():
+    """Without a regularizer there is a dict without losses, not the output alone."""
+    model = attach(nn.Conv2d(3, 4, 1), [])
+    images, labels = torch.randn(2, 3, 8, 8), torch.zeros(2, 8, 8, dtype=torch.long)
+    output, losses = model(images, labels=labels)
+    assert losses == {}
+    torch.testing.assert_close(output, model.model(images), rtol=0, atol=0)
+    torch.testing.assert_close(model.eval()(images, labels=labels), output, rtol=0, atol=0)
