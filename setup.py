@@ -17,7 +17,7 @@ DETECTRON2_NEEDS = [
     "fvcore>=0.1.5",
     "hydra-core>=1.1",
     "iopath>=0.1.9",
-    "matplotlib",
+    "matplotlib>=3.8",
     "omegaconf>=2.1,<2.4",
     "packaging",
     "pycocotools>=2.0.2",
@@ -35,6 +35,12 @@ EXAMPLES_NEED = [
     "transformers>=5.0",
 ]
 
+# What tools/explore.py draws and projects with. umap-learn is used where it is installed.
+EXPLORE_NEEDS = [
+    "plotly>=7.0",
+    "scikit-learn>=1.5",
+]
+
 setup(
     name="regseg_d2",
     version=VERSION,
@@ -43,6 +49,7 @@ setup(
     packages=find_packages(include=["regseg_d2", "regseg_d2.*"]),
     package_data={
         "regseg_d2": ["py.typed"],
+        "regseg_d2.apps.explore.page": ["*.html", "*.css", "*.js"],
         "regseg_d2.data.datasets": ["definitions/*.yaml"],
         "regseg_d2.dataset_tools.inspection": ["report.html"],
     },
@@ -77,10 +84,13 @@ setup(
             "pytest-timeout",
             "pytest-xdist",
             "ruff",
+            "selenium>=4.20",  # pages in a browser
             "submitit>=1.5",
             *EXAMPLES_NEED,
+            *EXPLORE_NEEDS,
         ],
         "examples": EXAMPLES_NEED,
+        "explore": EXPLORE_NEEDS,
         "huggingface": ["transformers>=5.0"],
         "export": ["onnx", "onnxruntime", "onnxscript"],
         "slurm": ["submitit>=1.5"],  # tools/experiment.py --slurm

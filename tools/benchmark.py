@@ -10,6 +10,7 @@ Example:
     tools/benchmark.py huggingface
     tools/benchmark.py networks --mmsegmentation FOLDER
     tools/benchmark.py data --mmsegmentation FOLDER
+    tools/benchmark.py explore --images 100
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ import benchmarks.evaluation  # noqa: E402
 import benchmarks.huggingface  # noqa: E402
 import benchmarks.inference  # noqa: E402
 import benchmarks.large_steps  # noqa: E402
+import benchmarks.looking  # noqa: E402
 import benchmarks.networks  # noqa: E402
 import benchmarks.pixel_loss  # noqa: E402
 import benchmarks.regularizers  # noqa: E402
@@ -92,9 +94,20 @@ def main() -> None:
         help="where pip install --target put mmsegmentation; without it, it is left out if not installed",
     )
     data.add_argument("--rounds", type=int, default=30, help="timed samples (default: %(default)s)")
+    explore = commands.add_parser("explore", help="looking at a network: time and memory for an image")
+    case = benchmarks.looking.LookingCase()
+    explore.add_argument("--classes", type=int, default=case.num_classes, help="(default: %(default)s)")
+    explore.add_argument("--size", type=int, nargs=2, default=case.size, metavar=("H", "W"))
+    explore.add_argument(
+        "--channels", type=int, default=case.channels, help="of the feature (default: %(default)s)"
+    )
+    explore.add_argument(
+        "--images", type=int, default=case.images, help="then four times as many (default: %(default)s)"
+    )
     args = parser.parse_args()
-    if args.rounds < 1:
-        parser.error(f"--rounds is {args.rounds}; expected 1 or more")
+    for name in ("rounds", "classes", "channels", "images"):
+        if getattr(args, name, 1) < 1:
+            parser.error(f"--{name} is {getattr(args, name)}; expected 1 or more")
     with errors_end_the_program():
         run(args)
 
@@ -113,6 +126,9 @@ def run(args: argparse.Namespace) -> None:
         benchmarks.data.run(args.rounds, args.mmsegmentation)
     elif args.command == "evaluation":
         benchmarks.evaluation.run(args.rounds)
+    elif args.command == "explore":
+        case = benchmarks.looking.LookingCase(args.classes, tuple(args.size), args.channels, args.images)
+        benchmarks.looking.run(case)
     elif args.command == "networks":
         benchmarks.networks.run(args.mmsegmentation, MODELS, args.networks, args.rounds, args.curve)
     else:

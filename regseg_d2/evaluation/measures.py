@@ -35,7 +35,10 @@ class ClassCenters:
             feature: ``(C, h, w)``.
             label: ``(h, w)``; a label outside 0 to K - 1 is void.
         """
-        x, y = valid_pixels(feature, label, self.num_classes)
+        self.add_pixels(*valid_pixels(feature, label, self.num_classes))
+
+    def add_pixels(self, x: Tensor, y: Tensor) -> None:
+        """Adds features ``(P, C)`` in float64, and their classes ``(P,)``."""
         self.counts.index_add_(0, y, torch.ones_like(y, dtype=torch.float64))
         self.sums.index_add_(0, y, x)
         self.squares.index_add_(0, y, (x * x).sum(dim=1))
@@ -120,17 +123,25 @@ class Calibration:
         """
         confidence, predicted = probabilities.max(dim=0)
         valid = (label >= 0) & (label < len(probabilities))
-        confidence = confidence[valid].double().cpu().numpy()
-        right = (predicted == label)[valid].cpu().numpy()
+        right = (predicted == label)[valid]
+        self.add_pixels(confidence[valid].double().cpu().numpy(), right.cpu().numpy())
+
+    def add_pixels(self, confidence: np.ndarray, right: np.ndarray) -> None:
+        """Adds valid pixels: their largest probability ``(P,)``, and whether its class is the label's."""
         bins = np.minimum((confidence * len(self.pixels)).astype(int), len(self.pixels) - 1)
         for total, weights in ((self.pixels, None), (self.confidence, confidence), (self.right, right)):
             total += np.bincount(bins, weights, minlength=len(self.pixels))
 
     def error(self) -> float:
         """Mean over pixels of |accuracy - confidence| of their bin, in percent; NaN without a pixel."""
-        if not self.pixels.any():
-            return math.nan
-        return 100 * float(np.abs(self.right - self.confidence).sum() / self.pixels.sum())
+        return calibration_error(self.pixels, self.confidence, self.right)
+
+
+def calibration_error(pixels: np.ndarray, confidence: np.ndarray, right: np.ndarray) -> float:
+    """Expected calibration error in percent, from the sums over each bin's pixels; NaN without a pixel."""
+    if not pixels.any():
+        return math.nan
+    return 100 * float(np.abs(right - confidence).sum() / pixels.sum())
 
 
 def valid_pixels(feature: Tensor, label: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
