@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import io
 import math
-import re
 from collections.abc import Mapping
-from typing import Any
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
@@ -20,24 +15,20 @@ from regseg_d2.apps.experiment.report_input import Results
 from regseg_d2.apps.experiment.scores import Pairs, Quantity
 from regseg_d2.apps.experiment.statistics import GAIN, LOSS
 from regseg_d2.apps.experiment.tables import Compared, number
+from regseg_d2.drawing.figures.style import (
+    BLUE,
+    GREY,
+    KINDS,
+    LIGHT,
+    ORANGE,
+    drawing_style,
+    figure_bytes,
+    new_figure,
+    panel_grid,
+)
+from regseg_d2.drawing.figures.texts import wrapped
 
-# Of Okabe and Ito's palette, told apart with every kind of colour vision; marks differ in shape too.
-BLUE, ORANGE, GREY, LIGHT = "#0072B2", "#D55E00", "#595959", "#8C8C8C"
 DPI = 150
-_STYLE: dict[Any, Any] = {
-    "svg.hashsalt": "regseg_d2",
-    "font.family": "DejaVu Sans",  # comes with matplotlib
-    "font.size": 9,
-    "axes.titlesize": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "#E6E6E6",
-    "grid.linewidth": 0.6,
-    "axes.axisbelow": True,
-    "legend.frameon": False,
-    "svg.fonttype": "path",
-}
 
 
 def draw_all(
@@ -52,7 +43,7 @@ def draw_all(
     ``others`` has the primary metric's comparisons by (condition, data set), the primary ones among them.
     """
     figures = {}
-    with matplotlib.rc_context({**matplotlib.rcParamsDefault, "backend": "agg", **_STYLE}):
+    with drawing_style():
         if any(pairs.seeds for pairs, _ in compared.values()):
             figures["differences"] = _differences(primary, compared)
             figures["pairs"] = _pairs(primary, digits, compared)
@@ -62,20 +53,17 @@ def draw_all(
         curves = _curves(results, primary)
         if curves is not None:
             figures["curves"] = curves
-        files = {}
-        for name, figure in figures.items():
-            FigureCanvasAgg(figure)
-            for kind, metadata in (("svg", {"Date": None, "Creator": None}), ("png", {"Software": None})):
-                file = io.BytesIO()
-                figure.savefig(file, format=kind, dpi=DPI, metadata=metadata)
-                files[f"{name}.{kind}"] = file.getvalue()
-    return files
+    return {
+        f"{name}.{kind}": figure_bytes(figure, kind, DPI)
+        for name, figure in figures.items()
+        for kind in KINDS
+    }
 
 
 def _differences(primary: Quantity, compared: Compared) -> Figure:
     """A forest plot: mean, intervals and verdict of each arm, and below them the differences of its seeds."""
     labels = [_arm_label(arm, pairs) for arm, (pairs, _) in compared.items()]
-    figure = Figure(figsize=(7.2, 1.1 + len(labels) * _row_height(labels, 0.46)), layout="constrained")
+    figure = new_figure(7.2, 1.1 + len(labels) * _row_height(labels, 0.46))
     axes = figure.add_subplot()
     for row, (pairs, result) in enumerate(compared.values()):
         color = _color(result.mean, primary)
@@ -114,7 +102,7 @@ def _differences(primary: Quantity, compared: Compared) -> Figure:
 def _pairs(primary: Quantity, digits: int, compared: Compared) -> Figure:
     """One panel an arm: its runs beside those of its control, joined by seed."""
     shown = {arm: each for arm, each in compared.items() if each[0].seeds}
-    figure, panels = _grid(len(shown), height=2.3)
+    figure, panels = panel_grid(len(shown), 4, (1.95, 2.3), (1.0, 0.6), sharey=True)
     for axes, (arm, (pairs, result)) in zip(panels, shown.items(), strict=True):
         for before, after in zip(pairs.control_values, pairs.arm_values, strict=True):
             color = _color(after - before, primary)
@@ -128,12 +116,12 @@ def _pairs(primary: Quantity, digits: int, compared: Compared) -> Figure:
                 markersize=4.5,
             )
         axes.set_xlim(-0.35, 1.35)
-        axes.set_xticks([0, 1], [_wrapped(pairs.control, 16), "arm"], fontsize=7.5)
+        axes.set_xticks([0, 1], [wrapped(pairs.control, 16), "arm"], fontsize=7.5)
         axes.grid(axis="x", visible=False)
         axes.yaxis.set_major_locator(MaxNLocator(6))
         better = sum(d < 0 if primary.lower_is_better else d > 0 for d in pairs.differences)
         mean = number(result.mean, digits, sign=True).replace("-", "\u2212")
-        axes.set_title(f"{_wrapped(arm, 28)}\n{mean}, {better} of {len(pairs.seeds)} better", fontsize=8)
+        axes.set_title(f"{wrapped(arm, 28)}\n{mean}, {better} of {len(pairs.seeds)} better", fontsize=8)
     figure.supylabel(_name(primary), fontsize=9)
     return figure
 
@@ -143,9 +131,9 @@ def _conditions(primary: Quantity, shown: Mapping[tuple[str, str], Compared]) ->
     arms = list(dict.fromkeys(arm for compared in shown.values() for arm in compared))
     columns = min(3, len(shown))
     rows = math.ceil(len(shown) / columns)
-    labels = [_wrapped(arm, 26) for arm in arms]
+    labels = [wrapped(arm, 26) for arm in arms]
     height = rows * (0.75 + len(arms) * _row_height(labels, 0.27)) + 0.3
-    figure = Figure(figsize=(1.9 + 2.3 * columns, height), layout="constrained")
+    figure = new_figure(1.9 + 2.3 * columns, height)
     grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flat
     for axes, ((condition, dataset), compared) in zip(grid, shown.items(), strict=False):
         for row, arm in enumerate(arms):
@@ -157,7 +145,7 @@ def _conditions(primary: Quantity, shown: Mapping[tuple[str, str], Compared]) ->
                 axes.plot(result.interval, [row, row], color=color, linewidth=2.2)
             axes.plot([result.mean], [row], "D", color=color, markersize=4.5, markeredgecolor="white")
         axes.axvline(0, color="black", linewidth=0.9, zorder=0)
-        axes.set_title(f"{_wrapped(condition, 30)}\n{_wrapped(dataset, 30)}", fontsize=8)
+        axes.set_title(f"{wrapped(condition, 30)}\n{wrapped(dataset, 30)}", fontsize=8)
     for axes in list(figure.axes)[len(shown) :]:
         axes.remove()
     for axes in figure.axes:
@@ -174,16 +162,16 @@ def _curves(results: Results, primary: Quantity) -> Figure | None:
     curves = {arm: curve for arm, curve in curves.items() if len(curve)}
     if not curves:
         return None
-    figure, panels = _grid(len(curves), height=1.95)
+    figure, panels = panel_grid(len(curves), 4, (1.95, 1.95), (1.0, 0.6), sharey=True)
     for axes, (arm, curve) in zip(panels, curves.items(), strict=True):
         control = results.arms[arm]
         if control in curves:
             _band(axes, curves[control], GREY, "--")
         _band(axes, curve, BLUE if control else GREY, "-" if control else "--")
-        axes.set_title(_wrapped(arm, 28), fontsize=8)
+        axes.set_title(wrapped(arm, 28), fontsize=8)
         axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
     figure.supxlabel("iterations", fontsize=9)
-    figure.supylabel(f"mIoU on {_wrapped(primary.dataset, 40)}", fontsize=9)
+    figure.supylabel(f"mIoU on {wrapped(primary.dataset, 40)}", fontsize=9)
     figure.legend(
         handles=[
             Line2D([], [], color=BLUE, label="arm"),
@@ -219,17 +207,6 @@ def _band(axes: Axes, curve: np.ndarray, color: str, line: str) -> None:
     axes.plot(iterations, mean, line, color=color, linewidth=1.5, marker=marker)
 
 
-def _grid(count: int, height: float) -> tuple[Figure, list[Axes]]:
-    """Panels with one scale."""
-    columns = min(4, count)
-    rows = math.ceil(count / columns)
-    figure = Figure(figsize=(1.0 + 1.95 * columns, 0.6 + height * rows), layout="constrained")
-    panels = list(figure.subplots(rows, columns, sharey=True, squeeze=False).flat)
-    for axes in panels[count:]:
-        axes.remove()
-    return figure, panels[:count]
-
-
 def _rows(axes: Axes, labels: list[str]) -> None:
     """One row an arm, from the top down."""
     axes.set_yticks(range(len(labels)), labels, fontsize=7.5)
@@ -250,21 +227,8 @@ def _color(difference: float, quantity: Quantity) -> str:
 
 
 def _arm_label(arm: str, pairs: Pairs) -> str:
-    return f"{_wrapped(arm, 28)}\n" + _wrapped(f"\u2212 {pairs.control}, n = {len(pairs.seeds)}", 34)
+    return f"{wrapped(arm, 28)}\n" + wrapped(f"\u2212 {pairs.control}, n = {len(pairs.seeds)}", 34)
 
 
 def _name(quantity: Quantity) -> str:
-    return f"{quantity.name} on {_wrapped(quantity.dataset, 40)}"
-
-
-def _wrapped(text: str, width: int) -> str:
-    """Breaks long names, after a separator where one is near; the middle of very long ones is left out."""
-    if len(text) > 2.5 * width:  # names of one grid of settings differ at their ends
-        text = f"{text[:width]}…{text[-int(1.2 * width) :]}"
-    lines = [""]
-    for part in re.split(r"(?<=[-_+ ])", text):
-        for piece in (part[i : i + width] for i in range(0, len(part), width)):
-            if len(lines[-1]) + len(piece.rstrip()) > width:
-                lines.append("")
-            lines[-1] += piece
-    return "\n".join(line.strip() for line in lines)
+    return f"{quantity.name} on {wrapped(quantity.dataset, 40)}"

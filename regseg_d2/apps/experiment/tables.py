@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 from tabulate import tabulate
 
 from regseg_d2.apps.experiment.report_input import Results
 from regseg_d2.apps.experiment.scores import IOU, MEASURE, METRIC, TAIL, Pairs, Quantity, Scores, mean_and_std
 from regseg_d2.apps.experiment.statistics import GAIN, LOSS, Comparison
+from regseg_d2.drawing.figures.tables import csv_text
 
 NOTHING = "–"
 Compared = dict[str, tuple[Pairs, Comparison]]
@@ -28,21 +26,6 @@ def markdown(headers: Sequence[str], rows: Sequence[Sequence[str]], texts: int =
     return tabulate(
         safe[1:], safe[0], tablefmt="pipe", disable_numparse=True, colalign=align if rows else None
     )
-
-
-def csv_text(headers: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """Returns a table as CSV: numbers with six digits, what is not defined empty."""
-    file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(headers)
-    writer.writerows([[_cell(value) for value in row] for row in rows])
-    return file.getvalue()
-
-
-def _cell(value: Any) -> Any:
-    if isinstance(value, float):
-        return "" if math.isnan(value) else f"{value:.6g}"
-    return "" if value is None else value
 
 
 def number(value: float, digits: int = 2, sign: bool = False) -> str:

@@ -1,0 +1,1 @@
+"""Figures for publications: functions of plain arrays that return Matplotlib's figures."""
