@@ -1,0 +1,1 @@
+"""What networks have learnt, in figures and on one page."""
