@@ -53,7 +53,7 @@ def run(program, folder, *arguments):
 
 
 def test_all_examples_are_run():
-    folder_of_one = {"detectron2_project/segmentor.py"}
+    folder_of_one = {"detectron2_project/segmentor.py", "explore_smp.py"}
     found = {path.relative_to(EXAMPLES).as_posix() for path in EXAMPLES.rglob("*.py")}
     assert found == PROGRAMS.keys() | folder_of_one
 
@@ -76,3 +76,16 @@ def test_an_example_prints_falling_losses(program, tmp_path):
     totals = [sum(losses.values()) for losses in steps.values()]
     # The same four batches again and again.
     assert sum(totals[-4:]) < sum(totals[:4])
+
+
+def test_the_page_of_two_networks(tmp_path):
+    pytest.importorskip("segmentation_models_pytorch")
+    pytest.importorskip("plotly")
+    command = [sys.executable, EXAMPLES / "explore_smp.py", "--steps", "2", "--output", tmp_path / "explored"]
+    paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    environment = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    page = (tmp_path / "explored" / "page.html").read_text(encoding="utf-8")
+    assert "U-Net with CAR" in page and "dusk" in page
+    assert (tmp_path / "explored" / "figures" / "relations.png").is_file()

@@ -22,14 +22,23 @@ def read_json(path: Path, error: type[UserError] = ConfigError) -> Any:
     return _read(path, error, json.loads)
 
 
-def read_json_lines(path: Path, error: type[UserError] = ConfigError) -> list[dict[str, Any]]:
-    """Reads a file with one JSON object a line, such as ``metrics.json`` of a run that has ended.
+def read_json_lines(
+    path: Path, error: type[UserError] = ConfigError, *, is_growing: bool = False
+) -> list[dict[str, Any]]:
+    """Reads a file with one JSON object a line, such as ``metrics.json`` of a run.
+
+    Args:
+        path: the file.
+        error: type of the errors.
+        is_growing: a last line without its end is being written, and left out.
 
     Raises:
         UserError: as :func:`read_json`; or a line is no object.
     """
 
     def parse(text: str) -> list[dict[str, Any]]:
+        if is_growing:
+            text = text[: text.rfind("\n") + 1]
         lines = [json.loads(line) for line in text.splitlines()]
         for number, line in enumerate(lines, start=1):
             if not isinstance(line, dict):

@@ -1,0 +1,236 @@
+"""Views of trained models of this package: finished runs, and configs with weights."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+from detectron2.evaluation import inference_context
+from torch import Tensor
+
+from regseg_d2.apps.compare.runs import Run
+from regseg_d2.apps.explore.sources import with_void
+from regseg_d2.common.errors import ConfigError
+from regseg_d2.common.json_files import read_json_lines
+from regseg_d2.config import get_regseg_cfg
+from regseg_d2.config.files import flatten_config, load_config
+from regseg_d2.data.datasets.declared import register_declared
+from regseg_d2.data.images import read_image
+from regseg_d2.data.labels import label_reader_for
+from regseg_d2.data.mapper import TestMapper
+from regseg_d2.data.records import load_records
+from regseg_d2.drawing.pictures import class_colors
+from regseg_d2.engine.devices import with_available_device
+from regseg_d2.engine.trained_model import load_trained_model
+from regseg_d2.evaluation.inference import build_predictor
+from regseg_d2.evaluation.looking.views import View
+from regseg_d2.regularizers.recorder import TapRecorder
+from regseg_d2.segmentor.places import classified_feature_tap
+
+FINAL_WEIGHTS = "model_final.pth"
+
+
+class RunSource:
+    """Views of a trained model of this package.
+
+    Args:
+        name: what figures call it.
+        cfg: its config, with MODEL.WEIGHTS; the test protocol makes the predictions.
+        dataset: name of a data set with labels.
+        tap: the feature; ``""`` takes what the classifier reads, before dropout.
+        limit: so many images at most, from the first on.
+        folder: of the run, where it has one.
+
+    Raises:
+        CheckpointError: there are no weights, or they do not fit the model.
+        ConfigError: the data set has other classes than the model, or the tap does not exist.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        cfg: CfgNode,
+        dataset: str,
+        *,
+        tap: str = "",
+        limit: int | None = None,
+        folder: Path | None = None,
+    ) -> None:
+        self.name, self.folder = name, folder
+        self.cfg = cfg = with_available_device(cfg)
+        register_declared(cfg.DATASETS.DECLARED)
+        self._records = load_records(dataset)[:limit]
+        self._names = relative_names([record["file_name"] for record in self._records])
+        self._read_label = label_reader_for(dataset)
+        metadata = MetadataCatalog.get(dataset)
+        self.classes: Sequence[str] = list(metadata.stuff_classes)
+        self._ignore_value = metadata.ignore_label
+        if len(self.classes) != cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES:
+            raise ConfigError(
+                f"'{dataset}' has {len(self.classes)} classes and '{name}' was trained for "
+                f"{cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES}: expected a data set with the classes of all runs."
+            )
+        self.colors = class_colors(metadata, len(self.classes))
+        self._mapper = TestMapper(cfg)
+        self._model: Any = load_trained_model(cfg).model
+        self._predictor = build_predictor(cfg, self._model)
+        self.tap = tap or classified_feature_tap(self._model)
+        self._recorder = TapRecorder(self._model, [self.tap])
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What of the config differs from the defaults and can change what is learned, and the seed."""
+        flat, defaults = flatten_config(self.cfg), flatten_config(get_regseg_cfg())
+        settings = Run(Path(), flat, {}).settings()
+        settings.pop("MODEL.WEIGHTS", None)  # those that it is looked at with
+        changed = {key: value for key, value in settings.items() if value != defaults.get(key)}
+        return {"SEED": flat["SEED"], **changed}
+
+    def training_log(self) -> list[dict[str, Any]]:
+        """Reads ``metrics.json`` of the run's folder."""
+        file = self.folder / "metrics.json" if self.folder else None
+        return read_json_lines(file, is_growing=True) if file and file.is_file() else []
+
+    def __iter__(self) -> Iterator[View]:
+        return map(self._view, self._names, self._records)
+
+    def subset(self, names: Iterable[str]) -> Iterator[View]:
+        """Yields the views of some images, in this order."""
+        records = dict(zip(self._names, self._records, strict=True))
+        return (self._view(name, records[name]) for name in names)
+
+    def _view(self, name: str, record: dict[str, Any]) -> View:
+        sample = self._mapper(record)
+        label = self._read_label(record["sem_seg_file_name"])
+        label = np.where(label == self._ignore_value, -1, label.astype(np.int64))
+        height, width = label.shape
+        image = sample["image"]
+        with inference_context(self._model), torch.no_grad(), self._recorder.record(self._model) as taps:
+            if getattr(self._model, "gives_feature_logits", False):
+                self._model.feature_logits(image.unsqueeze(0))
+            else:
+                self._model([{"image": image}])
+        feature = taps[self.tap][0].float().cpu()
+        scores = self._scores({**sample, "height": height, "width": width})
+        return View(
+            name,
+            read_image(record["file_name"]),
+            with_void(label, len(self.classes)),
+            scores,
+            feature,
+            self._cell_size(image.shape[-2:], feature.shape[-2:], (height, width)),
+        )
+
+    def _scores(self, sample: dict[str, Any]) -> Tensor:
+        """Logits where the protocol gives them, else logarithms of probabilities."""
+        predict = self._predictor
+        if not predict.gives_probabilities:
+            return predict.scores([sample])[0]["sem_seg"].float().cpu()
+        probabilities = predict.probabilities([sample])[0]["sem_seg"].cpu()
+        return probabilities.clamp(min=torch.finfo(torch.float32).tiny).log()
+
+    def _cell_size(
+        self, image: Sequence[int], cells: Sequence[int], label: tuple[int, int]
+    ) -> tuple[float, float]:
+        """Height and width of a cell, in pixels of the label; the network sees the image padded."""
+        if hasattr(self._model, "padded_size"):
+            padded = self._model.padded_size(*image)
+        else:
+            divisor = max(self._model.backbone.size_divisibility, 1)
+            padded = [side + -side % divisor for side in image]
+        height, width = (
+            whole / count * shown / side
+            for whole, count, shown, side in zip(padded, cells, label, image, strict=True)
+        )
+        return height, width
+
+
+def relative_names(files: Sequence[str]) -> list[str]:
+    """Names files by their path below the folder that they share; with "/" on every system."""
+    paths = [os.path.abspath(file) for file in files]
+    shared = os.path.commonpath([os.path.dirname(path) for path in paths]) if paths else ""
+    return [Path(os.path.relpath(path, shared)).as_posix() for path in paths]
+
+
+def names_of_runs(folders: Sequence[Path]) -> list[str]:
+    """Names runs by their folders, with as many folders above them as tell them apart."""
+    paths = [Path(os.path.abspath(folder)).parts for folder in folders]
+    longest = max(map(len, paths), default=1)
+    for length in range(1, longest + 1):
+        names = ["/".join(parts[-length:]) for parts in paths]
+        if len(set(names)) == len(names):
+            return names
+    raise ConfigError(f"A run is given twice: {', '.join(map(str, folders))}.")
+
+
+def weights_of_run(folder: str | Path) -> Path:
+    """Finds the last weights of a run: the final ones, or else its last checkpoint.
+
+    Raises:
+        ConfigError: there are none yet.
+    """
+    path = Path(folder)
+    pointer = path / "last_checkpoint"
+    name = pointer.read_text(encoding="utf-8").strip() if pointer.is_file() else FINAL_WEIGHTS
+    for weights in (path / FINAL_WEIGHTS, path / name):
+        if weights.is_file():
+            return weights
+    raise ConfigError(
+        f"'{path}' has no {FINAL_WEIGHTS} and no checkpoint: expected the OUTPUT_DIR of a run that has "
+        "written one."
+    )
+
+
+def config_of_run(folder: str | Path) -> CfgNode:
+    """Reads the config of a run, with its last weights.
+
+    Raises:
+        ConfigError: it is no folder of a run, or has no weights yet.
+    """
+    config = Path(folder) / "config.yaml"
+    if not config.is_file():
+        raise ConfigError(
+            f"'{folder}' has no config.yaml: expected the OUTPUT_DIR of a run. Of other weights give the "
+            "config, too: --weights NAME CONFIG FILE."
+        )
+    return load_config(str(config), ["MODEL.WEIGHTS", str(weights_of_run(folder))])
+
+
+def open_sources(
+    configs: Mapping[str, CfgNode],
+    folders: Mapping[str, Path],
+    *,
+    dataset: str | None = None,
+    tap: str = "",
+    limit: int | None = None,
+) -> list[RunSource]:
+    """Loads trained models.
+
+    Args:
+        configs: a config with weights of each, by name.
+        folders: of those that have one.
+        dataset: what to look at; None is the first test set of the first config.
+        tap: the feature; ``""`` as in :class:`RunSource`.
+        limit: so many images at most.
+
+    Raises:
+        UserError: as :class:`RunSource`; or there is neither a config nor a test set.
+    """
+    if dataset is None:
+        tests = [name for cfg in configs.values() for name in cfg.DATASETS.TEST][:1]
+        if not tests:
+            raise ConfigError("There is nothing to look at: give the OUTPUT_DIR of a run with DATASETS.TEST.")
+        dataset = tests[0]
+    return [
+        RunSource(name, cfg, dataset, tap=tap, limit=limit, folder=folders.get(name))
+        for name, cfg in configs.items()
+    ]
