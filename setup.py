@@ -78,6 +78,7 @@ setup(
         "dev": [
             "hypothesis",
             "import-linter>=2.7",
+            "markdown-it-py",
             "mypy",
             "psutil",
             "pytest>=8.0",

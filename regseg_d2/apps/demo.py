@@ -178,9 +178,8 @@ def report(root: Path, output: Path) -> None:
     table = render(groups, compare_groups(groups), notes)
     print(table)
     (output / "comparison.txt").write_text(table)
-    pictures = compare_predictions(
-        dict(zip(CONFIGS, folders, strict=True)), "cooccurrence_swapped", output / "side_by_side.png"
-    )
+    pictures = output / "side_by_side.png"
+    compare_predictions(dict(zip(CONFIGS, folders, strict=True)), "cooccurrence_swapped", pictures)
     print(f"Tables: {output / 'comparison.txt'}")
     print(f"Pictures (image, label, {', '.join(CONFIGS)}): {pictures}")
     print(f"\nOne run of each says little. {summarize(root / EXPERIMENT, ARM)}")

@@ -150,13 +150,16 @@ def _hatching(width: int, height: int) -> Image.Image:
     return Image.fromarray(blend(paper, void, np.zeros((0, 3), dtype=np.uint8)))
 
 
-def fitting_text(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
-    """Cuts a text so that it is at most so many pixels wide; an ellipsis shows it."""
+def fitting_text(text: str, font: ImageFont.FreeTypeFont, width: float, *, shows_end: bool = False) -> str:
+    """Cuts a text so that it is at most so many pixels wide; an ellipsis shows it.
+
+    Its start is left, or its end, in which paths and names of runs differ.
+    """
     if font.getlength(text) <= width:
         return text
     while text and font.getlength(text + "…") > width:
-        text = text[:-1]
-    return text + "…"
+        text = text[1:] if shows_end else text[:-1]
+    return f"…{text}" if shows_end else f"{text}…"
 
 
 @lru_cache

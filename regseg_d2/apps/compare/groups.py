@@ -69,6 +69,14 @@ class Group:
         """Returns one class's IoU on a data set over seeds."""
         return Estimate.of([run.class_ious(dataset)[index] for run in self.runs])
 
+    def class_names(self, dataset: str) -> list[str]:
+        """Returns the names of a data set's classes."""
+        return [item["name"] for item in self.first.evaluations[dataset]["classes"]]
+
+    def has_classes_of(self, other: Group, dataset: str) -> bool:
+        """Whether another group was evaluated on a data set with the same classes."""
+        return dataset in other.datasets and self.class_names(dataset) == other.class_names(dataset)
+
 
 @dataclass(frozen=True)
 class Difference:

@@ -2,63 +2,122 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import cv2
 import numpy as np
 from detectron2.data import MetadataCatalog
+from rich.console import Console
+from rich.progress import track
 
+from regseg_d2.apps.compare.groups import Group
+from regseg_d2.apps.compare.runs import CompareError, names_of_runs
 from regseg_d2.apps.predict import FilePredictor
+from regseg_d2.common.errors import DatasetError
 from regseg_d2.config.files import load_config
 from regseg_d2.data.datasets.declared import register_declared
 from regseg_d2.data.images import read_image
-from regseg_d2.data.labels import label_reader_for
+from regseg_d2.data.labels import LabelReader, label_reader_for
 from regseg_d2.data.loader import load_records
 from regseg_d2.drawing.overlay import write_picture
-from regseg_d2.drawing.pictures import class_colors, color_label
+from regseg_d2.drawing.pictures import class_colors
+from regseg_d2.drawing.sheets import SheetRow, prediction_sheet
 
 FINAL_WEIGHTS = "model_final.pth"
 
 
-def predict(folder: Path, dataset_name: str) -> dict[str, np.ndarray]:
-    """Predicts a data set with a run's final weights: class ids ``(H, W)`` by image file name."""
-    cfg = load_config(str(folder / "config.yaml"), ["MODEL.WEIGHTS", str(folder / FINAL_WEIGHTS)])
+def load_predictor(folder: Path, dataset_name: str) -> FilePredictor:
+    """Builds the predictor of a finished run, with its final weights and its test protocol.
+
+    Raises:
+        CompareError: the run has no final weights, or other classes than the data set.
+        UserError: what of it cannot be read, or no data set has this name.
+    """
+    weights = folder / FINAL_WEIGHTS
+    if not weights.is_file():
+        raise CompareError(
+            f"'{folder}' has no {FINAL_WEIGHTS} to predict with: let the run finish, or leave it away."
+        )
+    cfg = load_config(str(folder / "config.yaml"), ["MODEL.WEIGHTS", str(weights)])
     register_declared(cfg.DATASETS.DECLARED)
-    predictor = FilePredictor(cfg)
-    files = [record["file_name"] for record in load_records(dataset_name)]
-    return {file: predictor(file) for file in files}
+    load_records(dataset_name)
+    classes, wanted = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES, label_reader_for(dataset_name).num_classes
+    if classes != wanted:
+        raise CompareError(
+            f"'{folder}' was trained for {classes} classes and '{dataset_name}' has {wanted}: give --dataset "
+            "a data set with the classes of all runs."
+        )
+    return FilePredictor(cfg)
 
 
-def compare_predictions(
-    runs: Mapping[str, Path], dataset_name: str, path: Path, count: int = 8, scale: int = 2
-) -> Path:
+def picture_of_groups(groups: Sequence[Group], dataset_name: str | None, path: Path) -> None:
+    """Writes one picture of all runs of a comparison; see :func:`compare_predictions`.
+
+    Args:
+        groups: of the comparison.
+        dataset_name: what to predict; None takes the first data set that all runs were evaluated on.
+        path: the PNG file.
+
+    Raises:
+        CompareError: there is no such data set.
+        UserError: see :func:`compare_predictions`.
+    """
+    if dataset_name is None:
+        shared = [name for name in groups[0].datasets if all(name in group.datasets for group in groups)]
+        if not shared:
+            raise CompareError(
+                "There is no data set that all runs were evaluated on: give that of the pictures, --dataset."
+            )
+        dataset_name = shared[0]
+    folders = [run.path for group in groups for run in group.runs]
+    compare_predictions(dict(zip(names_of_runs(folders), folders, strict=True)), dataset_name, path)
+
+
+def compare_predictions(runs: Mapping[str, Path], dataset_name: str, path: Path, count: int = 8) -> None:
     """Writes one picture: a row an image, with image, label and the prediction of each run.
 
-    Shows the images on which the runs differ most; returns the path.
+    It shows the images on which runs differ most from the first one; of one run, those with the largest share
+    of wrong pixels. All runs are in memory at once, and the predictions of ``count`` images.
+
+    Args:
+        runs: folders by the name to show.
+        dataset_name: what to predict.
+        path: the PNG file.
+        count: images to show.
+
+    Raises:
+        UserError: a run, image or label cannot be used, or the file cannot be written.
     """
-    predictions = {name: predict(folder, dataset_name) for name, folder in runs.items()}
-    first, *others = predictions.values()
-    disagreement = {file: sum((first[file] != other[file]).mean() for other in others) for file in first}
-    files = sorted(disagreement, key=lambda file: (-disagreement[file], file))[:count]
-
-    labels = {record["file_name"]: record["sem_seg_file_name"] for record in load_records(dataset_name)}
-    reader = label_reader_for(dataset_name)
+    predictors = [load_predictor(folder, dataset_name) for folder in runs.values()]
+    read_label = label_reader_for(dataset_name)
+    shown: list[tuple[float, int, SheetRow]] = []
+    images = load_records(dataset_name)
+    console = Console(stderr=True)  # the tables go to the output
+    for number, record in enumerate(track(images, "predicting", transient=True, console=console)):
+        file = record["file_name"]
+        predictions = [predict(file) for predict in predictors]
+        label = read_label(record["sem_seg_file_name"])
+        if label.shape != predictions[0].shape:
+            raise DatasetError(
+                f"'{record['sem_seg_file_name']}' has {label.shape[0]} x {label.shape[1]} pixels (height x "
+                f"width) and its image {predictions[0].shape[0]} x {predictions[0].shape[1]}: they must have "
+                "the same size."
+            )
+        rank = (-_difference(predictions, label, read_label), number)
+        if len(shown) < count or rank < shown[-1][:2]:
+            row = SheetRow(record["image_id"], read_image(file), [label, *predictions])
+            shown = sorted([*shown, (*rank, row)], key=lambda each: each[:2])[:count]
     metadata = MetadataCatalog.get(dataset_name)
-    colors = class_colors(metadata, len(metadata.stuff_classes))
-    rows = []
-    for file in files:
-        maps = [reader(labels[file]), *(predictions[name][file] for name in runs)]
-        rows.append(np.concatenate([read_image(file), *(color_label(m, colors) for m in maps)], axis=1))
-    picture = np.concatenate(rows, axis=0).repeat(scale, 0).repeat(scale, 1)
-    picture = np.concatenate([_titles(["image", "label", *runs], picture.shape[1]), picture], axis=0)
-    write_picture(path, picture)
-    return path
+    names = list(metadata.stuff_classes)
+    titles = ["image", "label", *runs]
+    sheet = prediction_sheet([row for *_, row in shown], titles, names, class_colors(metadata, len(names)))
+    write_picture(path, sheet)
 
 
-def _titles(names: list[str], width: int, height: int = 28) -> np.ndarray:
-    bar = np.full((height, width, 3), 255, np.uint8)
-    for index, name in enumerate(names):
-        place = (index * width // len(names) + 6, height - 9)
-        cv2.putText(bar, name, place, cv2.FONT_HERSHEY_SIMPLEX, 0.55, (0, 0, 0), 1, cv2.LINE_AA)
-    return bar
+def _difference(predictions: list[np.ndarray], label: np.ndarray, reader: LabelReader) -> float:
+    """Share of pixels that others predict otherwise than the first, summed over them; of one, wrong ones."""
+    first, *others = predictions
+    if others:
+        return float(sum((first != other).mean() for other in others))
+    valid = label != reader.ignore_value
+    return float((first != label)[valid].mean()) if valid.any() else 0.0

@@ -1,4 +1,4 @@
-"""The tables of a comparison: as text, as Markdown, and as data."""
+"""The report of a comparison: tables, what is missing for one, and all of it as data."""
 
 from __future__ import annotations
 
@@ -6,15 +6,12 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tabulate import tabulate
-
+from regseg_d2.apps.compare.formats import TABLE_FORMATS, Table
 from regseg_d2.apps.compare.groups import Comparison, Estimate, Group, config_differences
 from regseg_d2.apps.compare.runs import REGULARIZERS
 from regseg_d2.config import get_regseg_cfg
 from regseg_d2.config.keys import flatten_config
 from regseg_d2.evaluation.metrics import json_number
-
-TABLE_FORMATS = {"text": "simple", "markdown": "github"}
 
 
 def render(
@@ -25,23 +22,47 @@ def render(
     format: str = "text",
     per_class: bool = True,
 ) -> str:
-    """Returns all tables of a comparison."""
-    style = TABLE_FORMATS[format]
-    parts = [_title("mIoU (%), mean ± standard deviation over seeds", format), _scores(groups, style)]
-    if comparisons:
-        parts += [_title("Differences to the baseline", format), _differences(comparisons, style)]
-        parts += [
-            f"{comparison.group.name}: no gain is claimed, because {objection}."
-            for comparison in comparisons
-            for objection in comparison.objections
-        ]
+    """Returns all tables of a comparison, in a format of ``formats.TABLE_FORMATS``."""
+    parts: list[Table | str] = [_scores(groups), *_differences(comparisons)]
+    parts += what_is_missing(groups, comparisons)
+    parts += [
+        f"{comparison.group.name}: no gain is claimed, because {objection}."
+        for comparison in comparisons
+        for objection in comparison.objections
+    ]
     if per_class:
-        for comparison in comparisons:
-            if comparison.baseline is not None:
-                parts += _classes(comparison, comparison.baseline, format)
-    parts += [_title("Settings that differ", format), _settings(groups, style)]
+        parts += _classes(groups, comparisons)
+    settings = _settings(groups)
+    if settings is not None:
+        parts.append(settings)
     parts += [f"Note: {note}" for note in notes]
-    return "\n\n".join(parts) + "\n"
+    style = TABLE_FORMATS[format]
+    written = [style.paragraph(part) if isinstance(part, str) else style.table(part) for part in parts]
+    return "\n\n".join(written) + "\n"
+
+
+def what_is_missing(groups: Sequence[Group], comparisons: Sequence[Comparison]) -> list[str]:
+    """Says what runs to add where there is nothing to compare; empty where there is."""
+    if any(comparison.differences for comparison in comparisons):
+        return []
+    if len(groups) == 1:
+        number = len(groups[0].runs)
+        runs = "One run" if number == 1 else f"{number} runs that differ in their seed alone"
+        other = "one with regularizers, or one with other settings against --baseline with this one"
+        if groups[0].first.regularizers:
+            other = "a baseline, with the same config but MODEL.REGULARIZERS.NAMES []"
+        return [f"{runs}: there is nothing to compare with. Give a run to compare with: {other}."]
+    if not comparisons:
+        return [
+            "All runs are baselines: there is nothing to compare with them. Add runs with regularizers, or "
+            "name those to measure against with --baseline."
+        ]
+    if all(comparison.baseline is None for comparison in comparisons):
+        return [
+            "There is no baseline: add a run with the same config but MODEL.REGULARIZERS.NAMES [], or name "
+            "those to measure against with --baseline."
+        ]
+    return ["No group was evaluated on a data set of its baseline: evaluate both on the same one."]
 
 
 def as_data(
@@ -68,6 +89,7 @@ def as_data(
             for comparison in comparisons
         ],
         "settings": config_differences(groups),
+        "missing": what_is_missing(groups, comparisons),
         "notes": list(notes),
     }
 
@@ -75,11 +97,13 @@ def as_data(
 def _group_data(group: Group) -> dict[str, Any]:
     datasets = {}
     for number, name in enumerate(group.datasets):
-        classes = [item["name"] for item in group.first.evaluations[name]["classes"]]
         datasets[name] = {
             "mIoU": _estimate_data(group.miou(name)),
             "drop": _estimate_data(group.drop(name)) if number else None,
-            "IoU": {label: _estimate_data(group.class_iou(name, i)) for i, label in enumerate(classes)},
+            "IoU": {
+                label: _estimate_data(group.class_iou(name, i))
+                for i, label in enumerate(group.class_names(name))
+            },
         }
     return {
         "name": group.name,
@@ -94,26 +118,22 @@ def _estimate_data(estimate: Estimate) -> dict[str, Any]:
     return {"mean": json_number(estimate.mean), "std": json_number(estimate.std), "seeds": estimate.count}
 
 
-def _title(text: str, format: str) -> str:
-    return f"### {text}" if format == "markdown" else f"== {text} =="
-
-
-def _scores(groups: Sequence[Group], style: str) -> str:
+def _scores(groups: Sequence[Group]) -> Table:
     datasets = list(dict.fromkeys(name for group in groups for name in group.datasets))
-    first, others = datasets[0], datasets[1:]
+    first, others = datasets[:1], datasets[1:]
     rows = []
     for group in groups:
-        row = [group.name, len(group.runs), " ".join(str(run.seed) for run in group.runs)]
+        row = [group.name, str(len(group.runs)), _seeds(group)]
         row += [_show(group.miou(name)) if name in group.datasets else "-" for name in datasets]
         # A drop is measured from the data set that all groups have in the first column.
-        comparable = group.datasets[:1] == [first]
+        comparable = group.datasets[:1] == first
         row += [_show(group.drop(name)) if comparable and name in group.datasets else "-" for name in others]
         rows.append(row)
     headers = ["", "runs", "seeds", *datasets, *(f"drop to {name}" for name in others)]
-    return _table(rows, headers, style)
+    return Table("mIoU (%), mean ± standard deviation over seeds", headers, rows)
 
 
-def _differences(comparisons: Sequence[Comparison], style: str) -> str:
+def _differences(comparisons: Sequence[Comparison]) -> list[Table]:
     rows = [
         [
             comparison.group.name,
@@ -126,37 +146,52 @@ def _differences(comparisons: Sequence[Comparison], style: str) -> str:
         for comparison in comparisons
         for difference in comparison.differences
     ]
-    return _table(rows, ["", "against", "on", "difference", "spread over seeds", "verdict"], style)
+    headers = ["", "against", "on", "difference", "spread over seeds", "verdict"]
+    return [Table("Differences to the baseline", headers, rows)] if rows else []
 
 
-def _classes(comparison: Comparison, baseline: Group, format: str) -> list[str]:
-    group, parts = comparison.group, []
-    for dataset in group.datasets:
-        if dataset not in baseline.datasets:
-            continue
-        names = [item["name"] for item in group.first.evaluations[dataset]["classes"]]
-        if names != [item["name"] for item in baseline.first.evaluations[dataset]["classes"]]:
-            continue  # named among the objections
-        rows = []
-        for index, name in enumerate(names):
-            new, old = group.class_iou(dataset, index), baseline.class_iou(dataset, index)
-            rows.append([name, _show(old), _show(new), _signed(new.mean - old.mean)])
-        parts.append(_title(f"IoU (%) of each class on {dataset}", format))
-        parts.append(_table(rows, ["class", baseline.name, group.name, "difference"], TABLE_FORMATS[format]))
-    return parts
+def _classes(groups: Sequence[Group], comparisons: Sequence[Comparison]) -> list[Table]:
+    """Each group beside its baseline; groups that no such table shows beside each other."""
+    tables: list[Table] = []
+    shown: set[int] = set()
+    for comparison in comparisons:
+        group, baseline = comparison.group, comparison.baseline
+        for dataset in group.datasets if baseline is not None else ():
+            # Other classes are named among the objections.
+            if baseline is None or not group.has_classes_of(baseline, dataset):
+                continue
+            shown.update((id(group), id(baseline)))
+            rows = []
+            for index, name in enumerate(group.class_names(dataset)):
+                new, old = group.class_iou(dataset, index), baseline.class_iou(dataset, index)
+                rows.append([name, _show(old), _show(new), _signed(new.mean - old.mean)])
+            headers = ["class", baseline.name, group.name, "difference"]
+            tables.append(Table(_class_title(dataset), headers, rows))
+    alone: dict[tuple[str, tuple[str, ...]], list[Group]] = {}
+    for group in groups:
+        for dataset in group.datasets if id(group) not in shown else ():
+            alone.setdefault((dataset, tuple(group.class_names(dataset))), []).append(group)
+    for (dataset, names), members in alone.items():
+        rows = [
+            [name, *(_show(group.class_iou(dataset, index)) for group in members)]
+            for index, name in enumerate(names)
+        ]
+        tables.append(Table(_class_title(dataset), ["class", *(group.name for group in members)], rows))
+    return tables
 
 
-def _settings(groups: Sequence[Group], style: str) -> str:
-    differences = config_differences(groups)
-    if not differences:
-        return "None but the seed."
+def _class_title(dataset: str) -> str:
+    return f"IoU (%) of each class on {dataset}"
+
+
+def _settings(groups: Sequence[Group]) -> Table | None:
     defaults = flatten_config(get_regseg_cfg())
     rows = [
         [key, *("-" if value is None else str(value) for value in row)]
-        for key, row in differences.items()
+        for key, row in config_differences(groups).items()
         if not _is_default_of_regularizer(key, row, defaults)
     ]
-    return _table(rows, ["key", *(group.name for group in groups)], style)
+    return Table("Settings that differ", ["key", *(group.name for group in groups)], rows) if rows else None
 
 
 def _is_default_of_regularizer(key: str, row: Sequence[Any], defaults: Mapping[str, Any]) -> bool:
@@ -164,12 +199,8 @@ def _is_default_of_regularizer(key: str, row: Sequence[Any], defaults: Mapping[s
     return key.startswith(REGULARIZERS) and all(value in (None, defaults.get(key)) for value in row)
 
 
-def _table(rows: list[list[Any]], headers: Sequence[str], style: str) -> str:
-    # The cells are texts already; tabulate must not read them as numbers and round them again.
-    alignment = ["left", *["right"] * (len(headers) - 1)]
-    return tabulate(
-        rows, headers=headers, tablefmt=style, disable_numparse=True, colalign=alignment if rows else None
-    )
+def _seeds(group: Group) -> str:
+    return " ".join(str(run.seed) for run in group.runs)
 
 
 def _show(estimate: Estimate) -> str:

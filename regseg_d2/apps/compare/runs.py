@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -142,6 +144,17 @@ def load_run(folder: str | Path) -> Run:
             f"train_net.py --eval-only --resume with its config."
         )
     return Run(path, flat, {name: read_evaluation(files[name]) for name in order})
+
+
+def names_of_runs(folders: Sequence[Path]) -> list[str]:
+    """Names runs by their folders, with as many folders above them as tell them apart."""
+    paths = [Path(os.path.abspath(folder)).parts for folder in folders]
+    longest = max(map(len, paths), default=1)
+    for length in range(1, longest + 1):
+        names = ["/".join(parts[-length:]) for parts in paths]
+        if len(set(names)) == len(names):
+            return names
+    raise ConfigError(f"A run is given twice: {', '.join(map(str, folders))}.")
 
 
 def read_evaluation(file: Path) -> dict[str, Any]:

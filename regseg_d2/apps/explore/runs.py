@@ -161,17 +161,6 @@ def relative_names(files: Sequence[str]) -> list[str]:
     return [Path(os.path.relpath(path, shared)).as_posix() for path in paths]
 
 
-def names_of_runs(folders: Sequence[Path]) -> list[str]:
-    """Names runs by their folders, with as many folders above them as tell them apart."""
-    paths = [Path(os.path.abspath(folder)).parts for folder in folders]
-    longest = max(map(len, paths), default=1)
-    for length in range(1, longest + 1):
-        names = ["/".join(parts[-length:]) for parts in paths]
-        if len(set(names)) == len(names):
-            return names
-    raise ConfigError(f"A run is given twice: {', '.join(map(str, folders))}.")
-
-
 def weights_of_run(folder: str | Path) -> Path:
     """Finds the last weights of a run: the final ones, or else its last checkpoint.
 

@@ -34,6 +34,10 @@ _LATEX = {
 }
 
 
+class Latex(str):
+    """LaTeX's own words, which a table takes as they are."""
+
+
 def csv_text(headers: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     """Returns a table as CSV: numbers with six digits, what is not defined empty, texts as they are.
 
@@ -68,7 +72,7 @@ def latex_table(
     Args:
         headers: one a column.
         rows: cells, as many a row: whole numbers are printed as they are, others rounded, what is not
-            defined as a dash; everything else is text.
+            defined as a dash; everything else is text, but for :class:`Latex`.
         digits: behind the point.
         texts: so many columns from the left are set to the left, the others to the right.
 
@@ -89,6 +93,8 @@ def _latex_row(cells: Sequence[Any], digits: int) -> str:
 
 
 def _latex_cell(value: Any, digits: int) -> str:
+    if isinstance(value, Latex):
+        return value
     if value is None or (isinstance(value, numbers.Real) and math.isnan(value)):
         return "--"
     if isinstance(value, numbers.Integral):

@@ -1,16 +1,12 @@
 """Comparison of runs: means, spreads, and when it keeps quiet about a gain."""
 
-import importlib.util
 import json
 import math
-import sys
-from pathlib import Path
 
 import pytest
 
 from regseg_d2.apps.compare.groups import (
     Estimate,
-    compare_groups,
     config_differences,
     group_runs,
     judge,
@@ -18,57 +14,7 @@ from regseg_d2.apps.compare.groups import (
 )
 from regseg_d2.apps.compare.report import as_data, render
 from regseg_d2.apps.compare.runs import CompareError, load_run
-from regseg_d2.common.files import write_text
-from regseg_d2.config import get_regseg_cfg
-from regseg_d2.config.files import format_config
-
-CLASSES = ("sky", "car")
-
-
-@pytest.fixture
-def make_run(tmp_path):
-    def make(name, seed, scores, *, regularizers=(), pixels=(70, 30), steps=100, **keys):
-        """Writes a run whose IoU of (sky, car) on each data set is given."""
-        cfg = get_regseg_cfg()
-        cfg.SEED, cfg.OUTPUT_DIR = seed, f"output/{name}"
-        cfg.DATASETS.TEST = tuple(scores)
-        cfg.SOLVER.MAX_ITER = 100
-        cfg.MODEL.REGULARIZERS.NAMES = list(regularizers)
-        for key, value in keys.items():
-            cfg.merge_from_list([key.replace("__", "."), value])
-        write_text(tmp_path / name / "config.yaml", format_config(cfg))
-        for dataset, ious in scores.items():
-            defined = [iou for iou in ious if iou is not None]
-            report = {
-                "metrics": {"mIoU": sum(defined) / len(defined)},
-                "classes": [
-                    {"name": c, "IoU": iou, "pixels": p}
-                    for c, iou, p in zip(CLASSES, ious, pixels, strict=True)
-                ],
-                "num_images": 5,
-                "protocol": "whole",
-                "model": {"completed_steps": steps},
-            }
-            write_text(tmp_path / name / "evaluation" / f"{dataset}.json", json.dumps(report))
-        return load_run(tmp_path / name)
-
-    return make
-
-
-def three_and_three(make_run, gain, **keys):
-    """Baselines with mIoU 50, 52, 54 and CAR runs with ``gain`` more; the drop is 10 and 4."""
-    runs = []
-    for seed, miou in enumerate((50.0, 52.0, 54.0)):
-        runs.append(make_run(f"b{seed}", seed, {"val": (miou + 10, miou - 10), "swapped": (miou, miou - 20)}))
-        new = miou + gain
-        car = {"val": (new + 10, new - 10), "swapped": (new + 6, new - 14)}
-        runs.append(make_run(f"c{seed}", seed, car, regularizers=["CAR"], **keys))
-    return runs
-
-
-def compared(runs, baselines=None):
-    groups, notes = group_runs(runs)
-    return groups, compare_groups(groups, baselines), notes
+from tests.apps.compare.small_runs import compared, three_and_three
 
 
 def test_means_and_spreads_by_hand(make_run):
@@ -230,29 +176,6 @@ def test_undefined_classes(make_run):
     )
 
 
-def test_report_as_text_markdown_and_data(make_run):
-    groups, comparisons, notes = compared(three_and_three(make_run, 5.0))
-    text = render(groups, comparisons, notes)
-    assert "52.00 ± 2.00" in text
-    assert "57.00 ± 2.00" in text
-    assert "+5.00" in text
-    assert "drop to swapped" in text
-    assert "MODEL.REGULARIZERS.NAMES" in text
-    row = next(line for line in text.splitlines() if line.startswith("car "))
-    assert row.split() == ["car", "42.00", "±", "2.00", "47.00", "±", "2.00", "+5.00"]
-    assert "IoU (%) of each class" not in render(groups, comparisons, notes, per_class=False)
-    markdown = render(groups, comparisons, notes, format="markdown")
-    assert "| baseline |" in markdown
-    data = as_data(groups, comparisons, notes)
-    assert data["groups"][1]["datasets"]["val"]["mIoU"] == {"mean": 57.0, "std": 2.0, "seeds": 3}
-    assert data["comparisons"][0]["differences"][0] == {
-        "what": "val",
-        "delta": 5.0,
-        "noise": 2.0,
-        "verdict": "gain",
-    }
-
-
 def test_order_of_data_sets_is_that_of_the_config(make_run):
     run = make_run("a", 0, {"val": (1.0, 1.0), "swapped": (0.0, 0.0)})
     assert list(run.evaluations) == ["val", "swapped"]
@@ -332,31 +255,3 @@ def test_broken_runs(make_run, break_it, message):
 def test_no_run_at_all():
     with pytest.raises(CompareError, match="no run to compare"):
         group_runs([])
-
-
-@pytest.fixture
-def compare_runs(monkeypatch, capsys):
-    path = Path(__file__).parents[3] / "tools" / "compare_runs.py"
-    spec = importlib.util.spec_from_file_location("compare_runs", path)
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", [str(path), *map(str, arguments)])
-        tool.main()
-        return capsys.readouterr().out
-
-    return call
-
-
-def test_command_line(make_run, tmp_path, compare_runs, capsys):
-    three_and_three(make_run, 5.0)
-    folders = [tmp_path / f"{kind}{seed}" for kind in "bc" for seed in range(3)]
-    assert "gain" in compare_runs(*folders)
-    data = json.loads(compare_runs(*folders[3:], "--baseline", *folders[:3], "--format", "json"))
-    assert data["comparisons"][0]["group"] == "CAR"
-    assert data["comparisons"][0]["differences"][0]["verdict"] == "gain"
-    with pytest.raises(SystemExit) as info:
-        compare_runs(tmp_path / "nothing")
-    assert info.value.code == 2
-    assert capsys.readouterr().err.startswith("Error: ")

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import torch
 
+from regseg_d2.apps.compare.runs import names_of_runs
 from regseg_d2.apps.explore.exploration import explore
 from regseg_d2.apps.explore.gallery import Choice, choose_images
 from regseg_d2.apps.explore.networks import LabelledPicture, NetworkSource, look_through
-from regseg_d2.apps.explore.runs import names_of_runs, relative_names
+from regseg_d2.apps.explore.runs import relative_names
 from regseg_d2.apps.explore.study import Options, study
 from regseg_d2.common.errors import ConfigError
 
