@@ -74,8 +74,12 @@ def add_test_config(cfg: CfgNode) -> None:
     cfg.TEST.BEST_METRIC = "sem_seg/mIoU"
     # Stop after this many evaluations in a row without a better BEST_METRIC; 0 never stops.
     cfg.TEST.PATIENCE = 0
-    # Test images shown in TensorBoard, with prediction and label, at each evaluation.
+    # Test images shown in TensorBoard, with prediction and label, at each evaluation; after the last one
+    # the confusion matrix, too. 0 shows neither.
     cfg.TEST.NUM_IMAGES_SHOWN = 4
+    # Pixels of each class in TensorBoard's embedding projector, after training, at the price of another
+    # pass over the first test set; 5000 at most of all classes. 0 makes none.
+    cfg.TEST.NUM_PIXELS_SHOWN = 50
     # Files of predictions to write, any of png (class indices), cityscapes and ade20k (what these servers
     # take), json (COCO's run-length format, large).
     cfg.TEST.PREDICTIONS = []

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import cv2
 import numpy as np
 
 from regseg_d2.drawing.colors import voc_color
@@ -36,24 +35,3 @@ def color_label(label: np.ndarray, colors: np.ndarray) -> np.ndarray:
     label = np.asarray(label, dtype=np.int64)  # a uint8 cannot hold the number of black for many classes
     valid = (label >= 0) & (label < len(colors))
     return table[np.where(valid, label, len(colors))]
-
-
-def side_by_side(
-    image: np.ndarray, label: np.ndarray, prediction: np.ndarray, colors: np.ndarray
-) -> np.ndarray:
-    """Returns image, label and prediction in one picture, from left to right.
-
-    Args:
-        image: (H', W', 3) uint8, RGB; resized to the label where their sizes differ.
-        label: (H, W) class ids; others are void.
-        prediction: (H, W) class ids.
-        colors: (K, 3) uint8, RGB.
-
-    Returns:
-        (H, 3 W, 3) uint8, RGB.
-    """
-    height, width = label.shape
-    image = np.ascontiguousarray(image, dtype=np.uint8)
-    if image.shape[:2] != (height, width):
-        image = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
-    return np.concatenate([image, color_label(label, colors), color_label(prediction, colors)], axis=1)

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer, hooks
@@ -24,6 +25,7 @@ from regseg_d2.engine.checkpoint import SafeCheckpointer
 from regseg_d2.engine.class_weighting import apply_class_weighting
 from regseg_d2.engine.devices import synchronize_buffers, unwrap_model, with_available_device, wrap_model
 from regseg_d2.engine.failures import explain_failure
+from regseg_d2.engine.final_pictures import FinalPictures
 from regseg_d2.engine.hooks import (
     CheckpointHook,
     EvaluationHook,
@@ -67,6 +69,7 @@ class Trainer(TrainerBase):
         cfg: the config that is used: with the seed that was drawn and the device that is there.
         seed_is_given: whether SEED says which, and not chance.
         results: the last evaluation's scores, ``{data set: {task: {metric: score}}}``.
+        confusions: its confusion matrices by data set, ``(K, K)`` pixels, [true, predicted].
         stop_reason: why training stops before MAX_ITER, or None.
         finished: whether training came to its end (and not to an error or a signal).
         interrupted: whether a process has got a signal to end, which all of them know of.
@@ -90,6 +93,7 @@ class Trainer(TrainerBase):
         self.cfg = cfg
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.results: Results = {}
+        self.confusions: dict[str, np.ndarray] = {}
         self.stop_reason: str | None = None
         self.finished = False
         self.interrupted = False
@@ -181,6 +185,8 @@ class Trainer(TrainerBase):
                     patience=cfg.TEST.PATIENCE,
                 )
             )
+            if "tensorboard" in cfg.WRITERS:
+                result.append(FinalPictures(cfg))
         if comm.is_main_process():
             when = (cfg.SOLVER.CHECKPOINT_PERIOD, cfg.SOLVER.CHECKPOINT_MAX_TO_KEEP)
             result.append(CheckpointHook(self.checkpointer, *when))
@@ -319,11 +325,13 @@ class Trainer(TrainerBase):
 
     def evaluate(self) -> Results:
         """Evaluates the current weights on all of DATASETS.TEST."""
+        self.confusions = {}
         self.results = self.test(
             self.cfg,
             self.model,
             completed_steps=self.completed_steps,
             is_stopping=lambda: self.signals.received is not None,
+            on_evaluated=lambda name, evaluator: self.confusions.update({name: evaluator.confusion}),
         )
         return self.results
 
@@ -335,6 +343,7 @@ class Trainer(TrainerBase):
         *,
         completed_steps: int | None = None,
         is_stopping: Callable[[], bool] = lambda: False,
+        on_evaluated: Callable[[str, StreamingSemSegEvaluator], None] = lambda name, evaluator: None,
     ) -> Results:
         """Evaluates a model on all of DATASETS.TEST, in float32, one image at a time, as TEST says.
 
@@ -343,6 +352,7 @@ class Trainer(TrainerBase):
             model: the model with the weights to evaluate, wrapped or not.
             completed_steps: steps that it was trained for, where that is known.
             is_stopping: whether this process has got a signal to end.
+            on_evaluated: gets the name of each data set, and its evaluator.
 
         Returns:
             ``{data set: {"sem_seg": {metric: score}}}``, the same on every process.
@@ -363,6 +373,7 @@ class Trainer(TrainerBase):
                 results[name] = inference_on_dataset(predictor, stoppable.loader, stoppable)
             for i, panel in enumerate(evaluator.panels):
                 get_event_storage().put_image(f"{name}/{i}", panel.transpose(2, 0, 1))
+            on_evaluated(name, evaluator)
         return results
 
     # -------------------------------------------------------------------------------------------- state

@@ -22,7 +22,8 @@ from torch import Tensor
 from regseg_d2.common.errors import ConfigError, DatasetError
 from regseg_d2.common.files import write_text
 from regseg_d2.common.suggestions import registered
-from regseg_d2.drawing.pictures import class_colors, side_by_side
+from regseg_d2.drawing.pictures import class_colors
+from regseg_d2.drawing.sheets import SheetRow, prediction_sheet
 from regseg_d2.evaluation.confusion import confusion_counts
 from regseg_d2.evaluation.inference.argmax import argmax_classes
 from regseg_d2.evaluation.inference.protocol import InferenceProtocol
@@ -47,6 +48,10 @@ class StreamingSemSegEvaluator(SemSegEvaluator):
     labels with the reader that training uses, counts on the device of the predictions, and reports
     the mean IoU in both conventions, pixel counts, and what to be wary of. Every process gets the
     same results.
+
+    Attributes:
+        confusion: ``(K, K)`` int64 pixels of all processes, [true, predicted], once it was evaluated.
+        panels: pictures of the first images ``(H, W, 3)`` uint8, RGB.
     """
 
     def __init__(
@@ -77,7 +82,8 @@ class StreamingSemSegEvaluator(SemSegEvaluator):
                 :mod:`~regseg_d2.evaluation.prediction_files`); "json", ``<dataset_name>_predictions.json``
                 in COCO's format (large, and kept in memory).
             metrics: names in ``METRIC`` of more scores.
-            num_images_shown: first images of the main process to keep in ``panels``.
+            num_images_shown: first images of the main process to draw into ``panels``: image, label and
+                prediction, with the image's name and a legend.
             image_format: channel order of the input images, RGB or BGR, for ``panels``.
 
         Raises:
@@ -115,6 +121,7 @@ class StreamingSemSegEvaluator(SemSegEvaluator):
         self._num_images = 0
         self._predictions: list[dict[str, Any]] = []
         self.panels: list[np.ndarray] = []
+        self.confusion: np.ndarray | None = None
 
     def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
         """Counts the pixels of a batch.
@@ -130,15 +137,20 @@ class StreamingSemSegEvaluator(SemSegEvaluator):
         """
         for sample, output in zip(inputs, outputs, strict=True):
             predicted = self._labels_of(output)
-            label_file = self.input_file_to_gt_file[sample["file_name"]]
-            label = self.sem_seg_loading_fn(label_file)
-            self._count(predicted, label, label_file)
+            label = self.read_label(sample)
+            self._count(predicted, label, self.input_file_to_gt_file[sample["file_name"]])
             self._num_images += 1
             self._write(predicted, sample)
             if len(self.panels) < self._num_images_shown:
-                image = sample["image"].permute(1, 2, 0).cpu().numpy()
-                image = image if self._image_format == "RGB" else image[..., ::-1]
-                self.panels.append(side_by_side(image, label, predicted.cpu().numpy(), self._colors))
+                self.panels.append(self._draw(sample, label, predicted.cpu().numpy()))
+
+    def read_label(self, sample: dict[str, Any]) -> np.ndarray:
+        """Reads the label ``(H, W)`` of an image.
+
+        Args:
+            sample: a dict with "file_name".
+        """
+        return self.sem_seg_loading_fn(self.input_file_to_gt_file[sample["file_name"]])
 
     def _labels_of(self, output: dict[str, Any]) -> Tensor:
         scores = output.get("sem_seg")
@@ -171,6 +183,13 @@ class StreamingSemSegEvaluator(SemSegEvaluator):
             counts = metric.count(predicted, true)
             self._counts[name] = self._counts[name] + counts if name in self._counts else counts
 
+    def _draw(self, sample: dict[str, Any], label: np.ndarray, predicted: np.ndarray) -> np.ndarray:
+        image = sample["image"].permute(1, 2, 0).cpu().numpy()
+        image = image if self._image_format == "RGB" else image[..., ::-1]
+        row = SheetRow(str(sample.get("image_id", sample["file_name"])), image, [label, predicted])
+        titles = ("image", "label", "prediction")
+        return prediction_sheet([row], titles, self._class_names, self._colors)
+
     def _write(self, predicted: Tensor, sample: dict[str, Any]) -> None:
         if not self._files and not self._writes_json:
             return
@@ -187,6 +206,7 @@ class StreamingSemSegEvaluator(SemSegEvaluator):
             ``{"sem_seg": {metric: percent}}`` on every process.
         """
         confusion, others, num_images = self._gather()
+        self.confusion = confusion.T
         metrics = compute_metrics(confusion)
         more: dict[str, float] = {}
         for metric, counts in zip(self._metrics.values(), others, strict=True):

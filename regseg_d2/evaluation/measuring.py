@@ -21,6 +21,7 @@ from regseg_d2.data.loader import build_test_loader
 from regseg_d2.evaluation.confusion import confusion_counts
 from regseg_d2.evaluation.corruptions import SEVERITIES, corrupt
 from regseg_d2.evaluation.inference import Predictor, build_predictor
+from regseg_d2.evaluation.inference.network import padded_size
 from regseg_d2.evaluation.measures import (
     Calibration,
     ClassCenters,
@@ -87,11 +88,7 @@ class FeatureReader:
         return feature, self._at_cells(label.to(feature.device), image.shape[-2:], feature.shape[-2:])
 
     def _at_cells(self, label: Tensor, image: Sequence[int], cells: Sequence[int]) -> Tensor:
-        if hasattr(self._model, "padded_size"):
-            padded = self._model.padded_size(*image)
-        else:
-            divisor = max(self._model.backbone.size_divisibility, 1)
-            padded = [side + -side % divisor for side in image]
+        padded = padded_size(self._model, image[0], image[1])
         height, width = (whole - side for whole, side in zip(padded, image, strict=True))
         # In float64 every label is exact.
         label = F.interpolate(label[None, None].double(), tuple(image), mode="nearest-exact")

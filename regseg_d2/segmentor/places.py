@@ -200,9 +200,18 @@ def classified_feature_tap(model: nn.Module) -> str:
     Args:
         model: a meta-architecture; one that is not of this package has its classifier where Detectron2's have
             it.
+
+    Raises:
+        ConfigError: there is no such classifier.
     """
     find = getattr(model, "find_classifier", None)
     classifier = find(dict(model.named_children())) if find else MAIN_CLASSIFIER
+    path = classifier.path.partition(":")[0]
+    if not classifier.features and not (path and has_module(model, path)):
+        raise ConfigError(
+            f"{type(model).__name__} has no classifier {path!r}, so nothing tells where its feature is: "
+            "name the tap."
+        )
     return classifier.features or penultimate_tap(model, classifier.path)
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from detectron2.data import MetadataCatalog
 
-from regseg_d2.drawing.pictures import class_colors, color_label, side_by_side
+from regseg_d2.drawing.pictures import class_colors, color_label
 
 COLORS = np.array([[10, 20, 30], [40, 50, 60]], dtype=np.uint8)
 
@@ -23,21 +23,6 @@ def test_more_classes_than_a_byte_holds(dtype):
         assert color_label(np.array([[299, 300]], dtype), colors).tolist() == [
             [colors[299].tolist(), [0, 0, 0]]
         ]
-
-
-def test_image_label_and_prediction_stand_side_by_side():
-    image = np.full((2, 2, 3), 7, dtype=np.uint8)
-    picture = side_by_side(image, np.zeros((2, 2), int), np.ones((2, 2), int), COLORS)
-    assert picture.shape == (2, 6, 3)
-    assert picture[0, :, 0].tolist() == [7, 7, 10, 10, 40, 40]
-
-
-def test_image_of_another_size_is_resized_to_the_label():
-    picture = side_by_side(
-        np.full((8, 8, 3), 9, dtype=np.uint8), np.zeros((4, 2), int), np.zeros((4, 2), int), COLORS
-    )
-    assert picture.shape == (4, 6, 3)
-    assert (picture[:, :2] == 9).all()
 
 
 def test_colours_of_the_data_set_or_distinct_ones():

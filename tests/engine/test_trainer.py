@@ -13,6 +13,7 @@ from detectron2.utils.events import EventWriter, get_event_storage
 
 from regseg_d2.common.errors import CheckpointError, ConfigError
 from regseg_d2.config.files import format_config, load_config
+from regseg_d2.drawing.sheets import GAP
 from regseg_d2.engine.checkpoint import SafeCheckpointer
 from regseg_d2.engine.hooks import truncate_metrics
 from regseg_d2.engine.main import save_config, warn_about_changes
@@ -321,9 +322,8 @@ def test_pictures_reach_tensorboard(tmp_path):
     name = register_toy_test_set(tmp_path, "toy_val3")
     train(toy_cfg(tmp_path / "run", DATASETS__TEST=(name,), TEST__NUM_IMAGES_SHOWN=2))
     events = EventAccumulator(str(tmp_path / "run")).Reload()
-    assert events.Tags()["images"] == ["toy_val3/0", "toy_val3/1"]
-    picture = events.Images("toy_val3/0")[0]
-    assert (picture.height, picture.width) == (12, 48)
+    assert events.Tags()["images"] == ["toy_val3/0", "toy_val3/1", "toy_val3/confusion"]
+    assert events.Images("toy_val3/0")[0].width == 3 * 256 + 2 * GAP  # image, label, prediction
     assert {"total_loss", "lr", "sem_seg/mIoU"} <= set(events.Tags()["scalars"])
 
 

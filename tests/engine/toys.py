@@ -116,7 +116,7 @@ def toy_cfg(output_dir, **overrides) -> CfgNode:
     cfg.SOLVER.BASE_LR = 0.1
     cfg.SOLVER.IMS_PER_BATCH = 2
     cfg.SOLVER.CHECKPOINT_PERIOD = 3
-    cfg.TEST.NUM_IMAGES_SHOWN = 0
+    cfg.TEST.NUM_IMAGES_SHOWN = cfg.TEST.NUM_PIXELS_SHOWN = 0
     cfg.LOG_PERIOD = 1
     cfg.SEED = 7
     cfg.OUTPUT_DIR = str(output_dir)

@@ -13,6 +13,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
 from regseg_d2.common.errors import ConfigError, DatasetError
+from regseg_d2.drawing.pictures import class_colors
+from regseg_d2.drawing.sheets import SheetRow, prediction_sheet
 from regseg_d2.evaluation.evaluator import StreamingSemSegEvaluator
 from regseg_d2.evaluation.metrics import METRIC
 from tests.evaluation.test_metrics import reference
@@ -156,9 +158,36 @@ def test_unknown_kind_of_predictions(dataset, tmp_path):
         StreamingSemSegEvaluator(dataset[0], str(tmp_path), label_reader=np.load, predictions=["gif"])
 
 
-def test_panels_of_the_first_images(dataset, tmp_path):
+def test_panels_show_image_label_and_prediction_with_names_and_classes(dataset, tmp_path):
     evaluator, _ = run(dataset, tmp_path, num_images_shown=2)
-    assert [panel.shape for panel in evaluator.panels] == [(5, 21, 3), (8, 12, 3)]
+    _, records, outputs, labels = dataset
+    colors = class_colors({}, 4)
+    for i, panel in enumerate(evaluator.panels):
+        prediction = outputs[i]["sem_seg"].argmax(0).numpy()
+        row = SheetRow(f"{i}.png", np.zeros((*labels[i].shape, 3), np.uint8), [labels[i], prediction])
+        titles = ["image", "label", "prediction"]
+        assert np.array_equal(panel, prediction_sheet([row], titles, CLASSES, colors))
+    assert len(evaluator.panels) == 2
+    image = torch.arange(105, dtype=torch.uint8).view(3, 5, 7)
+    named = StreamingSemSegEvaluator(dataset[0], label_reader=np.load, num_images_shown=1, image_format="BGR")
+    named.process([{**records[0], "image": image, "image_id": "val/first"}], outputs[:1])
+    shown = image.flip(0).permute(1, 2, 0).numpy()
+    row = SheetRow("val/first", shown, [labels[0], outputs[0]["sem_seg"].argmax(0).numpy()])
+    assert np.array_equal(named.panels[0], prediction_sheet([row], titles, CLASSES, colors))
+
+
+def test_the_confusion_matrix_and_labels_can_be_read(dataset, tmp_path):
+    evaluator, _ = run(dataset, tmp_path)
+    _, records, outputs, labels = dataset
+    counted = np.zeros((4, 4), np.int64)
+    for output, label in zip(outputs, labels, strict=True):
+        for true, predicted in zip(label.ravel(), output["sem_seg"].argmax(0).ravel().tolist(), strict=True):
+            if true != 255:
+                counted[true, predicted] += 1
+    assert np.array_equal(evaluator.confusion, counted)
+    assert np.array_equal(evaluator.read_label(records[1]), labels[1])
+    evaluator.reset()
+    assert evaluator.confusion is None
 
 
 def test_reset_forgets(dataset, tmp_path):

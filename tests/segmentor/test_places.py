@@ -9,7 +9,8 @@ from torch import nn
 from regseg_d2.common.errors import ConfigError
 from regseg_d2.config.files import format_config, load_config, load_config_with_origins
 from regseg_d2.config.keys import flatten_config
-from regseg_d2.segmentor.places import find_place
+from regseg_d2.regularizers.recorder import TapRecorder
+from regseg_d2.segmentor.places import classified_feature_tap, find_place
 from regseg_d2.segmentor.regularizers import split_name, with_place_keys
 from tests.helpers import small_batch, small_cfg
 
@@ -388,3 +389,20 @@ def test_masks_of_an_unknown_network_need_their_features():
     cfg.MODEL.REGULARIZERS.ContrastSeg.CLASSIFIER = "sem_seg_head.predictor:masks"
     with pytest.raises(ConfigError, match=r"FEATURES is 'auto', and nothing tells what the masks of"):
         find_place(cfg, network, "ContrastSeg")
+
+
+def test_the_feature_of_a_built_model_is_what_its_classifier_reads():
+    model = build_model(small_cfg("FCN"))
+    tap = classified_feature_tap(model)
+    model.eval()
+    recorder = TapRecorder(model, [tap, "sem_seg_head.predictor:in"])
+    with torch.no_grad(), recorder.record(model) as taps:
+        model(small_batch(1))
+    # In evaluation a dropout in between changes nothing.
+    assert torch.equal(taps[tap], taps["sem_seg_head.predictor:in"])
+    assert classified_feature_tap(MaskNetwork()) == "sem_seg_head.pixel_decoder.mask_features:in"
+    del model.sem_seg_head.predictor
+    with pytest.raises(ConfigError, match="has no classifier 'sem_seg_head.predictor'"):
+        classified_feature_tap(model)
+    with pytest.raises(ConfigError, match="Linear has no classifier"):
+        classified_feature_tap(nn.Linear(1, 1))

@@ -29,6 +29,7 @@ from regseg_d2.drawing.pictures import class_colors
 from regseg_d2.engine.devices import with_available_device
 from regseg_d2.engine.trained_model import load_trained_model
 from regseg_d2.evaluation.inference import build_predictor
+from regseg_d2.evaluation.inference.network import cell_size
 from regseg_d2.evaluation.looking.views import View
 from regseg_d2.regularizers.recorder import TapRecorder
 from regseg_d2.segmentor.places import classified_feature_tap
@@ -127,7 +128,7 @@ class RunSource:
             with_void(label, len(self.classes)),
             scores,
             feature,
-            self._cell_size(image.shape[-2:], feature.shape[-2:], (height, width)),
+            cell_size(self._model, image.shape[-2:], feature.shape[-2:], (height, width)),
         )
 
     def _scores(self, sample: dict[str, Any]) -> Tensor:
@@ -137,21 +138,6 @@ class RunSource:
             return predict.scores([sample])[0]["sem_seg"].float().cpu()
         probabilities = predict.probabilities([sample])[0]["sem_seg"].cpu()
         return probabilities.clamp(min=torch.finfo(torch.float32).tiny).log()
-
-    def _cell_size(
-        self, image: Sequence[int], cells: Sequence[int], label: tuple[int, int]
-    ) -> tuple[float, float]:
-        """Height and width of a cell, in pixels of the label; the network sees the image padded."""
-        if hasattr(self._model, "padded_size"):
-            padded = self._model.padded_size(*image)
-        else:
-            divisor = max(self._model.backbone.size_divisibility, 1)
-            padded = [side + -side % divisor for side in image]
-        height, width = (
-            whole / count * shown / side
-            for whole, count, shown, side in zip(padded, cells, label, image, strict=True)
-        )
-        return height, width
 
 
 def relative_names(files: Sequence[str]) -> list[str]:

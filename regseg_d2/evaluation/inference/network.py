@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -63,3 +64,32 @@ class Network:
 
     def _moved(self, logits: Tensor) -> Tensor:
         return logits.float().to(self._device or logits.device)
+
+
+def padded_size(model: nn.Module, height: int, width: int) -> tuple[int, int]:
+    """Height and width of the input that a segmentor pads an image of this size to."""
+    if hasattr(model, "padded_size"):
+        of_the_model: Any = model.padded_size
+        return of_the_model(height, width)
+    divisor = max(getattr(getattr(model, "backbone", None), "size_divisibility", 1), 1)
+    return height + -height % divisor, width + -width % divisor
+
+
+def cell_size(
+    model: nn.Module, image: Sequence[int], cells: Sequence[int], label: Sequence[int]
+) -> tuple[float, float]:
+    """Height and width of a cell of a feature, in pixels of the label; the network sees the image padded.
+
+    Args:
+        model: the segmentor.
+        image: height and width of its input, before padding.
+        cells: of the feature.
+        label: of the label, which may be another size of the same image.
+    """
+    height, width = (
+        whole / count * shown / side
+        for whole, count, shown, side in zip(
+            padded_size(model, image[0], image[1]), cells, label, image, strict=True
+        )
+    )
+    return height, width
