@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, ParamSpec
 
 import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure, SubFigure
@@ -205,6 +206,10 @@ def fix_layout(figure: Figure) -> None:
         _set_fonts(figure)
         figure.draw_without_rendering()
         figure.set_layout_engine("none")
+        # The layout is solved in an order that depends on where in memory its parts are, and their last bits
+        # with it, of which an SVG makes names.
+        for axes in figure.axes:
+            axes.set_position(np.round(axes.get_position(original=True).bounds, 9).tolist())
 
 
 @contextmanager
