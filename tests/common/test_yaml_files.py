@@ -122,7 +122,7 @@ def test_each_base_is_read_once(tmp_path, monkeypatch):
     (tmp_path / "d.yaml").write_text("SEED: 7\n")
     read = []
     monkeypatch.setattr(
-        "regseg_d2.config.files.read_yaml", lambda path: read.append(path.name) or read_yaml(path)
+        "regseg_d2.config.bases.read_yaml", lambda path: read.append(path.name) or read_yaml(path)
     )
     assert load_config(str(tmp_path / "a.yaml")).SEED == 7
     assert sorted(read) == ["a.yaml", "b.yaml", "c.yaml", "d.yaml"]
