@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import logging
 import math
 import os
@@ -10,6 +9,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+import cv2
 import numpy as np
 import torch
 from detectron2.config import CfgNode
@@ -17,7 +17,6 @@ from detectron2.data import MetadataCatalog
 from detectron2.engine import HookBase
 from detectron2.evaluation import inference_context, inference_on_dataset
 from detectron2.utils import comm
-from PIL import Image
 
 from regseg_d2.common.errors import ConfigError, check_key, printable
 from regseg_d2.drawing.figures.matrix import confusion_matrices
@@ -132,8 +131,8 @@ def draw_confusion(confusion: np.ndarray, names: Sequence[str]) -> np.ndarray:
         ``(3, H, W)`` uint8, RGB.
     """
     figure = confusion_matrices({"last evaluation": confusion}, names)
-    picture = Image.open(io.BytesIO(figure_bytes(figure, "png", _DPI)))
-    return np.asarray(picture.convert("RGB")).transpose(2, 0, 1)
+    encoded = np.frombuffer(figure_bytes(figure, "png", _DPI), np.uint8)
+    return cv2.imdecode(encoded, cv2.IMREAD_COLOR_RGB).transpose(2, 0, 1)
 
 
 def write_projector(folder: Path, pixels: SampledPixels, names: Sequence[str], step: int) -> None:
