@@ -12,6 +12,7 @@ import numpy as np
 from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import DefaultTrainer
+from detectron2.utils.env import seed_all_rng
 from PIL import Image
 from segmentor import MyRegularizedSegmentor
 
@@ -54,6 +55,7 @@ def main(steps: int, folder: Path) -> None:
     cfg.SOLVER.BASE_LR, cfg.SOLVER.WARMUP_ITERS = 0.01, 0
     cfg.SEED, cfg.OUTPUT_DIR = 1, str(folder / "output")
 
+    seed_all_rng(cfg.SEED)  # as default_setup does; a trainer alone does not
     trainer = DefaultTrainer(cfg)
     trainer.train()
     losses = {name: trainer.storage.history(name) for name in trainer.storage.latest() if "loss_" in name}
