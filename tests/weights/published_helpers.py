@@ -1,5 +1,7 @@
 """Thin networks for checkpoints of other packages."""
 
+import runpy
+import sys
 from pathlib import Path
 
 import torch
@@ -133,6 +135,21 @@ def assert_same_weights(a: nn.Module, b: nn.Module) -> None:
 def save(content, path):
     torch.save(content, path)
     return path
+
+
+TOOL = Path(__file__).parents[2] / "tools" / "convert_weights.py"
+
+
+def run_tool(arguments, monkeypatch, capsys):
+    """Runs ``tools/convert_weights.py`` in this process; its exit status, and what it printed."""
+    monkeypatch.setattr(sys, "argv", [str(argument) for argument in (TOOL, *arguments)])
+    status = 0
+    try:
+        runpy.run_path(str(TOOL), run_name="__main__")
+    except SystemExit as exit_:
+        status = exit_.code
+    printed = capsys.readouterr()
+    return status, printed.err if status else printed.out
 
 
 def check_both_ways(keys, path, source, tmp_path, strict=True):

@@ -1,8 +1,6 @@
 """Every tensor of mmsegmentation's mask classifiers at their published sizes, and files that do not fit."""
 
 import re
-import runpy
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,12 +12,12 @@ from regseg_d2.config.files import load_config
 from regseg_d2.weights.mmseg_kinds import not_in_transformers
 from regseg_d2.weights.network import NOT_NEEDED, Network
 from regseg_d2.weights.published import SOURCES, convert, recognise
+from tests.weights import published_helpers
 from tests.weights.mask_classifier_names import network
 from tests.weights.published_helpers import MMSEG_FCN, load_directly, options, save
 from tests.weights.test_mmseg_transformers import CASES, load_fixture
 
 ROOT = Path(__file__).parents[2]
-TOOL = ROOT / "tools" / "convert_weights.py"
 #: Rows of the table of docs/weights.md: networks, MODEL_TYPE and CONFIG.
 ROW = re.compile(r"\| `((?:mask2former|maskformer)_.*?)` \| `(\w+)` \| (?:`(.*)`)? ?\|")
 
@@ -111,15 +109,9 @@ def run_tool(tmp_path, monkeypatch, capsys):
 
     def run(state, keys):
         theirs, out = save(state, tmp_path / "theirs.pth"), tmp_path / "ours.pth"
-        command = [TOOL, "--from", "mmseg", theirs, out, *options(keys)]
-        monkeypatch.setattr(sys, "argv", [str(argument) for argument in command])
-        status = 0
-        try:
-            runpy.run_path(str(TOOL), run_name="__main__")
-        except SystemExit as exit_:
-            status = exit_.code
-        printed = capsys.readouterr()
-        return status, " ".join((printed.err if status else printed.out).split()), out.exists()
+        arguments = ["--from", "mmseg", theirs, out, *options(keys)]
+        status, printed = published_helpers.run_tool(arguments, monkeypatch, capsys)
+        return status, " ".join(printed.split()), out.exists()
 
     return run
 

@@ -1,8 +1,6 @@
 """Parts of a network that a checkpoint fills by half, at the command line and at the start of a training."""
 
 import re
-import runpy
-import sys
 from pathlib import Path
 
 import pytest
@@ -20,10 +18,9 @@ from tests.weights.published_helpers import (
     load_directly,
     make_cfg,
     options,
+    run_tool,
     save,
 )
-
-TOOL = Path(__file__).parents[2] / "tools" / "convert_weights.py"
 
 
 @pytest.fixture(scope="module")
@@ -44,15 +41,9 @@ def convert(tmp_path, monkeypatch, capsys):
     def run(state, keys=MMSEG_FCN, *arguments):
         theirs, out = save(state, tmp_path / "theirs.pth"), tmp_path / "out" / "ours.pth"
         out.parent.mkdir(exist_ok=True)
-        command = [TOOL, "--from", "mmseg", *arguments, theirs, out, *options(keys)]
-        monkeypatch.setattr(sys, "argv", [str(argument) for argument in command])
-        status = 0
-        try:
-            runpy.run_path(str(TOOL), run_name="__main__")
-        except SystemExit as exit_:
-            status = exit_.code
-        printed = capsys.readouterr()
-        return status, printed.err if status else printed.out, [p.name for p in out.parent.iterdir()]
+        command = ["--from", "mmseg", *arguments, theirs, out, *options(keys)]
+        status, printed = run_tool(command, monkeypatch, capsys)
+        return status, printed, [p.name for p in out.parent.iterdir()]
 
     return run
 

@@ -39,11 +39,15 @@ def features_of(count, channels=12, size=(4, 6), rank=None, seed=0):
     ]
 
 
-def quantized_run(features):
+def directions_of(features):
     moments = Moments()
     for feature in features:
         moments.add(feature)
-    run = QuantizedRun(*moments.directions())
+    return moments.directions()
+
+
+def quantized_run(features):
+    run = QuantizedRun(*directions_of(features))
     for feature in features:
         run.add(feature)
     return run
@@ -93,10 +97,7 @@ def test_the_error_that_is_told_is_the_one_that_is_there():
 
 def test_the_share_that_is_told_is_that_of_the_squared_lengths():
     features = features_of(2)
-    moments = Moments()
-    for feature in features:
-        moments.add(feature)
-    directions, shares = moments.directions()
+    directions, shares = directions_of(features)
     np.testing.assert_allclose(directions @ directions.T, np.eye(12), atol=1e-12)
     cells = np.concatenate([unit_features(feature) for feature in features], axis=1)
     np.testing.assert_allclose(np.linalg.norm(cells, axis=0), 1)
@@ -107,10 +108,7 @@ def test_the_share_that_is_told_is_that_of_the_squared_lengths():
 
 def test_no_other_directions_keep_the_cosines_better():
     features = features_of(2)
-    moments = Moments()
-    for feature in features:
-        moments.add(feature)
-    directions, _ = moments.directions()
+    directions, _ = directions_of(features)
     cells = np.concatenate([unit_features(feature) for feature in features], axis=1)
     true = cells.T @ cells
 
