@@ -10,6 +10,9 @@ from torch import nn
 from regseg_d2.engine.checkpoint import SafeCheckpointer
 from regseg_d2.segmentor.build import build_model
 
+#: What a run calls the weights that it ends with.
+FINAL_WEIGHTS = "model_final.pth"
+
 
 @dataclass(frozen=True)
 class TrainedModel:

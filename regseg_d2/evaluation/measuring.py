@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import MetadataCatalog
 from detectron2.evaluation import inference_context
 from torch import Tensor, nn
 
 from regseg_d2.common.errors import ConfigError, DatasetError
 from regseg_d2.data.labels import label_reader_for
 from regseg_d2.data.loader import build_test_loader
+from regseg_d2.data.mapper import TestMapper
+from regseg_d2.data.records import load_records
 from regseg_d2.evaluation.confusion import confusion_counts
 from regseg_d2.evaluation.corruptions import SEVERITIES, corrupt
 from regseg_d2.evaluation.inference import Predictor, build_predictor
@@ -34,6 +36,8 @@ from regseg_d2.regularizers.recorder import TapRecorder
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 
 class LabelledImages:
     """A data set's images as the network is tested with them, and their labels.
@@ -45,12 +49,12 @@ class LabelledImages:
     """
 
     def __init__(self, cfg: CfgNode, dataset: str, limit: int | None = None) -> None:
-        records = DatasetCatalog.get(dataset)
-        self._labels = {r["file_name"]: r.get("sem_seg_file_name") for r in records}
-        if not all(self._labels.values()):
+        self._records = {record["file_name"]: record for record in load_records(dataset)}
+        if not all(record.get("sem_seg_file_name") for record in self._records.values()):
             raise ConfigError(f"'{dataset}' has images without a label: measures need one for each.")
         self._read = label_reader_for(dataset)
         self._loader = build_test_loader(cfg, dataset)
+        self._mapper = TestMapper(cfg)
         self._limit = limit
         self.ignore_value = MetadataCatalog.get(dataset).ignore_label
         self.classes = list(MetadataCatalog.get(dataset).stuff_classes)
@@ -58,9 +62,22 @@ class LabelledImages:
     def __iter__(self) -> Iterator[tuple[dict[str, Any], Tensor]]:
         """Yields samples of :class:`~regseg_d2.data.mapper.TestMapper` and labels ``(H, W)``, void -1."""
         for (sample,) in islice(self._loader, self._limit):
-            label = torch.from_numpy(np.ascontiguousarray(self._read(self._labels[sample["file_name"]])))
-            label = label.long()
-            yield sample, torch.where(label == self.ignore_value, -1, label)
+            yield sample, self._label(sample["file_name"])
+
+    @property
+    def files(self) -> list[str]:
+        """File names of the images, in their order."""
+        return list(self._records)[: self._limit]
+
+    def of(self, files: Iterable[str]) -> Iterator[tuple[dict[str, Any], Tensor]]:
+        """Yields some images and their labels, in this order."""
+        return ((self._mapper(self._records[file]), self._label(file)) for file in files)
+
+    def _label(self, file: str) -> Tensor:
+        label = torch.from_numpy(
+            np.ascontiguousarray(self._read(self._records[file]["sem_seg_file_name"]))
+        ).long()
+        return torch.where(label == self.ignore_value, -1, label)
 
 
 class FeatureReader:
@@ -79,13 +96,24 @@ class FeatureReader:
             label: ``(H, W)``, void -1.
         """
         image = sample["image"]
-        with self._recorder.record(self._model) as taps:
-            if getattr(self._model, "gives_feature_logits", False):
-                self._model.feature_logits(image.unsqueeze(0))
-            else:
-                self._model([{"image": image}])
-        feature = taps[self._tap][0].float()
+        feature = self.of(image)
         return feature, self._at_cells(label.to(feature.device), image.shape[-2:], feature.shape[-2:])
+
+    def during(self, predict: Callable[[], T]) -> tuple[Tensor, T]:
+        """Returns the feature ``(C, h, w)`` of the one forward in ``predict()``, and what that returns."""
+        with self._recorder.record(self._model) as taps:
+            result = predict()
+        return taps[self._tap][0].float(), result
+
+    def of(self, image: Tensor) -> Tensor:
+        """Returns the feature ``(C, h, w)`` of an image of the test mapper."""
+        return self.during(lambda: self._run(image))[0]
+
+    def _run(self, image: Tensor) -> None:
+        if getattr(self._model, "gives_feature_logits", False):
+            self._model.feature_logits(image.unsqueeze(0))
+        else:
+            self._model([{"image": image}])
 
     def _at_cells(self, label: Tensor, image: Sequence[int], cells: Sequence[int]) -> Tensor:
         padded = padded_size(self._model, image[0], image[1])

@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from detectron2.modeling import build_model
 
 from regseg_d2.common.errors import ConfigError
 from regseg_d2.evaluation.corruptions import KINDS, corrupt
+from regseg_d2.evaluation.inference import InferenceProtocol, Predictor
 from regseg_d2.evaluation.measures import (
     Calibration,
     ClassCenters,
@@ -19,7 +21,9 @@ from regseg_d2.evaluation.measures import (
     mean_over,
     tail_classes,
 )
+from regseg_d2.evaluation.measuring import FeatureReader
 from regseg_d2.evaluation.metrics import json_number
+from tests.helpers import small_cfg
 
 
 @pytest.fixture
@@ -161,6 +165,28 @@ def test_unknown_corruptions():
         corrupt(image, "fog", 1, "")
     with pytest.raises(ConfigError, match="severity 6"):
         corrupt(image, "jpeg", 6, "")
+
+
+def test_the_feature_of_a_prediction_is_that_of_a_forward_of_its_own():
+    model = build_model(small_cfg("FCN")).eval()
+    reader = FeatureReader(model, "sem_seg_head.predictor:in")
+    image = torch.randint(0, 256, (3, 33, 47), dtype=torch.uint8)
+    predictor, forwards = Predictor(model, InferenceProtocol()), []
+    with torch.no_grad():
+        model.backbone.register_forward_hook(lambda *_: forwards.append(1))
+        feature, scores = reader.during(lambda: predictor.scores([{"image": image}])[0]["sem_seg"])
+        assert len(forwards) == 1
+        assert torch.equal(feature, reader.of(image))
+        assert torch.equal(scores, predictor.scores([{"image": image}])[0]["sem_seg"])
+
+
+@pytest.mark.parametrize(
+    "options, one",
+    [({}, True), ({"mode": "slide"}, False), ({"flip": True}, False), ({"scales": (0.5,)}, False)]
+    + [({"padding": "none"}, False)],
+)
+def test_which_protocols_are_one_forward_as_in_training(options, one):
+    assert InferenceProtocol(**options).is_one_forward == one
 
 
 def test_the_command_line_measures_what_the_evaluation_prints(tmp_path):

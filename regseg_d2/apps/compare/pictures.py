@@ -22,8 +22,7 @@ from regseg_d2.data.loader import load_records
 from regseg_d2.drawing.overlay import write_picture
 from regseg_d2.drawing.pictures import class_colors
 from regseg_d2.drawing.sheets import SheetRow, prediction_sheet
-
-FINAL_WEIGHTS = "model_final.pth"
+from regseg_d2.engine.trained_model import FINAL_WEIGHTS
 
 
 def load_predictor(folder: Path, dataset_name: str) -> FilePredictor:

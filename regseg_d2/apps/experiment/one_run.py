@@ -24,7 +24,7 @@ from regseg_d2.engine.devices import with_available_device
 from regseg_d2.engine.launch import build_argument_parser
 from regseg_d2.engine.main import main as train
 from regseg_d2.engine.run_lock import locked
-from regseg_d2.engine.trained_model import load_trained_model
+from regseg_d2.engine.trained_model import FINAL_WEIGHTS, load_trained_model
 from regseg_d2.evaluation.measuring import measure
 from regseg_d2.segmentor.places import classified_feature_tap
 
@@ -87,7 +87,7 @@ def _measures(run: Run, folder: Path, cfg: Any) -> dict[str, Any]:
         return {}
     cfg = with_available_device(cfg)
     cfg.defrost()
-    cfg.MODEL.WEIGHTS = str(folder / "model_final.pth")
+    cfg.MODEL.WEIGHTS = str(folder / FINAL_WEIGHTS)
     cfg.OUTPUT_DIR = str(folder)
     model = load_trained_model(cfg).model
     return measure(

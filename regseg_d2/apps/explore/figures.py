@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
@@ -94,7 +95,7 @@ def _of_features(study: Study) -> Iterator[Drawn]:
             lambda found: relations.mean_cosines(found.unit_sums, found.center_counts),
         ),
     ):
-        matrices = study.of_each(lambda each, read=read: read(each.findings))
+        matrices = {each.name: read(each.findings) for each in study.explored}
         yield Drawn(name, caption, similarity_matrices(matrices, names, quantity))
     yield Drawn(
         "intra_inter",
@@ -180,7 +181,8 @@ def _of_images(study: Study, gallery: Gallery, choice: Choice) -> Iterator[Drawn
             yield Drawn(name, caption, prediction_maps(shown, study.classes, study.colors))
             errors = name.replace("predictions", "errors")
             yield Drawn(errors, f"{caption}: what is wrong", error_maps(shown, K))
-    rows = [index for index in range(len(gallery)) if _anchor(gallery[index], K) is not None][:ROWS]
+    wrong = (index for index in range(len(gallery)) if _anchor(gallery[index], K) is not None)
+    rows = list(islice(wrong, ROWS))
     if rows:
         for name, normalized, caption, quantity in (
             (

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from regseg_d2.apps.explore.page.content import ImageOfRun, PageImage
 from regseg_d2.apps.explore.study import Study
+from regseg_d2.evaluation.looking.sampling import image_key
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def choose_images(study: Study) -> Choice:
     rest -= len(differing)
     confused = [number for number in _confused(study) if number in left][: min(share, rest)]
     left.difference_update(confused)
-    keys = np.array([_key(study.options.seed, name) for name in names], dtype=np.float64)
+    keys = np.array([image_key(study.options.seed, name) for name in names], dtype=np.float64)
     return Choice(worst, differing, confused, take(keys, rest - len(confused)))
 
 
@@ -74,10 +74,6 @@ def _confused(study: Study) -> list[int]:
                 rate = float(rates[label, predicted])
                 found[int(images)] = max(rate, found.get(int(images), 0.0))
     return sorted(found, key=lambda number: (-found[number], number))
-
-
-def _key(seed: int, name: str) -> int:
-    return int.from_bytes(hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=6).digest(), "big")
 
 
 class Gallery(Collection[PageImage]):

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
@@ -15,26 +14,20 @@ from detectron2.evaluation import inference_context
 from torch import Tensor
 
 from regseg_d2.apps.compare.runs import Run
-from regseg_d2.apps.explore.sources import with_void
 from regseg_d2.common.errors import ConfigError
 from regseg_d2.common.json_files import read_json_lines
 from regseg_d2.config import get_regseg_cfg
 from regseg_d2.config.files import flatten_config, load_config
 from regseg_d2.data.datasets.declared import register_declared
 from regseg_d2.data.images import read_image
-from regseg_d2.data.labels import label_reader_for
-from regseg_d2.data.mapper import TestMapper
-from regseg_d2.data.records import load_records
 from regseg_d2.drawing.pictures import class_colors
 from regseg_d2.engine.devices import with_available_device
-from regseg_d2.engine.trained_model import load_trained_model
+from regseg_d2.engine.trained_model import FINAL_WEIGHTS, load_trained_model
 from regseg_d2.evaluation.inference import build_predictor
 from regseg_d2.evaluation.inference.network import cell_size
 from regseg_d2.evaluation.looking.views import View
-from regseg_d2.regularizers.recorder import TapRecorder
+from regseg_d2.evaluation.measuring import FeatureReader, LabelledImages
 from regseg_d2.segmentor.places import classified_feature_tap
-
-FINAL_WEIGHTS = "model_final.pth"
 
 
 class RunSource:
@@ -66,26 +59,22 @@ class RunSource:
         self.name, self.folder = name, folder
         self.cfg = cfg = with_available_device(cfg)
         register_declared(cfg.DATASETS.DECLARED)
-        self._records = load_records(dataset)[:limit]
-        self._names = relative_names([record["file_name"] for record in self._records])
-        self._read_label = label_reader_for(dataset)
-        metadata = MetadataCatalog.get(dataset)
-        self.classes: Sequence[str] = list(metadata.stuff_classes)
-        self._ignore_value = metadata.ignore_label
+        self._images = LabelledImages(cfg, dataset, limit)
+        files = self._images.files
+        self._names = dict(zip(files, relative_names(files), strict=True))
+        self.classes: Sequence[str] = self._images.classes
         if len(self.classes) != cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES:
             raise ConfigError(
                 f"'{dataset}' has {len(self.classes)} classes and '{name}' was trained for "
                 f"{cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES}: expected a data set with the classes of all runs."
             )
-        self.colors = class_colors(metadata, len(self.classes))
-        self._mapper = TestMapper(cfg)
-        self._model: Any = load_trained_model(cfg).model
+        self.colors = class_colors(MetadataCatalog.get(dataset), len(self.classes))
+        self._model = load_trained_model(cfg).model
         self._predictor = build_predictor(cfg, self._model)
-        self.tap = tap or classified_feature_tap(self._model)
-        self._recorder = TapRecorder(self._model, [self.tap])
+        self._reader = FeatureReader(self._model, tap or classified_feature_tap(self._model))
 
     def __len__(self) -> int:
-        return len(self._records)
+        return len(self._names)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -102,32 +91,27 @@ class RunSource:
         return read_json_lines(file, is_growing=True) if file and file.is_file() else []
 
     def __iter__(self) -> Iterator[View]:
-        return map(self._view, self._names, self._records)
+        return (self._view(*pair) for pair in self._images)
 
     def subset(self, names: Iterable[str]) -> Iterator[View]:
         """Yields the views of some images, in this order."""
-        records = dict(zip(self._names, self._records, strict=True))
-        return (self._view(name, records[name]) for name in names)
+        files = {name: file for file, name in self._names.items()}
+        return (self._view(*pair) for pair in self._images.of(files[name] for name in names))
 
-    def _view(self, name: str, record: dict[str, Any]) -> View:
-        sample = self._mapper(record)
-        label = self._read_label(record["sem_seg_file_name"])
-        label = np.where(label == self._ignore_value, -1, label.astype(np.int64))
-        height, width = label.shape
-        image = sample["image"]
-        with inference_context(self._model), torch.no_grad(), self._recorder.record(self._model) as taps:
-            if getattr(self._model, "gives_feature_logits", False):
-                self._model.feature_logits(image.unsqueeze(0))
+    def _view(self, sample: dict[str, Any], label: Tensor) -> View:
+        image, (height, width) = sample["image"], label.shape
+        sized = {**sample, "height": height, "width": width}
+        with inference_context(self._model), torch.no_grad():
+            if self._predictor.protocol.is_one_forward:
+                feature, scores = self._reader.during(lambda: self._scores(sized))
             else:
-                self._model([{"image": image}])
-        feature = taps[self.tap][0].float().cpu()
-        scores = self._scores({**sample, "height": height, "width": width})
+                feature, scores = self._reader.of(image), self._scores(sized)
         return View(
-            name,
-            read_image(record["file_name"]),
-            with_void(label, len(self.classes)),
+            self._names[sample["file_name"]],
+            read_image(sample["file_name"]),
+            label,
             scores,
-            feature,
+            feature.cpu(),
             cell_size(self._model, image.shape[-2:], feature.shape[-2:], (height, width)),
         )
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import Any, TypeVar
 
 import numpy as np
 from rich.progress import track
@@ -15,9 +15,13 @@ from regseg_d2.common.errors import ConfigError
 from regseg_d2.evaluation.looking.findings import Collector, Findings
 from regseg_d2.evaluation.looking.projections import project
 from regseg_d2.evaluation.looking.relations import intra_inter_ratios
+from regseg_d2.evaluation.looking.sampling import even_subset
+from regseg_d2.evaluation.measures import mean_over
 
-# Points of a projection: t-SNE of more takes minutes.
+# Points of a projection, at most: t-SNE takes some milliseconds for each.
 MOST_POINTS = 4000
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,6 @@ class Explored:
     Attributes:
         source: where its views come from.
         findings: over the whole data set.
-        title: its name, unique among those explored.
     """
 
     source: Source
@@ -57,17 +60,17 @@ class Explored:
         """What figures call it."""
         return self.source.name
 
-    @property
+    @cached_property
     def image_scores(self) -> np.ndarray:
-        """MIoU of each image in percent, over the classes in its label; NaN without one."""
+        """Mean IoU of each image, ``(N,)`` in percent, over the classes in its label; NaN without one."""
         iou = self.findings.image_iou
         present = ~np.isnan(iou)
         sums, counts = np.where(present, iou, 0).sum(axis=1), present.sum(axis=1)
         return np.divide(sums, counts, out=np.full(len(iou), np.nan), where=counts > 0)
 
-    @property
+    @cached_property
     def ratios(self) -> np.ndarray:
-        """Intra-class over inter-class distance of each class."""
+        """Intra-class over inter-class distance of each class, ``(K,)``."""
         found = self.findings
         return intra_inter_ratios(found.center_counts, found.center_sums, found.center_squares)
 
@@ -76,10 +79,10 @@ class Explored:
         metrics, ratios = self.findings.metrics, self.ratios
         return {
             "mIoU": metrics.miou,
-            "boundary mIoU": mean(self.findings.boundary_iou),
+            "boundary mIoU": _mean(self.findings.boundary_iou),
             "pixel accuracy": metrics.pacc,
             "calibration error": self.findings.calibration_error,
-            "intra/inter distance": mean(ratios),
+            "intra/inter distance": _mean(ratios),
         }
 
 
@@ -90,8 +93,10 @@ class Study:
     Attributes:
         explored: at least one; the first is what the others are compared with.
         options: how much was looked at.
-        projections: by method the positions of each network's pixels; those of the regions likewise.
-        points: which of the sampled pixels these are; which of the regions.
+        pixels: ``(P,)`` which of the sampled pixels are projected.
+        pixel_projections: by method the positions ``(P, 2)`` of each network's pixels.
+        regions: ``(R,)`` which of the sampled regions are projected.
+        region_projections: by method the positions ``(R, 2)`` of each network's regions.
     """
 
     explored: Sequence[Explored]
@@ -111,7 +116,7 @@ class Study:
         """Their colours, ``(K, 3)`` uint8."""
         return self.explored[0].source.colors
 
-    def of_each(self, read: Any) -> dict[str, Any]:
+    def of_each(self, read: Callable[[Explored], T]) -> dict[str, T]:
         """Returns what a function reads of each network, by its name."""
         return {each.name: read(each) for each in self.explored}
 
@@ -141,15 +146,13 @@ class Study:
         }
 
 
+def _mean(values: np.ndarray) -> float:
+    return mean_over(values.tolist(), range(len(values)))
+
+
 def _without_seed(each: Explored) -> dict[str, Any] | None:
     settings = each.source.settings
     return {key: value for key, value in settings.items() if key != "SEED"} or None
-
-
-def mean(values: np.ndarray) -> float:
-    """Mean of the values that are defined; NaN without one."""
-    defined = [float(value) for value in values if not np.isnan(value)]
-    return statistics.fmean(defined) if defined else float("nan")
 
 
 def study(sources: Sequence[Source], options: Options) -> Study:
@@ -173,8 +176,8 @@ def study(sources: Sequence[Source], options: Options) -> Study:
         _check_alike(explored, found)
         explored.append(found)
     first = explored[0].findings
-    pixels = _thinned(first.pixel_label)
-    regions = _thinned(first.region_label)
+    pixels = even_subset(first.pixel_label, MOST_POINTS)
+    regions = even_subset(first.region_label, MOST_POINTS)
     return Study(
         explored,
         options,
@@ -187,17 +190,6 @@ def study(sources: Sequence[Source], options: Options) -> Study:
 
 def _projections(features: Sequence[np.ndarray], options: Options) -> dict[str, list[np.ndarray]]:
     return {method: project(features, method, options.seed) for method in options.projections}
-
-
-def _thinned(labels: np.ndarray) -> np.ndarray:
-    """Chooses points: so many of each class that there are not too many. They are random within a class."""
-    if len(labels) <= MOST_POINTS:
-        return np.arange(len(labels))
-    classes, counts = np.unique(labels, return_counts=True)
-    sizes = np.minimum(counts, np.arange(1, counts.max() + 1)[:, None])
-    most = sizes[max(np.searchsorted(sizes.sum(axis=1), MOST_POINTS, side="right") - 1, 0)]
-    starts = np.searchsorted(labels, classes)
-    return np.concatenate([start + np.arange(size) for start, size in zip(starts, most, strict=True)])
 
 
 def _check_names(sources: Sequence[Source]) -> None:

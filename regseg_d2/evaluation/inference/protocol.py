@@ -100,6 +100,11 @@ class InferenceProtocol:
         """Whether several views of an image are averaged; then scores are probabilities, else logits."""
         return self.flip or len(self.scales) > 1
 
+    @property
+    def is_one_forward(self) -> bool:
+        """Whether the network sees each image once, whole and padded, as it does while it trains."""
+        return self.mode == "whole" and self.scales == (1.0,) and not self.flip and self.padding == "stride"
+
     def summary(self) -> str:
         """Returns in a line what is done with an image, once it has its size."""
         if self.mode == "slide":

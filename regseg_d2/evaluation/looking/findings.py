@@ -7,6 +7,7 @@ import os
 import zipfile
 import zlib
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -168,7 +169,7 @@ class Findings:
         """Mean feature of each class, ``(K, C)``; NaN for a class without a cell."""
         return _quotient(self.center_sums, self.center_counts[:, None])
 
-    @property
+    @cached_property
     def image_iou(self) -> np.ndarray:
         """IoU of each class in each image in percent, ``(N, K)``; NaN where it is not in the label."""
         return 100 * _quotient(self.intersections, np.where(self.image_pixels > 0, self.unions, 0))

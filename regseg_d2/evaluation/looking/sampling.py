@@ -15,7 +15,7 @@ from regseg_d2.evaluation.looking.views import View
 
 # Marks a slot that nothing is in; no item with this key is kept.
 _EMPTY = np.iinfo(np.uint64).max
-_PIXELS, _REGIONS = 0, 1
+_PIXELS, _REGIONS, _IMAGES = 0, 1, 2
 
 
 def pixel_keys(seed: int, name: str, size: tuple[int, int]) -> np.ndarray:
@@ -32,6 +32,11 @@ def pixel_keys(seed: int, name: str, size: tuple[int, int]) -> np.ndarray:
 def region_keys(seed: int, name: str, num_classes: int) -> np.ndarray:
     """Draws the keys ``(K,)`` of an image's classes, uint64; see :func:`pixel_keys`."""
     return _draw(seed, _REGIONS, name, num_classes)
+
+
+def image_key(seed: int, name: str) -> int:
+    """Draws the key of an image: those with the lowest ones are a sample of all."""
+    return int(_draw(seed, _IMAGES, name, 1)[0])
 
 
 def _draw(seed: int, purpose: int, name: str, length: int) -> np.ndarray:
