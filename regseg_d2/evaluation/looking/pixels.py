@@ -18,7 +18,8 @@ from regseg_d2.evaluation.inference import InferenceProtocol, Predictor
 from regseg_d2.evaluation.inference.network import cell_size
 from regseg_d2.evaluation.looking.sampling import ClassSample, even_subset, pixel_keys
 from regseg_d2.evaluation.looking.views import cell_at
-from regseg_d2.regularizers.recorder import TapError, TapRecorder
+from regseg_d2.evaluation.measuring import FeatureReader
+from regseg_d2.regularizers.recorder import TapError
 
 # Pixels: side of a thumbnail, and width of its frame. It shows this share of the image's shorter side.
 THUMBNAIL, FRAME = 32, 2
@@ -65,9 +66,9 @@ class FeaturePredictor:
     """
 
     def __init__(self, model: nn.Module, tap: str) -> None:
-        self._model, self._tap = model, tap
+        self._model = model
         self._predict = Predictor(model, InferenceProtocol())
-        self._recorder = TapRecorder(model, [tap])
+        self._reader = FeatureReader(model, tap)
 
     @torch.no_grad()
     def __call__(self, batched_inputs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -76,11 +77,9 @@ class FeaturePredictor:
 
     def _look(self, sample: dict[str, Any]) -> dict[str, Any]:
         try:
-            with self._recorder.record(self._model) as taps:
-                output = self._predict([sample])[0]
+            feature, (output,) = self._reader.during(lambda: self._predict([sample]))
         except TapError as error:  # every process learns of it when all of them meet
             return {"problem": str(error)}
-        feature = taps[self._tap][0].float()
         label = tuple(output["sem_seg_labels"].shape)
         cell = cell_size(self._model, sample["image"].shape[-2:], feature.shape[-2:], label)
         return {**output, "feature": feature, "cell_size": cell}
