@@ -24,7 +24,8 @@ setup: $(STAMP)  ## Creates .venv and installs everything into it (about 3 GB to
 
 # The stamp is written last, so that an interrupted or failed install is continued by the next call.
 SETUP_FILES := setup.py pyproject.toml constraints.txt \
-	$(addprefix tools/,setup_environment.py install_detectron2.py detectron2_wheel.py pip_runner.py)
+	tools/setup_environment.py \
+	$(addprefix regseg_d2/installation/,install_detectron2.py detectron2_wheel.py pip_runner.py)
 
 $(STAMP): $(SETUP_FILES)
 	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is not there; name a Python 3.10 to 3.12: make PYTHON=/path/to/python" >&2; exit 1; }

@@ -1,9 +1,11 @@
-"""Packaging of regseg_d2. Detectron2 is not a pip dependency: see tools/install_detectron2.py."""
+"""Packaging of regseg_d2. Detectron2 is not a pip dependency: see regseg_d2/installation/."""
 
 import re
+import shutil
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
 
@@ -41,11 +43,42 @@ EXPLORE_NEEDS = [
     "scikit-learn>=1.5",
 ]
 
+
+class BuildWithConfigs(build_py):
+    """Puts ``configs/`` into the package: an installed wheel has no checkout beside it."""
+
+    def run(self) -> None:
+        """Copies the package, then the configs."""
+        super().run()
+        if not self.editable_mode:
+            shutil.copytree(
+                ROOT / "configs", Path(self.build_lib) / "regseg_d2" / "configs", dirs_exist_ok=True
+            )
+
+
 setup(
     name="regseg_d2",
     version=VERSION,
     description="Training-time regularizers for semantic segmentation on Detectron2",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
     license="Apache-2.0",
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Environment :: GPU :: NVIDIA CUDA",
+        "Intended Audience :: Developers",
+        "Intended Audience :: Science/Research",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3.10",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Topic :: Scientific/Engineering :: Image Recognition",
+        "Typing :: Typed",
+    ],
+    keywords="semantic segmentation, regularization, contrastive learning, detectron2, pytorch",
+    cmdclass={"build_py": BuildWithConfigs},
     packages=find_packages(include=["regseg_d2", "regseg_d2.*"]),
     package_data={
         "regseg_d2": ["py.typed"],
@@ -53,6 +86,7 @@ setup(
         "regseg_d2.data.datasets": ["definitions/*.yaml"],
         "regseg_d2.dataset_tools.inspection": ["report.html"],
     },
+    entry_points={"console_scripts": ["regseg = regseg_d2.commands.regseg:main"]},
     python_requires=">=3.10,<3.13",
     install_requires=[
         # Lower bounds are the interfaces' that are used; constraints.txt has the versions that are tested.

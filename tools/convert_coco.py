@@ -1,67 +1,7 @@
 #!/usr/bin/env python3
-"""Makes labels for semantic segmentation of COCO's annotation files, of instances or panoptic.
+"""``regseg convert-coco`` as a script of a checkout, with the same arguments; see ``--help``."""
 
-    tools/convert_coco.py --name farm --output farm/labels \
-        --split train farm/train.json farm/images --split val farm/val.json farm/images
-
-Writes farm/labels/train/*.png, farm/labels/train.txt and so on, and prints the YAML file that declares the
-data set (docs/own_data.md). Can be stopped and started again.
-"""
-
-from __future__ import annotations
-
-import argparse
-import os
-import sys
-from pathlib import Path
-
-from regseg_d2.common.errors import errors_end_the_program
-from regseg_d2.common.files import write_text
-from regseg_d2.dataset_tools.coco.conversion import BACKGROUND, IGNORE, CocoSplit, convert_coco
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Parses the arguments, converts, and prints the declaration; returns 0."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--name", required=True, help="name of the data set")
-    parser.add_argument("--output", required=True, type=Path, metavar="FOLDER", help="folder of the labels")
-    parser.add_argument(
-        "--split",
-        required=True,
-        action="append",
-        nargs="+",
-        metavar="X",
-        help="name of a split, JSON file and folder of the images; for panoptic files also the folder of the "
-        "PNGs (default: the JSON file's name without .json)",
-    )
-    parser.add_argument(
-        "--uncovered",
-        default="",
-        choices=[BACKGROUND, IGNORE],
-        help=f"what pixels are that no annotation covers (default: {BACKGROUND} for instances, {IGNORE} for "
-        "panoptic files)",
-    )
-    parser.add_argument("--declaration", type=Path, metavar="FILE", help="YAML file to write as well")
-    parser.add_argument(
-        "--workers",
-        type=int,
-        default=os.cpu_count() or 1,
-        metavar="N",
-        help="processes that draw labels; 0 draws in this one (default: %(default)s)",
-    )
-    args = parser.parse_args(arguments)
-    if not all(3 <= len(split) <= 4 for split in args.split):
-        parser.error("--split takes a name, a JSON file, a folder of images, and at most one folder of PNGs")
-    splits = [CocoSplit(name, *map(Path, paths)) for name, *paths in args.split]
-    with errors_end_the_program():
-        text = convert_coco(args.name, splits, args.output, uncovered=args.uncovered, workers=args.workers)
-        if args.declaration:
-            write_text(args.declaration, text)
-    print(text, end="")
-    return 0
-
+from regseg_d2.commands.convert_coco import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

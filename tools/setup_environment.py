@@ -17,9 +17,11 @@ import sys
 import tempfile
 from pathlib import Path
 
-from pip_runner import AGAIN, SetupError, one_at_a_time, run_pip
-
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from regseg_d2.installation.pip_runner import AGAIN, SetupError, one_at_a_time, run_pip  # noqa: E402
+
 SUPPORTED = ((3, 10), (3, 12))
 TOOLCHAIN = ("pip", "setuptools", "wheel")
 EXTRAS = "dev,pretrained"

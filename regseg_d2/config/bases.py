@@ -11,6 +11,7 @@ from typing import Any
 from regseg_d2.common.errors import ConfigError, printable
 from regseg_d2.common.yaml_files import read_yaml, shown
 from regseg_d2.config.keys import leaves
+from regseg_d2.config.shipped import config_path, shipped_name
 
 BASE_KEY = "_BASE_"
 # Levels and readings of bases. Ours have four levels and twelve.
@@ -84,6 +85,8 @@ def _missing_file_message(path: Path) -> str:
         return f"{message}: it is a link to nothing, or to itself."
     if path.is_dir():
         return f"Config file '{path}' is a folder; give a YAML file."
+    if name := shipped_name(path):
+        return f"{message}. The package has one of that name: '{name}'."
     if not path.parent.is_dir():
         return f"{message}, nor does its folder '{path.parent}'. Working folder: '{Path.cwd()}'."
     there = sorted(p.name for p in path.parent.iterdir() if p.suffix in (".yaml", ".yml"))
@@ -99,4 +102,4 @@ def _base_files(bases: Any, path: Path) -> list[Path]:
         raise ConfigError(
             f"{path}: {BASE_KEY} is {shown(bases)}; expected a file name or a list of file names."
         )
-    return [path.parent / os.path.expanduser(base) for base in bases]
+    return [config_path(base, path.parent) for base in bases]

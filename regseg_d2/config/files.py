@@ -23,6 +23,7 @@ from regseg_d2.config.bases import Chain
 from regseg_d2.config.imports import UserModule, default_config, find_modules
 from regseg_d2.config.keys import IMPORTS_KEY, flatten_config, leaves, set_value, value_of
 from regseg_d2.config.literals import read_literal, to_yaml
+from regseg_d2.config.shipped import config_path
 
 # Folder of the bases, beside the folders of the files that are trained.
 BASE_FOLDER = "_base_"
@@ -36,8 +37,8 @@ FILE_LISTS = ("DATASETS.DECLARED",)
 def load_config(config_file: str, opts: Sequence[str] | None = ()) -> CfgNode:
     """Returns the defaults, changed by a YAML file with its bases and by overrides.
 
-    ``config_file`` is the path of a YAML file, or "" for the defaults alone; ``opts`` are overrides ``[KEY,
-    VALUE, KEY, VALUE, ...]`` as they come from a command line.
+    ``config_file`` is the path of a YAML file, ``regseg:NAME`` (one of the package's), or "" for the defaults
+    alone; ``opts`` are overrides ``[KEY, VALUE, KEY, VALUE, ...]`` as they come from a command line.
 
     Returns:
         The config, not frozen. ``OUTPUT_DIR``, where nobody sets it or sets it to "auto", is
@@ -64,7 +65,7 @@ def load_config_with_origins(
     another value than the default; and "IMPORTS" with the module of those whose default one changed.
     """
     chain = Chain()
-    values = list(chain.read(Path(os.path.expanduser(config_file)))) if config_file else []
+    values = list(chain.read(config_path(config_file))) if config_file else []
     pairs = list(_pairs(list(opts or ())))
     modules = _user_modules(values, pairs)
     cfg, origins = default_config(modules)

@@ -7,13 +7,13 @@ import sys
 import numpy as np
 import pytest
 
+from regseg_d2.commands import check as command
 from regseg_d2.common.errors import ConfigError, errors_end_the_program, printable, printable_lines
 from regseg_d2.common.files import write_text
 from regseg_d2.engine.launch import run
 from regseg_d2.engine.main import _make_printable
 from tests.data.data_helpers import registered, toy_spec, write_pair
 from tests.data.declarations import declare, declared
-from tools import check_dataset
 
 # Sets the title of the window, moves the cursor up, turns the writing around, starts a line of its own.
 HOSTILE = "a\x1b]0;mine\x07\x1b[3A\x9b2J\u202egnp\u2066\r\nError: all is well"
@@ -75,9 +75,9 @@ def check(monkeypatch):
     """Runs the command; returns its exit status."""
 
     def run_it(*arguments):
-        monkeypatch.setattr(sys, "argv", ["check_dataset.py", *map(str, arguments)])
+        monkeypatch.setattr(sys, "argv", ["regseg check", *map(str, arguments)])
         with declared(), pytest.raises(SystemExit) as end:
-            check_dataset.main()
+            command.main()
         return end.value.code
 
     return run_it

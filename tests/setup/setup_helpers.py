@@ -1,22 +1,10 @@
-"""Shared by the tests of the set-up: loading the scripts of tools/, and a stand-in for the wheel."""
+"""Shared by the tests of the set-up: a stand-in for the wheel."""
 
-import importlib
-import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-TOOLS = ROOT / "tools"
 INFO = "sal_detectron2-0.7.2.dist-info"
 SUBMODULES = ("config", "data", "modeling", "engine", "evaluation", "projects", "projects/deeplab")
-
-
-def load_tool(name):
-    """Imports a script of tools/ as the scripts import each other."""
-    sys.path.insert(0, str(TOOLS))
-    try:
-        return importlib.import_module(name)
-    finally:
-        sys.path.remove(str(TOOLS))
 
 
 def write_package(folder, version="0.7.2"):

@@ -10,11 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.setup.setup_helpers import INFO, SUBMODULES, TOOLS, load_tool, write_package, write_unpacked_wheel
-
-tool = load_tool("install_detectron2")
-wheel_tool = load_tool("detectron2_wheel")
-SetupError = load_tool("pip_runner").SetupError
+from regseg_d2.installation import detectron2_wheel as wheel_tool
+from regseg_d2.installation import install_detectron2 as tool
+from regseg_d2.installation.pip_runner import SetupError
+from tests.setup.setup_helpers import INFO, ROOT, SUBMODULES, write_package, write_unpacked_wheel
 
 
 @pytest.fixture
@@ -214,7 +213,8 @@ def test_a_leftover_that_cannot_be_removed_is_named(install, site, pip_calls, mo
 def test_of_two_installs_the_second_waits_and_finds_what_the_first_has_made(install, site, pip_calls, capfd):
     staging = site / f"{tool.STAGING_PREFIX}first"  # of the first, which is at work: no leftover
     code = (
-        "import sys, time; from pathlib import Path; from pip_runner import one_at_a_time\n"
+        "import sys, time; from pathlib import Path\n"
+        "from regseg_d2.installation.pip_runner import one_at_a_time\n"
         f"site = Path({str(site)!r})\n"
         "with one_at_a_time(site):\n"
         f"    Path({str(staging)!r}).mkdir()\n"
@@ -222,7 +222,7 @@ def test_of_two_installs_the_second_waits_and_finds_what_the_first_has_made(inst
         f"    Path({str(staging)!r}).rmdir()\n"
         "    from tests.setup.setup_helpers import write_package; write_package(site)\n"
     )
-    environment = {**os.environ, "PYTHONPATH": f"{TOOLS}{os.pathsep}{TOOLS.parent}"}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     with subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment
     ) as first:

@@ -58,7 +58,7 @@ def test_setup_py_needs_nothing_but_setuptools(setup_arguments):
     tree = ast.parse((ROOT / "setup.py").read_text())
     imports = [node.names[0].name for node in ast.walk(tree) if isinstance(node, ast.Import)]
     imports += [node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
-    assert set(imports) <= {"re", "pathlib", "setuptools"}
+    assert set(imports) <= {"re", "pathlib", "setuptools", "setuptools.command.build_py", "shutil"}
     assert setup_arguments["version"] == __version__
     extras = {"dev", "examples", "explore", "export", "huggingface", "pretrained", "slurm"}
     assert set(setup_arguments["extras_require"]) == extras
@@ -145,10 +145,11 @@ def checkout(tmp_path):
     """A checkout whose set-up script only notes that it ran, and fails if a file called `fail` is there."""
     shutil.copy(ROOT / "Makefile", tmp_path)
     (tmp_path / "tools").mkdir()
+    (tmp_path / "regseg_d2" / "installation").mkdir(parents=True)
     for name in ("setup.py", "pyproject.toml", "constraints.txt"):
         (tmp_path / name).write_text("")
     for name in ("install_detectron2.py", "detectron2_wheel.py", "pip_runner.py"):
-        (tmp_path / "tools" / name).write_text("")
+        (tmp_path / "regseg_d2" / "installation" / name).write_text("")
     (tmp_path / "tools" / "setup_environment.py").write_text(
         "import pathlib, sys\n"
         "print('SET-UP RUNS')\n"
@@ -171,7 +172,7 @@ def test_set_up_runs_once_and_again_when_what_it_depends_on_changes(checkout):
     (checkout / "fail").unlink()
     assert set_up_runs()
     assert not set_up_runs()
-    for name in ("constraints.txt", "tools/install_detectron2.py"):
+    for name in ("constraints.txt", "regseg_d2/installation/install_detectron2.py"):
         later = (checkout / ".venv" / ".installed").stat().st_mtime + 5
         os.utime(checkout / name, (later, later))
         assert set_up_runs(), name

@@ -5,9 +5,7 @@ import sys
 
 import pytest
 
-from tests.setup.setup_helpers import load_tool
-
-runner = load_tool("pip_runner")
+from regseg_d2.installation import pip_runner as runner
 
 
 @pytest.mark.parametrize(

@@ -5,10 +5,8 @@ import sys
 
 import pytest
 
-from tests.setup.setup_helpers import load_tool
-
-tool = load_tool("setup_environment")
-SetupError = load_tool("pip_runner").SetupError
+from regseg_d2.installation.pip_runner import SetupError
+from tools import setup_environment as tool
 
 
 @pytest.mark.parametrize("version", [(3, 10), (3, 11), (3, 12)])

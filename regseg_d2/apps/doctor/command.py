@@ -235,7 +235,7 @@ def print_findings(findings: Sequence[Finding]) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns 1 if something that training needs does not work, else 0."""
-    parser = argparse.ArgumentParser(prog="python -m regseg_d2.doctor", description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
         "--imports-only", action="store_true", help="only what was installed, no training step"
     )

@@ -29,7 +29,7 @@ REQUIRED = (
     "iopath",
 )
 REINSTALL_PAIR = "pip install -c constraints.txt --force-reinstall torch torchvision"
-REINSTALL_DETECTRON2 = "python tools/install_detectron2.py --reinstall"
+REINSTALL_DETECTRON2 = "python -m regseg_d2 install-detectron2 --reinstall"
 # Below this, PyTorch's loader workers die of "Bus error" with images of usual size.
 SMALL_SHARED_MEMORY = 256 * 2**20
 
@@ -142,7 +142,7 @@ def _of_detectron2(facts: Facts) -> Iterator[Finding]:
     versions, traits = facts.versions, facts.detectron2_traits
     numpy, pillow = versions.get("numpy", ""), versions.get("pillow", "")
     if "detectron2" not in versions:
-        yield Finding(ERROR, "Detectron2 is not installed", "python tools/install_detectron2.py")
+        yield Finding(ERROR, "Detectron2 is not installed", "python -m regseg_d2 install-detectron2")
     this = f"Detectron2 {versions.get('detectron2', '')}"
     if "np.bool" in traits and release(numpy) >= (1, 24):
         what = f"{this} uses np.bool, which NumPy {numpy} no longer has"

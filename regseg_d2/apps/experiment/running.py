@@ -178,7 +178,7 @@ def _start(run: Run, options: Options, slot: int) -> subprocess.Popen:
 
 def command_of(run: Run, options: Options) -> list[str]:
     """The command line that makes one run."""
-    words = [sys.executable, "-m", "regseg_d2.apps.experiment", str(run.experiment.file), "--run", run.name]
+    words = [sys.executable, "-m", "regseg_d2", "experiment", str(run.experiment.file), "--run", run.name]
     words += ["--output", str(options.output)]
     return words + (["--keep-weights"] if options.keep_weights else [])
 

@@ -12,6 +12,7 @@ from regseg_d2.common.errors import ConfigError
 from regseg_d2.common.schema import OrEmpty, Section, Whole, checked, require_known
 from regseg_d2.common.yaml_files import read_yaml
 from regseg_d2.config.keys import flatten_config
+from regseg_d2.config.shipped import config_path
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 _SEEDS = re.compile(r"(\d+)-(\d+)")
@@ -108,7 +109,7 @@ class Experiment(Section):
     """All of an experiment's file; ``docs/experiments.md`` says what is in it.
 
     Attributes:
-        base: config file of all runs.
+        base: config file of all runs; relative to this one, or ``regseg:NAME`` of the package's.
         common: config values of all runs, by dotted key.
         arms: by name, in the order of the file.
         control: the control of arms that name none.
@@ -180,7 +181,7 @@ def read_experiment(path: str | Path) -> Experiment:
     if not file.is_file():
         raise ConfigError(f"There is no file '{file}'; expected the YAML file of an experiment.")
     read: Experiment = checked(Experiment, read_yaml(file), file)
-    base = file.parent / read.base
+    base = config_path(read.base, file.parent)
     if not base.is_file():
         raise ConfigError(
             f"{file}: base is '{read.base}'; expected the path of a config, and there is no '{base}'"

@@ -19,7 +19,8 @@ class Source(ViewSource, Protocol):
         settings: by key; may be empty.
     """
 
-    settings: Mapping[str, Any]
+    @property
+    def settings(self) -> Mapping[str, Any]: ...  # noqa: D102
 
     def __len__(self) -> int:
         """How many images there are."""

@@ -172,9 +172,14 @@ class ViewSource(Protocol):
         colors: ``(K, 3)`` uint8, RGB.
     """
 
-    name: str
-    classes: list[str]
-    colors: np.ndarray
+    @property
+    def name(self) -> str: ...  # noqa: D102
+
+    @property
+    def classes(self) -> Sequence[str]: ...  # noqa: D102
+
+    @property
+    def colors(self) -> np.ndarray: ...  # noqa: D102
 
     def __iter__(self) -> Iterator[View]:
         """All images, in the same order each time."""

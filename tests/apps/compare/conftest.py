@@ -1,13 +1,12 @@
 """Runs that a test writes, and the tool that compares them."""
 
-import importlib.util
 import json
 import sys
-from pathlib import Path
 
 import pytest
 
 from regseg_d2.apps.compare.runs import load_run
+from regseg_d2.commands.compare import main
 from regseg_d2.common.files import write_text
 from regseg_d2.config import get_regseg_cfg
 from regseg_d2.config.files import format_config
@@ -46,15 +45,9 @@ def make_run(tmp_path):
 
 @pytest.fixture
 def compare_runs(monkeypatch, capsys):
-    path = Path(__file__).parents[3] / "tools" / "compare_runs.py"
-    spec = importlib.util.spec_from_file_location("compare_runs", path)
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
-
     def call(*arguments):
-        monkeypatch.setattr(sys, "argv", [str(path), *map(str, arguments)])
-        tool.main()
+        monkeypatch.setattr(sys, "argv", ["regseg compare", *map(str, arguments)])
+        main()
         return capsys.readouterr().out
 
-    call.tool = tool
     return call

@@ -12,6 +12,7 @@ from markdown_it import MarkdownIt
 
 from regseg_d2.apps.compare.csv_table import COLUMNS, csv_table
 from regseg_d2.apps.compare.report import as_data, render, what_is_missing
+from regseg_d2.commands.compare import main
 from tests.apps.compare.small_runs import compared, three_and_three
 
 HOSTILE = ("a|b_c*d*", "<b>[x](y)\n`$1$` \\& {~}")
@@ -205,10 +206,10 @@ def test_command_line(make_run, tmp_path, compare_runs, capsys):
     assert capsys.readouterr().err.startswith("Error: ")
 
 
-def test_what_is_missing_is_no_row_of_the_csv(make_run, tmp_path, compare_runs, capsys, monkeypatch):
+def test_what_is_missing_is_no_row_of_the_csv(make_run, tmp_path, capsys, monkeypatch):
     make_run("a", 0, {"val": (1.0, 1.0)})
     monkeypatch.setattr(sys, "argv", ["compare_runs.py", str(tmp_path / "a"), "--format", "csv"])
-    compare_runs.tool.main()
+    main()
     printed = capsys.readouterr()
     assert [row["mean"] for row in csv.DictReader(io.StringIO(printed.out))] == ["1", "1", "1"]
     assert printed.err.startswith("One run: there is nothing to compare with.")

@@ -44,7 +44,7 @@ BAD = [
     (replace(GOOD, python=(3, 13)), ERROR, "Python 3.13 is not supported", "PYTHON=python3.12"),
     (versions(timm=None), ERROR, "not installed: timm", "make setup"),
     (versions(opencv_python=None), ERROR, "not installed: opencv-python", "make setup"),
-    (versions(detectron2=None), ERROR, "Detectron2 is not installed", "tools/install_detectron2.py"),
+    (versions(detectron2=None), ERROR, "Detectron2 is not installed", "regseg_d2 install-detectron2"),
     (versions(torchvision="0.25.0"), ERROR, "needs torchvision 0.26", "torch torchvision"),
     (versions(torch="2.11.0+cpu"), ERROR, "torchvision::nms", "torch torchvision"),
     (versions(torchvision="0.26.0+cpu"), ERROR, "torchvision::nms", "torch torchvision"),

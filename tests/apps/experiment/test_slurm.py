@@ -10,12 +10,12 @@ import pytest
 import submitit
 
 from regseg_d2.apps.experiment import slurm
-from regseg_d2.apps.experiment.__main__ import main
 from regseg_d2.apps.experiment.plan import plan_runs
 from regseg_d2.apps.experiment.running import Options, RunsFailed, log_of
 from regseg_d2.apps.experiment.slurm import parse_parameters, work_off_with_slurm
 from regseg_d2.apps.experiment.slurm_job import SlurmJob
 from regseg_d2.apps.experiment.spec import read_experiment
+from regseg_d2.commands.experiment import main
 from regseg_d2.common.errors import ConfigError, UserError
 from regseg_d2.engine.run_lock import locked
 from tests.apps.experiment import fake_slurm, synthetic

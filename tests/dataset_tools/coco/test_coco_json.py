@@ -1,6 +1,7 @@
 """Labels made of COCO's instance and panoptic files."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -8,10 +9,10 @@ import yaml
 from PIL import Image, ImageDraw
 from pycocotools import mask as coco_mask
 
+from regseg_d2.commands.convert_coco import main
 from regseg_d2.common.errors import DatasetError
 from regseg_d2.data.datasets.declared import read_declaration
 from regseg_d2.dataset_tools.coco.conversion import CocoSplit, convert_coco
-from tools.convert_coco import main
 
 HEIGHT, WIDTH = 20, 30
 CATEGORIES = [{"id": 7, "name": "table", "isthing": 1}, {"id": 2, "name": "spoon", "color": [9, 8, 7]}]
@@ -339,17 +340,18 @@ def test_splits_of_other_categories(tmp_path):
         convert_coco("kitchen", splits, tmp_path / "labels")
 
 
-def test_command(tmp_path, capsys):
+def test_command(tmp_path, capsys, monkeypatch):
     write_split(tmp_path, instances(SPOON), "train")
     write_split(tmp_path, instances(), "val")
     options = ["--name", "kitchen", "--output", str(tmp_path / "labels"), "--workers", "0"]
     for split in ("train", "val"):
         options += ["--split", split, str(tmp_path / f"{split}.json"), str(tmp_path / "images")]
-    assert main([*options, "--declaration", str(tmp_path / "kitchen.yaml")]) == 0
+    monkeypatch.setattr(sys, "argv", ["", *options, "--declaration", str(tmp_path / "kitchen.yaml")])
+    main()
     assert capsys.readouterr().out.endswith((tmp_path / "kitchen.yaml").read_text())
     assert [len(spec.load()) for spec in read_declaration(tmp_path / "kitchen.yaml")] == [1, 1]
     (tmp_path / "val.json").unlink()
     with pytest.raises(SystemExit) as end:
-        main(options)
+        main()
     assert end.value.code == 2
     assert "val.json' does not exist" in capsys.readouterr().err

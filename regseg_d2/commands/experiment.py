@@ -1,4 +1,4 @@
-"""``python -m regseg_d2.apps.experiment``: the command line of ``tools/experiment.py``."""
+"""``regseg experiment FILE``: trains the arms of an experiment over seeds, and reports what differs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,6 @@ from regseg_d2.engine.run_lock import FolderInUseError
 def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
     """Returns the arguments of the command line."""
     parser = argparse.ArgumentParser(
-        prog="experiment.py",
         description="Trains the arms of an experiment, each over several seeds, and reports what differs. "
         "What has a record is not trained again; a training that was interrupted goes on.",
     )
@@ -108,7 +107,3 @@ def make_one(run: Run, args: argparse.Namespace) -> None:
     except Interrupted as interruption:
         print_error(interruption, "")
         os._exit(INTERRUPTED_EXIT_CODE)
-
-
-if __name__ == "__main__":
-    main()

@@ -12,7 +12,7 @@ import re
 import shutil
 from pathlib import Path
 
-from pip_runner import SetupError
+from regseg_d2.installation.pip_runner import SetupError
 
 PACKAGE = "sal-detectron2"
 VERSION = "0.7.2"

@@ -1,0 +1,1 @@
+"""Command lines: argument parsing only. ``regseg`` and the scripts in ``tools/`` run them."""

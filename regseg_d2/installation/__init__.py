@@ -1,0 +1,1 @@
+"""Installs what pip cannot. Standard library only: this runs before anything else is there."""
