@@ -14,7 +14,7 @@ BIN := $(VENV)/bin
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo gpu-check test test-slow lint format doctor clean distclean
+.PHONY: help setup demo gpu-check test test-slow lint docs format doctor clean distclean
 
 help:  ## Lists the targets
 	@echo "make TARGET [PYTHON=python3.11]"
@@ -53,6 +53,9 @@ lint: $(STAMP)  ## Checks format, lint, types and that imports go down only
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/python -m mypy regseg_d2
+
+docs: $(STAMP)  ## Builds the documentation as a site, in build/site
+	@$(BIN)/python tools/make_docs.py
 
 format: $(STAMP)  ## Formats the code and repairs what the linter can
 	$(BIN)/ruff check --fix .

@@ -37,6 +37,14 @@ EXAMPLES_NEED = [
     "transformers>=5.0",
 ]
 
+# What `make docs` builds the site with, and what runs notebooks.
+DOCS_NEED = [
+    "ipykernel",
+    "mkdocs-material>=9.6",
+    "mkdocstrings[python]>=0.29",
+    "nbclient",
+]
+
 # What tools/explore.py draws and projects with. umap-learn is used where it is installed.
 EXPLORE_NEEDS = [
     "plotly>=7.0",
@@ -121,6 +129,7 @@ setup(
             "ruff",
             "selenium>=4.20",  # pages in a browser
             "submitit>=1.5",
+            *DOCS_NEED,
             *EXAMPLES_NEED,
             *EXPLORE_NEEDS,
         ],

@@ -85,6 +85,9 @@ class Regularizer(nn.Module, abc.ABC):
     #: Where the paper takes the feature, by its name in ``segmentor/places.py``.
     paper_place: ClassVar[str] = "penultimate"
 
+    #: What to say where the network has no such place, and the method is then not quite its paper's.
+    without_paper_place: ClassVar[str] = ""
+
     #: Names in the config of arguments that are not called there as here in capitals.
     config_keys: ClassVar[Mapping[str, str]] = MappingProxyType({})
 

@@ -79,6 +79,11 @@ class CAR(Regularizer):
 
     terms = {"intra_c2p": 1.0, "inter_c2c": 1.0, "inter_c2p": 1.0}
     paper_place = "linear convolution"
+    without_paper_place = (
+        "the paper's CAR has a linear convolution there, which this head lacks. For the paper's: "
+        "MODEL.SEM_SEG_HEAD.PROJECTION LinearConvBlock and PROJECTION_KERNEL_SIZE 1, or the base "
+        "regseg:_base_/regularizers/car.yaml"
+    )
 
     def __init__(
         self,

@@ -53,12 +53,14 @@ class Place:
         channels: channels of that feature.
         logits_tap: tap of the logits of the same head.
         memory: memory of the head's MDRL stage, at the place that this stage is; else None.
+        replaces_papers: nobody named the place, and the network has not the one that the paper names.
     """
 
     feature_tap: str
     channels: int
     logits_tap: str
     memory: DistributionMemory | None = None
+    replaces_papers: bool = False
 
 
 def find_place(
@@ -103,9 +105,10 @@ def find_place(
     _check_logits(cfg, network, logits_tap, f"{key}.CLASSIFIER", reads_logits=reads_logits)
     classifier = main.path.partition(":")[0]
     before = main.features or penultimate_tap(network, classifier)
-    tap, memory = section.FEATURES, None
+    tap, memory, replaces_papers = section.FEATURES, None, False
     if section.CLASSIFIER == tap == "auto":
-        tap = PAPER_PLACES[paper_place](network) or before
+        papers = PAPER_PLACES[paper_place](network)
+        tap, replaces_papers = papers or before, not papers and paper_place != "penultimate"
         memory = _stage_memory(network) if tap == f"{MDRL_STAGE}.base_predictor:in" else None
     elif tap == "auto":
         tap = before
@@ -119,7 +122,8 @@ def find_place(
     is_before = not declares and tap in (before, f"{dropout_before(network, classifier)}:in")
     is_before |= tap == before and isinstance(_module_of(network, before), DROPOUTS)
     measured = f"{classifier}:in" if is_before else tap
-    return Place(tap, tap_channels(network, measured, f"{key}.FEATURES"), logits_tap, memory)
+    channels = tap_channels(network, measured, f"{key}.FEATURES")
+    return Place(tap, channels, logits_tap, memory, replaces_papers)
 
 
 def _check_logits(cfg: CfgNode, network: nn.Module, tap: str, key: str, *, reads_logits: bool) -> None:

@@ -168,6 +168,8 @@ def _build_method(cfg: CfgNode, name: str, network: nn.Module, main_classifier: 
         reads_logits=regularizer.reads_logits,
         main_classifier=main_classifier,
     )
+    if place.replaces_papers and method.without_paper_place:
+        logger.warning("%s reads %s: %s.", name, place.feature_tap, method.without_paper_place)
     if place.memory is not None:
         regularizer.take_memory(place.memory)
     regularizer.feature_tap, regularizer.logits_tap = place.feature_tap, place.logits_tap

@@ -406,3 +406,16 @@ def test_the_feature_of_a_built_model_is_what_its_classifier_reads():
         classified_feature_tap(model)
     with pytest.raises(ConfigError, match="Linear has no classifier"):
         classified_feature_tap(nn.Linear(1, 1))
+
+
+def test_car_without_its_linear_convolution_is_said_to_be_not_its_papers(caplog):
+    build_model(small_cfg("FCN", ["CAR"]))
+    assert "CAR reads sem_seg_head.dropout:in: the paper's CAR has a linear convolution there" in caplog.text
+    assert "MODEL.SEM_SEG_HEAD.PROJECTION LinearConvBlock and PROJECTION_KERNEL_SIZE 1" in caplog.text
+    caplog.clear()
+    build_model(small_cfg("FCN-linear", ["CAR"]))  # as the warning says
+    cfg = small_cfg("FCN", ["CAR"])
+    cfg.MODEL.REGULARIZERS.CAR.FEATURES = "sem_seg_head.dropout:in"  # somebody means it
+    build_model(cfg)
+    build_model(small_cfg("FCN", ["RCH", "MDRL", "ContrastSeg"]))
+    assert caplog.text == ""

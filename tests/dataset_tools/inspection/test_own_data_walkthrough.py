@@ -94,7 +94,7 @@ def test_four_commands_of_the_readme(folder, monkeypatch, capsys):
     assert run(train, monkeypatch, SMALL) == 0
     assert Path("output/farm/model_final.pth").is_file()
     losses = [json.loads(line) for line in Path("output/farm/metrics.json").read_text().splitlines()]
-    assert any("loss_car_intra_c2p" in line for line in losses)
+    assert any("loss_contrast_seg_contrast" in line for line in losses)
     result = Path("output/farm/evaluation/farm_val.json")
     at_the_end = result.read_text()
     result.unlink()
