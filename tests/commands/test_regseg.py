@@ -18,6 +18,7 @@ ONLY_SCRIPTS = {
     "benchmark",
     "demo_comparison",
     "gpu_check",
+    "make_docs",
     "make_model_zoo",
     "setup_environment",
 }
