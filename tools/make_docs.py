@@ -87,7 +87,7 @@ def build() -> int:
     config["plugins"][-1]["mkdocstrings"]["handlers"]["python"]["paths"] = [str(ROOT)]
     complete = STAGED.parent / "mkdocs.yml"
     complete.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--config-file", str(complete)]
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--config-file", str(complete)]
     # The theme advertises its successor in every build.
     return subprocess.run(command, env=os.environ | {"NO_MKDOCS_2_WARNING": "1"}).returncode
 

@@ -2,40 +2,25 @@
 
 import base64
 import math
-import shutil
 
 import numpy as np
 import pytest
-from selenium import webdriver
 from selenium.webdriver import ActionChains
-from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.keys import Keys
 
 from regseg_d2.apps.explore.page.features import LEVELS
 from regseg_d2.apps.explore.page.page import write_page
 from tests.apps.explore.page_content import HOSTILE_CLASSES, HOSTILE_RUNS, content_of, hostile_content
 from tests.apps.explore.reader import Reader
+from tests.chromium import NEEDS_CHROMIUM, chromium
 
-MISSING = [name for name in ("chromium", "chromedriver") if shutil.which(name) is None]
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        bool(MISSING), reason=f"no {' and no '.join(MISSING)} here: apt-get install chromium chromium-driver"
-    ),
-]
+pytestmark = [pytest.mark.slow, NEEDS_CHROMIUM]
 
 
 @pytest.fixture(scope="module")
 def browser():
-    options = webdriver.ChromeOptions()
-    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=1280,900"):
-        options.add_argument(argument)
-    options.binary_location = shutil.which("chromium")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options, Service(shutil.which("chromedriver")))
-    driver.set_script_timeout(60)
-    yield driver
-    driver.quit()
+    with chromium() as driver:
+        yield driver
 
 
 @pytest.fixture(scope="module")
