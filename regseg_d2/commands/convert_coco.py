@@ -1,10 +1,11 @@
-"""Makes labels for semantic segmentation of COCO's annotation files, of instances or panoptic.
+"""Makes labels for semantic segmentation of COCO's annotations, of instances or panoptic, or of LabelMe's.
 
     regseg convert-coco --name farm --output farm/labels \
         --split train farm/train.json farm/images --split val farm/val.json farm/images
 
-Writes farm/labels/train/*.png, farm/labels/train.txt and so on, and prints the YAML file that declares the
-data set (docs/own_data.md). Can be stopped and started again.
+A folder in place of the JSON file holds those of LabelMe. Writes farm/labels/train/*.png,
+farm/labels/train.txt and so on, and prints the YAML file that declares the data set (docs/own_data.md). Can be
+stopped and started again.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pathlib import Path
 from regseg_d2.common.errors import errors_end_the_program
 from regseg_d2.common.files import write_text
 from regseg_d2.dataset_tools.coco.conversion import BACKGROUND, IGNORE, CocoSplit, convert_coco
+from regseg_d2.dataset_tools.coco.labelme import write_coco_of_labelme
 
 
 def main() -> None:
@@ -31,8 +33,8 @@ def main() -> None:
         action="append",
         nargs="+",
         metavar="X",
-        help="name of a split, JSON file and folder of the images; for panoptic files also the folder of the "
-        "PNGs (default: the JSON file's name without .json)",
+        help="name of a split, JSON file (or folder of LabelMe's) and folder of the images; for panoptic "
+        "files also the folder of the PNGs (default: the JSON file's name without .json)",
     )
     parser.add_argument(
         "--uncovered",
@@ -54,6 +56,7 @@ def main() -> None:
         parser.error("--split takes a name, a JSON file, a folder of images, and at most one folder of PNGs")
     splits = [CocoSplit(name, *map(Path, paths)) for name, *paths in args.split]
     with errors_end_the_program():
+        splits = write_coco_of_labelme(splits, args.output)
         text = convert_coco(args.name, splits, args.output, uncovered=args.uncovered, workers=args.workers)
         if args.declaration:
             write_text(args.declaration, text)

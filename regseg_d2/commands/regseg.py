@@ -14,6 +14,7 @@ COMMANDS: dict[str, tuple[str, tuple[str, ...], str]] = {
     "eval": (f"{_HERE}.train", ("--eval-only",), "evaluates a checkpoint"),
     "predict": (f"{_HERE}.predict", (), "predicts images"),
     "check": (f"{_HERE}.check", (), "finds what is wrong with a data set"),
+    "split": (f"{_HERE}.split", (), "divides a data set: exact sizes, each class has its share"),
     "compare": (f"{_HERE}.compare", (), "compares the scores of runs"),
     "experiment": (f"{_HERE}.experiment", (), "trains variants over several seeds, and says what differs"),
     "explore": (f"{_HERE}.explore", (), "shows what networks have learnt: figures, one page"),

@@ -16,6 +16,9 @@ from regseg_d2.data.records import check_equal_classes, load_records
 
 logger = logging.getLogger(__name__)
 
+# Test sets below this size get a warning.
+_FEW_IMAGES = 20
+
 
 def check_datasets(cfg: CfgNode) -> None:
     """Checks the data sets of a run: lists of classes, ignore values and the first samples.
@@ -36,9 +39,22 @@ def check_datasets(cfg: CfgNode) -> None:
     check_equal_classes(names)
     for name in names:
         check_head(cfg, name)
+    for name in cfg.DATASETS.TEST:
+        if warning := few_images(len(records[name])):
+            logger.warning("%s: %s", name, warning)
     for name in names:
         skip_bad = skips_bad_files(cfg) and name in cfg.DATASETS.TRAIN and name not in cfg.DATASETS.TEST
         check_samples(name, records[name][:num_samples], skip_bad=skip_bad)
+
+
+def few_images(number: int) -> str:
+    """Says what a score of so few test images is worth; ``""`` where there are enough."""
+    if not 0 < number < _FEW_IMAGES:
+        return ""
+    return (
+        f"{number} image(s) to test on: one image more or less moves mIoU by points, so that no method can "
+        "be told from chance, nor a best checkpoint from a lucky one. Move images from training to here."
+    )
 
 
 def check_head(cfg: CfgNode, dataset_name: str) -> None:

@@ -78,7 +78,7 @@ def test_every_script_is_a_command_and_only_that():
         (imported,) = [n for n in tree.body if isinstance(n, ast.ImportFrom) and n.module != "pathlib"]
         assert [alias.name for alias in imported.names] == ["main"]
         called.add(imported.module)
-    assert called == modules
+    assert called <= modules
 
 
 def test_help_needs_no_torch():

@@ -9,7 +9,7 @@ from detectron2.data import MetadataCatalog
 from PIL import Image
 
 from regseg_d2.common.errors import ConfigError, DatasetError
-from regseg_d2.data.checks import check_datasets
+from regseg_d2.data.checks import check_datasets, few_images
 from tests.data.data_helpers import registered, toy_cfg, toy_spec, write_toy
 
 
@@ -172,11 +172,18 @@ def test_all_is_well(tmp_path, caplog):
     write_toy(tmp_path, num_classes=2)
     with registered(toy_spec(tmp_path)), caplog.at_level("INFO", logger="regseg_d2"):
         check_datasets(toy_cfg(test=("toy",)))
-    (line,) = [record.message for record in caplog.records if record.name == "regseg_d2.data.checks"]
+    messages = [record.message for record in caplog.records if record.name == "regseg_d2.data.checks"]
+    assert "toy: 6 image(s) to test on: one image more or less moves mIoU by points" in messages[0]
+    (line,) = messages[1:]
     # 4 of 600 pixels of each label are void; class "thing" was left out on purpose.
     assert "first 6 samples are fine; 0.7 % of their pixels are ignored" in line and line.endswith(
         "there: thing."
     )
+
+
+@pytest.mark.parametrize(("number", "said"), [(0, False), (1, True), (19, True), (20, False)])
+def test_few_test_images_are_said(number, said):
+    assert bool(few_images(number)) == said
 
 
 def test_built_in_data_sets_have_one_class_list_a_family():

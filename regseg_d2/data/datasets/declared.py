@@ -2,11 +2,12 @@
 
 A file describes one data set of any number of splits; each split becomes a ``DatasetSpec`` of the name
 ``<name>_<split>``. Every key and value is checked when the file is read; the files of images and labels are
-looked for when a split is loaded.
+looked for when a split is loaded, but for the ends of their names where nobody gives these.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import unicodedata
@@ -18,9 +19,12 @@ from typing import Any, NoReturn
 from regseg_d2.common.errors import ConfigError, DatasetError, printable
 from regseg_d2.common.suggestions import did_you_mean
 from regseg_d2.common.yaml_files import read_yaml, shown
+from regseg_d2.data.datasets.guessing import describe_guess, guess_suffixes
 from regseg_d2.data.datasets.spec import DatasetSpec
 from regseg_d2.data.datasets.splits import Part
 from regseg_d2.drawing.colors import filled_colors
+
+logger = logging.getLogger(__name__)
 
 KEYS = (
     "name",
@@ -34,8 +38,12 @@ KEYS = (
     "image_suffixes",
     "label_suffixes",
     "seed",
+    "exact",
+    "leave_out",
     "splits",
 )
+# leave_out: images without a label are passed over.
+UNLABELLED = "unlabelled"
 # What stands for the ignore value in label_map and color_table.
 IGNORE = "ignore"
 # color_table: the labels are painted with the colours of the classes.
@@ -160,9 +168,9 @@ class _Declaration:
             "base": FixedFolder(self._root()),
             "how_to_get": f"It is declared in {self.path}.",
         }
-        for key in ("image_suffixes", "label_suffixes"):
-            if key in self.content:
-                fields[key] = self._suffixes(key, self.content[key])
+        given = [key for key in ("image_suffixes", "label_suffixes") if key in self.content]
+        fields |= {key: self._suffixes(key, self.content[key]) for key in given}
+        leaves_out, exact = self._leaves_out_unlabelled(), self._is_exact()
         specs, start = [], 0.0
         for split, value in splits.items():
             name = f"{self.name}_{self._name('splits', split)}"
@@ -170,8 +178,11 @@ class _Declaration:
             source, share = self._source(key, value)
             if share is not None:
                 stop = self._end_of_part(key, start, share)
-                source = {**source, "part": Part(start, stop, self.seed)}
+                source = {**source, "part": Part(start, stop, self.seed, exact)}
                 start = stop
+            if "list_file" not in source:
+                guessed = {} if given else self._guessed(fields["base"](), source)
+                source = {**source, **guessed, "leaves_out_unlabelled": leaves_out}
             try:
                 specs.append(DatasetSpec(name=name, **fields, **source))
             except DatasetError as error:
@@ -316,6 +327,26 @@ class _Declaration:
         return table
 
     # --------------------------------------------------------------------------------------- splits
+
+    def _is_exact(self) -> bool:
+        value = self.content.get("exact", False)
+        if type(value) is not bool:
+            self.wrong("exact", value, "true or false: splits by fraction have their size to one image")
+        return value
+
+    def _leaves_out_unlabelled(self) -> bool:
+        value = self.content.get("leave_out", "")
+        if value not in ("", UNLABELLED):
+            self.wrong("leave_out", value, f"'{UNLABELLED}': images without a label are passed over")
+        return value == UNLABELLED
+
+    def _guessed(self, base: Path, source: Mapping[str, Any]) -> dict[str, Any]:
+        """Suffixes where nobody gives them and the usual ones do not pair what is there."""
+        guess = guess_suffixes(base / source["image_root"], base / source["label_root"])
+        if guess is None:
+            return {}
+        logger.info("%s: names end in %s (guessed from the files).", self.path, describe_guess(*guess))
+        return {"image_suffixes": guess[0], "label_suffixes": guess[1]}
 
     def _source(self, key: str, value: Any) -> tuple[dict[str, Any], float | None]:
         """Fields of the spec that say where a split's files are, and its share if it is a fraction."""

@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from regseg_d2.common.errors import DatasetError, listed
+from regseg_d2.data.datasets.guessing import IMAGE_SUFFIXES, LABEL_SUFFIXES
 from regseg_d2.data.datasets.splits import ListLine, Part, files_by_stem, read_list, without_suffix
 from regseg_d2.data.labels import LabelReader
 
@@ -54,6 +55,7 @@ class DatasetSpec:
             an image and its label below ``base()`` (:func:`~regseg_d2.data.datasets.splits.read_list`).
             The folders may then hold files that the list does not name.
         part: takes this part of the stems only.
+        leaves_out_unlabelled: images without a label are passed over; of folders, not of a list.
 
     Raises:
         DatasetError: the declaration contradicts itself.
@@ -64,8 +66,8 @@ class DatasetSpec:
     label_root: str
     classes: tuple[str, ...]
     colors: tuple[tuple[int, int, int], ...]
-    image_suffixes: tuple[str, ...] = (".jpg", ".jpeg", ".png")
-    label_suffixes: tuple[str, ...] = (".png",)
+    image_suffixes: tuple[str, ...] = IMAGE_SUFFIXES
+    label_suffixes: tuple[str, ...] = LABEL_SUFFIXES
     label_map: Mapping[int, int] | None = None
     color_table: Mapping[tuple[int, int, int], int] | None = None
     ignore_value: int = 255
@@ -73,6 +75,7 @@ class DatasetSpec:
     how_to_get: str = ""
     list_file: str = ""
     part: Part | None = None
+    leaves_out_unlabelled: bool = False
 
     def __post_init__(self) -> None:
         """Checks the declaration, label map and colour table included."""
@@ -138,7 +141,8 @@ class DatasetSpec:
         pairs = self._listed_pairs() if self.list_file else self._folder_pairs()
         total = len(pairs)
         if self.part is not None:
-            pairs = {stem: pair for stem, pair in pairs.items() if self.part.has(stem)}
+            chosen = self.part.choose(pairs)
+            pairs = {stem: pair for stem, pair in pairs.items() if stem in chosen}
         if self.part is not None and not pairs:
             raise DatasetError(
                 f'Data set "{self.name}" is empty: none of {total} images falls into its part of '
@@ -173,8 +177,10 @@ class DatasetSpec:
         base = self.base()
         images = self._files("image")
         labels = self._files("label")
-        self._check_partners(images, labels, "image", "label", base / self.label_root)
         self._check_partners(labels, images, "label", "image", base / self.image_root)
+        if self.leaves_out_unlabelled:
+            images = {stem: image for stem, image in images.items() if stem in labels}
+        self._check_partners(images, labels, "image", "label", base / self.label_root)
         return {stem: (images[stem], labels[stem]) for stem in sorted(images)}
 
     def _listed_pairs(self) -> dict[str, tuple[Path, Path]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -17,7 +17,9 @@ class Part:
     """A part of a set of files, from ``start`` to below ``stop``, drawn by a hash of seed and stem.
 
     Each stem has its own place in [0, 1), whatever the other files are: a file that is added later moves
-    no other one into another part. The size of a part is therefore about its share, not exactly.
+    no other one into another part. The size of a part is therefore about its share. An exact part has the
+    stems of these ranks among all places instead: it has its share to one file, and a file that is added
+    may move others.
 
     Raises:
         DatasetError: the ends are not 0 <= start < stop <= 1.
@@ -26,18 +28,26 @@ class Part:
     start: float
     stop: float
     seed: int = 0
+    exact: bool = False
 
     def __post_init__(self) -> None:
         """Checks the ends."""
         if not 0 <= self.start < self.stop <= 1:
             raise DatasetError(f"A part from {self.start} to {self.stop}: expected 0 <= start < stop <= 1.")
 
-    def has(self, stem: str) -> bool:
-        """Tells whether a stem is in this part."""
+    def choose(self, stems: Iterable[str]) -> set[str]:
+        """Returns those of all stems that are in this part."""
+        places = {stem: self._place(stem) for stem in stems}
+        if not self.exact:
+            return {stem for stem, place in places.items() if self.start <= place < self.stop}
+        ordered = sorted(places, key=lambda stem: (places[stem], stem))
+        first, last = (round(end * len(ordered)) for end in (self.start, self.stop))
+        return set(ordered[first:last])
+
+    def _place(self, stem: str) -> float:
         digest = hashlib.sha256(f"{self.seed}/{stem}".encode("utf-8", "surrogateescape")).digest()
         # 48 bits are exact in a float, so that the place is always below 1.
-        place = int.from_bytes(digest[:6], "big") / 2**48
-        return self.start <= place < self.stop
+        return int.from_bytes(digest[:6], "big") / 2**48
 
 
 def files_by_stem(root: Path, suffixes: Sequence[str], other: Sequence[str] = ()) -> dict[str, list[Path]]:

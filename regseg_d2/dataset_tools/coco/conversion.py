@@ -12,8 +12,6 @@ annotation covers are a class.
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -31,6 +29,7 @@ from regseg_d2.common.json_files import read_json
 from regseg_d2.common.yaml_files import shown
 from regseg_d2.data.datasets.declared import IGNORE, is_color, is_control, is_short
 from regseg_d2.dataset_tools.coco.drawing import draw_instances, draw_panoptic
+from regseg_d2.dataset_tools.lists import list_text
 from regseg_d2.dataset_tools.preparation import Conversion, check_files, convert_files
 from regseg_d2.drawing.colors import filled_colors
 
@@ -118,7 +117,7 @@ def convert_coco(
         _check_stamp(output, split.name, {"source_sha256": file.sha256, "uncovered": first.uncovered})
         convert_files(conversions, file.drawing, title=f"Labels of {split.name}", workers=workers)
         pairs = [(split.images / n, c.output) for n, c in zip(names, conversions, strict=True)]
-        write_text(output / f"{split.name}.txt", _list_text(pairs, root))
+        write_text(output / f"{split.name}.txt", list_text(pairs, root))
     return _declaration(name, [split.name for split in splits], first, root, output)
 
 
@@ -135,14 +134,6 @@ def _check_stamp(output: Path, split: str, stamp: dict[str, Any]) -> None:
         f"{labels} holds labels that were made of something else, or with other options. Delete it together "
         f"with {path}, or name another output folder."
     )
-
-
-def _list_text(pairs: Sequence[tuple[Path, Path]], root: Path) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, delimiter="\t", lineterminator="\n")
-    for pair in pairs:
-        writer.writerow([Path(os.path.relpath(path, root)).as_posix() for path in pair])
-    return text.getvalue()
 
 
 def _declaration(name: str, splits: list[str], categories: _Categories, root: Path, output: Path) -> str:

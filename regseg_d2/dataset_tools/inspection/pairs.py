@@ -43,7 +43,8 @@ def find_pairs(name: str) -> tuple[list[dict], list[Problem]]:
         except DatasetError as list_error:
             return [], [Problem(FILES, "", str(list_error))]
         if spec.part is not None:
-            candidates = [candidate for candidate in candidates if spec.part.has(candidate.stem)]
+            chosen = spec.part.choose(candidate.stem for candidate in candidates)
+            candidates = [candidate for candidate in candidates if candidate.stem in chosen]
         problems = [problem for candidate in candidates for problem in _problems(candidate, spec)]
         # Without one, the error is about something else, and says all that is known.
         return _records(candidates, spec), problems or [Problem(FILES, "", str(error))]
@@ -62,10 +63,8 @@ def _missing_folders(spec: DatasetSpec) -> list[Problem]:
 
 def _in_folders(spec: DatasetSpec) -> list[_Candidate]:
     images, labels = spec.files("image"), spec.files("label")
-    return [
-        _Candidate(stem, images.get(stem, ()), labels.get(stem, ()))
-        for stem in sorted(images.keys() | labels.keys())
-    ]
+    stems = labels.keys() if spec.leaves_out_unlabelled else images.keys() | labels.keys()
+    return [_Candidate(stem, images.get(stem, ()), labels.get(stem, ())) for stem in sorted(stems)]
 
 
 def _listed(spec: DatasetSpec) -> list[_Candidate]:

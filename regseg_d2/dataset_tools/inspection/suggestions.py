@@ -40,6 +40,12 @@ def suggest_label_map(values: Sequence[int], reader: LabelReader) -> Suggestion 
     unknown = [value for value in found if value != ignore and not 0 <= value < classes]
     if not unknown:
         return None
+    if classes == 2 and {0, 255} < set(found) and found[0] == 0 and found[-1] == 255:
+        return Suggestion(
+            yaml_map({value: {0: 0, 255: 1}.get(value, ignore) for value in found}),
+            "0 and 255 are background and foreground, as in binary masks; what is between marks borders, "
+            "doubt or smoothed edges, and is ignored. If a value of these is a foreground, too, give it 1.",
+        )
     ids = [value for value in found if value != ignore]
     kept = {ignore: ignore} if ignore in found else {}
     if unknown == [classes] and ids[0] >= 0:
