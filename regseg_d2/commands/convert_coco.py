@@ -4,8 +4,8 @@
         --split train farm/train.json farm/images --split val farm/val.json farm/images
 
 A folder in place of the JSON file holds those of LabelMe. Writes farm/labels/train/*.png,
-farm/labels/train.txt and so on, and prints the YAML file that declares the data set (docs/own_data.md). Can be
-stopped and started again.
+farm/labels/train.txt and so on, and prints the YAML file that declares the data set (docs/own_data.md). Can
+be stopped and started again.
 """
 
 from __future__ import annotations
