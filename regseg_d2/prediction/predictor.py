@@ -42,8 +42,9 @@ class Predictor:
         classes: what the labels stand for.
 
     Attributes:
-        classes: names and colours of the classes.
         cfg: the config.
+        model: the network.
+        classes: names and colours of the classes.
 
     Raises:
         ConfigError: the config's protocol cannot be used, or the network cannot follow it.
@@ -51,6 +52,7 @@ class Predictor:
 
     def __init__(self, cfg: CfgNode, model: nn.Module, classes: ClassList) -> None:
         self.cfg = cfg
+        self.model = model
         self.classes = classes
         self._predict = build_predictor(cfg, model)
         self._mapper = TestMapper(cfg)

@@ -275,7 +275,7 @@ def test_what_cannot_be_loaded(trained_run, tmp_path):
 
 
 def test_regularizers_are_not_kept(predictor):
-    names = {name.partition(".")[0] for name in predictor._predict.model.state_dict()}
+    names = {name.partition(".")[0] for name in predictor.model.state_dict()}
     assert names == {"backbone", "sem_seg_head"}
 
 
