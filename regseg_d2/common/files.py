@@ -95,9 +95,11 @@ def atomic_folder(path: str | os.PathLike[str], *, replace: bool = False) -> Ite
         yield draft
         for folder, _, names in os.walk(draft):
             for name in names:
+                # Some writers, and mkdtemp, make what is its owner's alone.
+                os.chmod(os.path.join(folder, name), 0o666 & ~_umask())
                 _sync(os.path.join(folder, name))
+            os.chmod(folder, 0o777 & ~_umask())
             _sync_folder(Path(folder))
-        draft.chmod(0o777 & ~_umask())  # mkdtemp's folders are their owner's alone
         _move_into_place(draft, path, replace=replace)
     except BaseException as error:
         if is_disk_full(error):
