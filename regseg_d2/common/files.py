@@ -111,7 +111,8 @@ def atomic_folder(path: str | os.PathLike[str], *, replace: bool = False) -> Ite
 
 
 def _move_into_place(draft: Path, path: Path, *, replace: bool) -> None:
-    old = draft.with_name(f".old{draft.name}")
+    # A process that is killed between the two renames leaves the old folder under this name.
+    old = draft.with_suffix(".old")
     if replace and path.exists():
         os.rename(path, old)
     try:

@@ -78,7 +78,8 @@ def open_bundle(folder: Path, weights: str = "", opts: Sequence[Any] = ()) -> Bu
         ConfigError: a file is missing, damaged, does not go with the others, or would run code or read other
             files.
     """
-    for name in (BUNDLE_FILE, CONFIG_FILE, weights or WEIGHTS_FILE):
+    weights = weights or WEIGHTS_FILE
+    for name in (BUNDLE_FILE, CONFIG_FILE, weights):
         if not (folder / name).is_file():
             raise ConfigError(
                 f"'{folder}' is no bundle: it has no {name}. Expected a folder that tools/bundle.py wrote; a "
@@ -90,12 +91,12 @@ def open_bundle(folder: Path, weights: str = "", opts: Sequence[Any] = ()) -> Bu
         raise ConfigError(
             f"{file}: format is {contents.format}; expected {FORMAT}. A newer regseg_d2 wrote it: update."
         )
-    if not weights and digest_of(folder / WEIGHTS_FILE) != contents.weights_sha256:
+    if weights == WEIGHTS_FILE and digest_of(folder / WEIGHTS_FILE) != contents.weights_sha256:
         raise ConfigError(
             f"'{folder / WEIGHTS_FILE}' is not the file that {BUNDLE_FILE} names: its SHA-256 differs. Copy "
             "or download the folder again."
         )
-    cfg = _read_config(folder, weights or WEIGHTS_FILE, opts)
+    cfg = _read_config(folder, weights, opts)
     count = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
     if len(contents.classes) != count:
         raise ConfigError(

@@ -222,6 +222,9 @@ def test_what_is_no_bundle(copy, kind):
     damage(copy)
     with pytest.raises(UserError, match=message):
         Predictor.from_bundle(copy)
+    if kind == "other weights":
+        with pytest.raises(UserError, match=message):
+            Predictor.from_file(copy / "model.safetensors")
 
 
 def test_a_strangers_bundle_runs_no_code(copy):

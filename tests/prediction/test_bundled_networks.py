@@ -53,8 +53,10 @@ def test_scores_are_the_runs(tmp_path, kind):
     write_bundle(run, tmp_path / "bundle", BundleOptions(), say=lambda line: None)
     image = CROPS if kind == "DeepLabV3+ of Detectron2" else IMAGE
     expected = Predictor.from_run(run)(image, scores=True)
-    got = Predictor.from_bundle(tmp_path / "bundle")(image, scores=True)
+    got = Predictor.from_bundle(tmp_path / "bundle")(image, scores=True, confidence=True)
     assert len(np.unique(got.scores)) > 1000
+    assert np.abs(got.scores.sum(axis=0) - 1).max() < 1e-5
+    assert np.abs(got.confidence - got.scores.max(axis=0)).max() < 1e-6
     assert np.array_equal(got.labels, expected.labels) and np.array_equal(got.scores, expected.scores)
     names = load_config(str(tmp_path / "bundle" / "config.yaml")).MODEL.REGULARIZERS.NAMES
     assert list(names) == (["MDRL"] if kind == "MDRL's stage" else [])

@@ -1,5 +1,6 @@
 """The page of the predictor: its Python and its command run as they stand, one behind the other."""
 
+import json
 import re
 import shlex
 import subprocess
@@ -29,15 +30,17 @@ def test_the_page(trained_run, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     Path("output").mkdir()
     Path("output/farm").symlink_to(trained_run.folder)
+    for name in ("farm.yaml", "data"):
+        Path(name).symlink_to(trained_run.folder.parent / name)
     images = [np.array(Image.open(path)) for path in trained_run.images]
     Image.fromarray(images[0]).save("photo.png")
     write_video("video.avi", images)  # without loss
     blocks = re.findall(r"```(python|bash)\n(.*?)```", PAGE, flags=re.DOTALL)
-    assert [kind for kind, _ in blocks] == ["python"] * 3 + ["bash", "python", "bash"]
+    assert [kind for kind, _ in blocks] == ["python"] * 3 + ["bash", "python", "bash", "bash"]
     names = {}
     for kind, code in blocks[:-1]:  # the last one pushes; tests/prediction/test_hub.py does that
         if kind == "bash":
-            python, *arguments = shlex.split(code.replace("tools/", f"{ROOT}/tools/"))
+            python, *arguments = shlex.split(code.replace("tools/", f"{ROOT}/tools/").replace("\\\n", ""))
             assert python == "python"
             subprocess.run(
                 [sys.executable, *arguments], check=True, env={"PYTHONPATH": str(ROOT), "HOME": "/"}
@@ -52,7 +55,11 @@ def test_the_page(trained_run, tmp_path, monkeypatch, capsys):
             assert np.array_equal(np.array(labels), trained_run.labels(path))
     share, *_ = map(float, capsys.readouterr().out.split())
     assert share == (trained_run.labels(trained_run.images[0]) == 2).mean()
-    # The last block loaded the bundle.
+    first, again = (
+        json.loads(Path(f"output/{run}/evaluation/farm_val.json").read_text()) for run in ("farm", "again")
+    )
+    assert again["metrics"] == first["metrics"] and again["classes"] == first["classes"]
+    # The last Python loaded the bundle.
     prediction = names["predictor"]("photo.png")
     assert np.array_equal(prediction.labels, trained_run.labels(trained_run.images[0]))
     assert names["predictor"].cfg.MODEL.WEIGHTS == "farm_model/model.safetensors"

@@ -88,6 +88,8 @@ def test_frames_of_opencv_are_bgr(trained_run, predictor):
     for prediction in (predictor.frame(frame), predictor(frame, channels="BGR")):
         assert np.array_equal(prediction.labels, trained_run.labels(path))
         assert np.array_equal(prediction.image, frame[:, :, ::-1])
+    # The order matters: taken for RGB, the frame has other labels.
+    assert not np.array_equal(predictor(frame).labels, trained_run.labels(path))
     batch = torch.from_numpy(frame).permute(2, 0, 1)[None]
     assert np.array_equal(predictor(batch, channels="BGR")[0].labels, trained_run.labels(path))
     # What the camera writes into the same memory next does not change what was predicted.
