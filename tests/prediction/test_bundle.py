@@ -92,6 +92,7 @@ np.savez(sys.argv[2], labels=[p.labels for p in predictions], scores=[p.scores f
 """
 
 
+@pytest.mark.slow
 def test_it_loads_in_an_empty_environment(trained_run, bundle, tmp_path):
     """Another folder, home and working directory; no data set, no cache, no network, no run."""
     moved, home = tmp_path / "else where" / "x", tmp_path / "home"

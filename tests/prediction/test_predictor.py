@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+import regseg_d2
 from regseg_d2 import Predictor
 from regseg_d2.common.errors import CheckpointError, ConfigError, DatasetError
 from regseg_d2.config.files import load_config
@@ -283,9 +284,9 @@ def test_regularizers_are_not_kept(predictor):
 
 def test_importing_the_package_imports_no_torch():
     code = (
-        "import sys, regseg_d2; assert 'torch' not in sys.modules\n"
-        "assert not hasattr(regseg_d2, 'Nothing')\n"
-        "from regseg_d2 import Predictor; assert 'detectron2' in sys.modules; print(Predictor.__name__)"
+        "import sys, regseg_d2; assert 'torch' not in sys.modules and 'detectron2' not in sys.modules\n"
+        "assert not hasattr(regseg_d2, 'Nothing'); print(*regseg_d2.__all__)"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "Predictor"
+    assert done.stdout.split() == ["Prediction", "Predictor", "__version__"]
+    assert regseg_d2.Predictor is Predictor and regseg_d2.Prediction is Prediction
