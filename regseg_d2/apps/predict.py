@@ -8,29 +8,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog
-from PIL import Image
 from rich.progress import track
 
-import regseg_d2.data  # noqa: F401  registers the built-in data sets
 from regseg_d2.common.errors import ConfigError, DatasetError
 from regseg_d2.config.files import load_config
-from regseg_d2.data.checks import check_head
-from regseg_d2.data.datasets.declared import register_declared
-from regseg_d2.data.images import read_image
-from regseg_d2.data.mapper import TestMapper
-from regseg_d2.drawing.overlay import blend, legend_of, with_legend, write_picture
-from regseg_d2.drawing.pictures import class_colors, color_label
-from regseg_d2.engine.devices import with_available_device
-from regseg_d2.engine.trained_model import load_trained_model
-from regseg_d2.evaluation.inference import build_predictor
-from regseg_d2.evaluation.prediction_files import PredictionFiles, prediction_format
+from regseg_d2.prediction import Predictor
+from regseg_d2.prediction.result import FOLDERS, files_of, refuse_to_overwrite
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm")
-# Folders of the three files that are written for each image.
-INDEX_FOLDER, COLOR_FOLDER, OVERLAY_FOLDER = "labels", "colors", "overlays"
 
 
 @dataclass(frozen=True)
@@ -75,7 +60,7 @@ def find_images(source: str, output: Path) -> list[InputImage]:
         raise ConfigError(
             f"--input is {source}, which does not exist; expected an image, a folder or a pattern."
         )
-    written = [(output / folder).resolve() for folder in (INDEX_FOLDER, COLOR_FOLDER, OVERLAY_FOLDER)]
+    written = [(output / folder).resolve() for folder in FOLDERS]
     files = sorted(file for file in files if not any(file.resolve().is_relative_to(root) for root in written))
     if not files:
         raise ConfigError(
@@ -106,92 +91,7 @@ def _named(files: Sequence[Path], base: Path) -> list[InputImage]:
     return [InputImage(file, name.as_posix()) for file, name in zip(files, names, strict=True)]
 
 
-# --------------------------------------------------------------------------------------------- output
-
-
-@dataclass(frozen=True)
-class PredictionWriter:
-    """Writes a prediction as index PNG, colour PNG and overlay.
-
-    Args:
-        folder: gets the folders ``labels``, ``colors`` and ``overlays``.
-        classes: K class names.
-        colors: (K, 3) uint8, RGB.
-        opacity: of the classes in the overlay.
-    """
-
-    folder: Path
-    classes: Sequence[str]
-    colors: np.ndarray
-    opacity: float = 0.5
-
-    def paths(self, image: InputImage) -> tuple[Path, Path, Path]:
-        """Returns the three files of an image."""
-        name = f"{image.name}.png"
-        return (
-            self.folder / INDEX_FOLDER / name,
-            self.folder / COLOR_FOLDER / name,
-            self.folder / OVERLAY_FOLDER / name,
-        )
-
-    def write(self, image: InputImage, pixels: np.ndarray, label: np.ndarray) -> None:
-        """Writes the three files.
-
-        Args:
-            image: where they belong.
-            pixels: (H, W, 3) uint8, RGB.
-            label: (H, W) class ids.
-
-        Raises:
-            UserError: a file cannot be written.
-        """
-        _, color, overlay = self.paths(image)
-        index_format = prediction_format("png", self.classes)
-        files = PredictionFiles(self.folder / INDEX_FOLDER, index_format, len(self.classes))
-        files.write(label, str(image.path.absolute()), image.name)
-        write_picture(color, color_image(label, self.colors))
-        picture = blend(pixels, label, self.colors, self.opacity)
-        write_picture(overlay, with_legend(picture, legend_of(label, self.classes, self.colors)))
-
-
-def color_image(label: np.ndarray, colors: np.ndarray) -> Image.Image:
-    """Returns a palette image of class ids and their colours; an RGB image for more than 256 classes."""
-    if len(colors) > 256:
-        return Image.fromarray(color_label(label, colors))
-    image = Image.fromarray(label.astype(np.uint8))
-    image.putpalette(colors.tobytes())  # makes it a palette image
-    return image
-
-
 # ----------------------------------------------------------------------------------------------- work
-
-
-class FilePredictor:
-    """Predicts the classes of image files with the model and the inference protocol of a config.
-
-    Raises:
-        CheckpointError: there are no weights, or they do not fit the model.
-    """
-
-    def __init__(self, cfg: CfgNode) -> None:
-        cfg = with_available_device(cfg)
-        self._predict = build_predictor(cfg, load_trained_model(cfg).model)
-        self._mapper = TestMapper(cfg)
-
-    def __call__(self, path: str | Path) -> np.ndarray:
-        """Predicts one image.
-
-        Args:
-            path: the file.
-
-        Returns:
-            (H, W) class ids, at the image's own size, turned as EXIF says.
-
-        Raises:
-            DatasetError: the file cannot be read.
-        """
-        sample = self._mapper({"file_name": str(path), "sem_seg_file_name": "", "image_id": str(path)})
-        return self._predict([sample])[0]["sem_seg_labels"].cpu().numpy()
 
 
 def predict_files(
@@ -222,43 +122,19 @@ def predict_files(
     if not 0 <= opacity <= 1:
         raise ConfigError(f"--opacity is {opacity}; expected 0 to 1.")
     cfg = load_config(config_file, list(opts))
-    register_declared(cfg.DATASETS.DECLARED)
     folder = Path(output or os.path.join(cfg.OUTPUT_DIR, "demo"))
     images = find_images(source, folder)
-    writer = PredictionWriter(folder, *_classes(cfg), opacity=opacity)
-    _refuse_to_overwrite(images, writer)
-    predictor = FilePredictor(cfg)
+    paths = [path for image in images for path in files_of(folder, image.name)]
+    refuse_to_overwrite(paths, [image.path for image in images])
+    predictor = Predictor.from_config(cfg)
     failed = 0
     for image in track(images, "predicting", transient=True):
         try:
-            pixels = read_image(image.path)
-            label = predictor(image.path)
+            prediction = predictor(image.path)
         except DatasetError as error:
             say(f"Left out: {error}")
             failed += 1
             continue
-        writer.write(image, pixels, label)
+        prediction.save(folder, image.name, opacity=opacity)
     say(f"Wrote the predictions of {len(images) - failed} of {len(images)} images to {folder}")
     return not failed
-
-
-def _classes(cfg: CfgNode) -> tuple[list[str], np.ndarray]:
-    """Names and colours of the classes, from the first data set of the config."""
-    names = [*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN]
-    count = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
-    if not names:
-        raise ConfigError(
-            "DATASETS.TEST and DATASETS.TRAIN name no data set; names and colours of the classes are a data "
-            "set's. Give the config that the model was trained with."
-        )
-    check_head(cfg, names[0])
-    metadata = MetadataCatalog.get(names[0])
-    return list(metadata.stuff_classes), class_colors(metadata, count)
-
-
-def _refuse_to_overwrite(images: Sequence[InputImage], writer: PredictionWriter) -> None:
-    inputs = {image.path.resolve() for image in images}
-    for image in images:
-        for path in writer.paths(image):
-            if path.resolve() in inputs:
-                raise ConfigError(f"--output would overwrite the input {path}; name another folder.")

@@ -15,12 +15,13 @@ from pathlib import Path
 import regseg_d2.data  # noqa: F401  registers the built-in data sets
 from regseg_d2.apps.compare.runs import names_of_runs
 from regseg_d2.apps.explore.exploration import explore
-from regseg_d2.apps.explore.runs import config_of_run, open_sources
+from regseg_d2.apps.explore.runs import open_sources
 from regseg_d2.apps.explore.study import Options
 from regseg_d2.apps.explore.watching import follow
 from regseg_d2.common.errors import errors_end_the_program
 from regseg_d2.config.files import load_config
 from regseg_d2.engine.devices import limit_cpu_threads
+from regseg_d2.engine.trained_model import config_of_run
 from regseg_d2.evaluation.looking.projections import METHODS
 
 

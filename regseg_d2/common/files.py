@@ -67,6 +67,63 @@ def atomic_writer(
     _sync_folder(path.parent)
 
 
+@contextmanager
+def atomic_folder(path: str | os.PathLike[str], *, replace: bool = False) -> Iterator[Path]:
+    """Makes a folder that is there as a whole when the block ends without an error, or not at all.
+
+    Its files are written into a folder beside it, flushed to the disk, and that folder is renamed.
+
+    Args:
+        path: the folder; those above it are made where they are missing.
+        replace: take away the folder of this name that is there, once the new one is whole.
+
+    Yields:
+        The folder to write to.
+
+    Raises:
+        DiskFullError: there is no room for it; what was there before is unharmed.
+        WriteError: it cannot be written, or is there already and shall not be replaced.
+    """
+    path = Path(path)
+    try:
+        parent = path.absolute().parent
+        parent.mkdir(parents=True, exist_ok=True)
+        draft = Path(tempfile.mkdtemp(dir=parent, prefix=f".{path.name}.", suffix=PARTIAL_SUFFIX))
+    except OSError as error:
+        raise WriteError(f"'{path}' cannot be written: {error.strerror or error}.") from error
+    try:
+        yield draft
+        for folder, _, names in os.walk(draft):
+            for name in names:
+                # Some writers, and mkdtemp, make what is its owner's alone.
+                os.chmod(os.path.join(folder, name), 0o666 & ~_umask())
+                _sync(os.path.join(folder, name))
+            os.chmod(folder, 0o777 & ~_umask())
+            _sync_folder(Path(folder))
+        _move_into_place(draft, path, replace=replace)
+    except BaseException as error:
+        if is_disk_full(error):
+            raise DiskFullError(disk_full_message(path)) from error
+        raise
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    _sync_folder(parent)
+
+
+def _move_into_place(draft: Path, path: Path, *, replace: bool) -> None:
+    # A process that is killed between the two renames leaves the old folder under this name.
+    old = draft.with_suffix(".old")
+    if replace and path.exists():
+        os.rename(path, old)
+    try:
+        os.rename(draft, path)
+    except OSError as error:
+        if old.exists():
+            os.rename(old, path)
+        raise WriteError(f"'{path}' cannot be written: {error.strerror or error}.") from error
+    shutil.rmtree(old, ignore_errors=True)
+
+
 def require_room(folder: str | os.PathLike[str], state: Mapping[str, Any]) -> None:
     """Refuses to begin what would not fit into a folder: a state of tensors in containers.
 
@@ -140,7 +197,10 @@ def remove_partial_files(folder: str | os.PathLike[str]) -> list[Path]:
     """Deletes what killed processes left half written in a folder, and returns the paths."""
     leftovers = sorted(Path(folder).glob(f".*{PARTIAL_SUFFIX}"))
     for leftover in leftovers:
-        leftover.unlink(missing_ok=True)
+        if leftover.is_dir():
+            shutil.rmtree(leftover)
+        else:
+            leftover.unlink(missing_ok=True)
     return leftovers
 
 
@@ -152,9 +212,12 @@ def _umask() -> int:
 
 def _sync_folder(folder: Path) -> None:
     """Makes the rename itself survive a power cut; only POSIX systems can open a folder for it."""
-    if os.name != "posix":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
+    if os.name == "posix":
+        _sync(folder)
+
+
+def _sync(path: str | os.PathLike[str]) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -139,9 +139,29 @@ def read_image(path: str | Path, format: str = "RGB") -> np.ndarray:
 
 def _decode_with_pillow(path: str | Path) -> np.ndarray:
     with decoded_file(path, "image") as image:
-        if image.mode not in _EIGHT_BIT_MODES:
-            raise DatasetError(
-                f'The image file {path} has mode "{image.mode}"; expected 8 bits a channel '
-                "(grey, palette, RGB, RGBA or CMYK). Convert it to an 8-bit image first."
-            )
-        return np.array(upright(image, path, "image").convert("RGB"))
+        return pixels_of(image, path)
+
+
+def pixels_of(image: Image.Image, path: str | Path) -> np.ndarray:
+    """Returns what :func:`read_image` makes of an image that is open already.
+
+    Args:
+        image: an image of Pillow; it is decoded where it is not yet.
+        path: its file, for errors.
+
+    Returns:
+        Array ``(H, W, 3)`` of uint8, RGB.
+
+    Raises:
+        DatasetError: it cannot be decoded, or has more than 8 bits a channel.
+    """
+    try:
+        image.load()
+    except _DECODING_ERRORS as error:
+        raise DatasetError(_unreadable(path, "image", error)) from error
+    if image.mode not in _EIGHT_BIT_MODES:
+        raise DatasetError(
+            f'The image file {path} has mode "{image.mode}"; expected 8 bits a channel '
+            "(grey, palette, RGB, RGBA or CMYK). Convert it to an 8-bit image first."
+        )
+    return np.array(upright(image, path, "image").convert("RGB"))

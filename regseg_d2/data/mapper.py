@@ -206,6 +206,9 @@ class TestMapper:
         min_size: shorter side after resizing; 0 keeps the image's own size.
         max_size: largest longer side after resizing.
         image_format: "RGB" or "BGR".
+
+    Raises:
+        ConfigError: ``image_format`` is neither.
     """
 
     # Its name begins like a test's; pytest must not collect it.
@@ -213,6 +216,7 @@ class TestMapper:
 
     @configurable
     def __init__(self, *, min_size: int = 0, max_size: int = 4096, image_format: str = "RGB") -> None:
+        check_format(image_format)
         self.min_size = min_size
         self.max_size = max_size
         self.image_format = image_format
@@ -236,16 +240,26 @@ class TestMapper:
         Raises:
             DatasetError: the image cannot be used.
         """
-        image = read_image(record["file_name"], self.image_format)
-        height, width = image.shape[:2]
+        return {
+            **self.of_pixels(read_image(record["file_name"])),
+            "file_name": record["file_name"],
+            "sem_seg_file_name": record["sem_seg_file_name"],
+            "image_id": record["image_id"],
+        }
+
+    def of_pixels(self, pixels: np.ndarray) -> dict:
+        """Makes what of a test sample comes from the image: ``image``, ``height`` and ``width``.
+
+        Args:
+            pixels: (H, W, 3) uint8, RGB.
+        """
+        height, width = pixels.shape[:2]
+        image = pixels if self.image_format == "RGB" else np.ascontiguousarray(pixels[:, :, ::-1])
         if self.min_size > 0:
             size = T.ResizeShortestEdge.get_output_shape(height, width, self.min_size, self.max_size)
             image = resize_image(image, size)
         return {
             "image": torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))),
-            "file_name": record["file_name"],
-            "sem_seg_file_name": record["sem_seg_file_name"],
-            "image_id": record["image_id"],
             "height": height,
             "width": width,
         }

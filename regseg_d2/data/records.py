@@ -10,19 +10,24 @@ from regseg_d2.common.errors import ConfigError, DatasetError
 from regseg_d2.common.suggestions import did_you_mean
 
 
-def load_records(dataset_name: str) -> list[dict]:
-    """Loads the records of one registered data set, each with its ``dataset_name`` and ``image_id``.
-
-    Raises:
-        ConfigError: no data set has this name; the nearest names are listed.
-        DatasetError: the data set cannot be loaded or holds nothing.
-    """
+def require_registered(dataset_name: str) -> None:
+    """Raises ConfigError where no data set has this name; the nearest names are listed."""
     if dataset_name not in DatasetCatalog:
         raise ConfigError(
             f'No data set is named "{dataset_name}"{did_you_mean(dataset_name, DatasetCatalog.list())}. '
             "DATASETS.TRAIN and DATASETS.TEST take registered names; docs/datasets.md lists those that are "
             "built in and says how to register one."
         )
+
+
+def load_records(dataset_name: str) -> list[dict]:
+    """Loads the records of one registered data set, each with its ``dataset_name`` and ``image_id``.
+
+    Raises:
+        ConfigError: no data set has this name.
+        DatasetError: the data set cannot be loaded or holds nothing.
+    """
+    require_registered(dataset_name)
     records = DatasetCatalog.get(dataset_name)
     if not records:
         raise DatasetError(f'The data set "{dataset_name}" is empty; its loader returned no record.')

@@ -35,6 +35,29 @@ def with_available_device(cfg: CfgNode) -> CfgNode:
     return cfg
 
 
+def with_device(cfg: CfgNode, device: str | torch.device) -> CfgNode:
+    """Returns a copy of the config on a device that somebody asks for.
+
+    Args:
+        cfg: the config.
+        device: as torch takes it, such as ``"cpu"`` or ``"cuda:1"``.
+
+    Raises:
+        ConfigError: torch does not know it, or it is not there.
+    """
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, TypeError) as error:
+        raise ConfigError(
+            f"device is {str(device)!r}, which cannot be used ({str(error).splitlines()[0]}); expected 'cpu' "
+            f"or one of the {torch.cuda.device_count()} GPUs that torch finds, such as 'cuda:0'."
+        ) from error
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.DEVICE = str(device)
+    return cfg
+
+
 def wrap_model(model: nn.Module, *, find_unused_parameters: bool = False) -> nn.Module:
     """Wraps a model in DistributedDataParallel where there are several processes.
 

@@ -10,16 +10,17 @@ from regseg_d2.modeling.heads.projections import LinearConvBlock, NormLinear
 from regseg_d2.segmentor.meta_architecture import RegularizationMixin
 
 
-def inference_model(model: nn.Module) -> nn.Module:
+def inference_model(model: nn.Module, *, fold: bool = True) -> nn.Module:
     """Makes the model that is deployed out of one that was trained.
 
     Args:
         model: a ``RegularizedSegmentor``, or any model with parts of this package. It is not changed.
+        fold: see below; without it the output is the model's, bit for bit.
 
     Returns:
         A copy in eval mode without regularizers, and without an auxiliary head that no context module
-        reads, in which each ``LinearConvBlock`` is one convolution and a ``NormLinear`` the norm alone, its
-        convolution merged into the classifier. Its output differs from the model's by rounding only.
+        reads. With ``fold`` each ``LinearConvBlock`` is one convolution and a ``NormLinear`` the norm alone,
+        its convolution merged into the classifier; its output differs from the model's by rounding only.
 
     Raises:
         ValueError: if a linear convolution cannot be folded exactly, see ``LinearConvBlock.fold``.
@@ -28,10 +29,10 @@ def inference_model(model: nn.Module) -> nn.Module:
     if isinstance(model, RegularizationMixin):
         model.add_regularizers({})
     for name, module in list(model.named_modules()):
-        if isinstance(module, LinearConvBlock):
+        if fold and isinstance(module, LinearConvBlock):
             parent = model.get_submodule(name.rpartition(".")[0])
             setattr(parent, name.rpartition(".")[2], module.fold())
-        elif isinstance(module, NormLinear):
+        elif fold and isinstance(module, NormLinear):
             head = model.get_submodule(name.rpartition(".")[0])
             head.projection, head.predictor = module.fold(head.predictor)
         # A context module may read the auxiliary head's logits.

@@ -13,19 +13,14 @@ from detectron2.modeling import build_model
 from PIL import Image
 
 import regseg_d2.segmentor  # noqa: F401  registers networks
-from regseg_d2.apps.predict import (
-    FilePredictor,
-    InputImage,
-    PredictionWriter,
-    find_images,
-    predict_files,
-)
+from regseg_d2.apps.predict import InputImage, find_images, predict_files
 from regseg_d2.common.errors import ConfigError
 from regseg_d2.config.files import load_config
 from regseg_d2.data.images import read_image
 from regseg_d2.drawing.overlay import blend
 from regseg_d2.drawing.pictures import class_colors, color_label
 from regseg_d2.evaluation.inference import build_predictor
+from regseg_d2.prediction import ClassList, Prediction, Predictor
 
 ROOT = Path(__file__).parents[2]
 CONFIG = """
@@ -114,11 +109,11 @@ def test_exif_orientation_grey_and_transparent_images(trained, tmp_path):
     photo(tmp_path / "grey.png", (37, 41), mode="L")
     photo(tmp_path / "alpha.png", (37, 41), mode="RGBA")
     photo(tmp_path / "palette.gif", (37, 41), mode="P")
-    predictor = FilePredictor(load_config(config))
-    assert np.array_equal(predictor(tmp_path / "turned.png"), argmax(model, upright))
+    predictor = Predictor.from_config(load_config(config))
+    assert np.array_equal(predictor(tmp_path / "turned.png").labels, argmax(model, upright))
     for name in ("grey.png", "alpha.png", "palette.gif"):
-        assert predictor(tmp_path / name).shape == (37, 41)
-        assert np.array_equal(predictor(tmp_path / name), argmax(model, tmp_path / name))
+        assert predictor(tmp_path / name).labels.shape == (37, 41)
+        assert np.array_equal(predictor(tmp_path / name).labels, argmax(model, tmp_path / name))
 
 
 def test_protocol_of_the_config_is_used(trained, tmp_path):
@@ -126,7 +121,7 @@ def test_protocol_of_the_config_is_used(trained, tmp_path):
     path = photo(tmp_path / "large.png", (96, 160))
     keys = ["TEST.MODE", "slide", "TEST.SLIDE.CROP_SIZE", "[48, 48]", "TEST.SLIDE.STRIDE", "[32, 32]"]
     cfg = load_config(config, keys)
-    labels = FilePredictor(cfg)(path)
+    labels = Predictor.from_config(cfg)(path).labels
     image = torch.from_numpy(read_image(path).transpose(2, 0, 1).copy())
     slid = build_predictor(cfg, model).scores([{"image": image}])[0]["sem_seg"].argmax(dim=0).numpy()
     assert np.array_equal(labels, slid)
@@ -186,8 +181,8 @@ def test_names_of_files_folders_and_patterns(tmp_path):
 def test_more_classes_than_a_byte_holds(tmp_path):
     label = np.array([[0, 255, 256, 299]], dtype=np.int32)
     colors = np.arange(900).reshape(300, 3).astype(np.uint8)
-    writer = PredictionWriter(tmp_path, [f"class {i}" for i in range(300)], colors)
-    writer.write(InputImage(Path("a.jpg"), "sub/a.jpg"), np.zeros((1, 4, 3), np.uint8), label)
+    classes = ClassList(tuple(f"class {i}" for i in range(300)), colors)
+    Prediction(label, np.zeros((1, 4, 3), np.uint8), classes).save(tmp_path, "sub/a.jpg")
     with Image.open(tmp_path / "labels" / "sub" / "a.jpg.png") as index:
         assert np.array(index).tolist() == [[0, 255, 256, 299]]
     with Image.open(tmp_path / "colors" / "sub" / "a.jpg.png") as color:

@@ -6,38 +6,33 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from detectron2.data import MetadataCatalog
 from rich.console import Console
 from rich.progress import track
 
 from regseg_d2.apps.compare.groups import Group
 from regseg_d2.apps.compare.runs import CompareError, names_of_runs
-from regseg_d2.apps.predict import FilePredictor
 from regseg_d2.common.errors import DatasetError
-from regseg_d2.config.files import load_config
 from regseg_d2.data.datasets.declared import register_declared
-from regseg_d2.data.images import read_image
 from regseg_d2.data.labels import LabelReader, label_reader_for
 from regseg_d2.data.loader import load_records
 from regseg_d2.drawing.overlay import write_picture
-from regseg_d2.drawing.pictures import class_colors
 from regseg_d2.drawing.sheets import SheetRow, prediction_sheet
-from regseg_d2.engine.trained_model import FINAL_WEIGHTS
+from regseg_d2.engine.trained_model import FINAL_WEIGHTS, config_of_run
+from regseg_d2.prediction import ClassList, Predictor
 
 
-def load_predictor(folder: Path, dataset_name: str) -> FilePredictor:
+def load_predictor(folder: Path, dataset_name: str) -> Predictor:
     """Builds the predictor of a finished run, with its final weights and its test protocol.
 
     Raises:
         CompareError: the run has no final weights, or other classes than the data set.
         UserError: what of it cannot be read, or no data set has this name.
     """
-    weights = folder / FINAL_WEIGHTS
-    if not weights.is_file():
+    if not (folder / FINAL_WEIGHTS).is_file():
         raise CompareError(
             f"'{folder}' has no {FINAL_WEIGHTS} to predict with: let the run finish, or leave it away."
         )
-    cfg = load_config(str(folder / "config.yaml"), ["MODEL.WEIGHTS", str(weights)])
+    cfg = config_of_run(folder, FINAL_WEIGHTS)
     register_declared(cfg.DATASETS.DECLARED)
     load_records(dataset_name)
     classes, wanted = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES, label_reader_for(dataset_name).num_classes
@@ -46,7 +41,7 @@ def load_predictor(folder: Path, dataset_name: str) -> FilePredictor:
             f"'{folder}' was trained for {classes} classes and '{dataset_name}' has {wanted}: give --dataset "
             "a data set with the classes of all runs."
         )
-    return FilePredictor(cfg)
+    return Predictor.from_config(cfg, classes=ClassList.of_dataset(dataset_name))
 
 
 def picture_of_groups(groups: Sequence[Group], dataset_name: str | None, path: Path) -> None:
@@ -91,10 +86,11 @@ def compare_predictions(runs: Mapping[str, Path], dataset_name: str, path: Path,
     read_label = label_reader_for(dataset_name)
     shown: list[tuple[float, int, SheetRow]] = []
     images = load_records(dataset_name)
+    classes = ClassList.of_dataset(dataset_name)
     console = Console(stderr=True)  # the tables go to the output
     for number, record in enumerate(track(images, "predicting", transient=True, console=console)):
-        file = record["file_name"]
-        predictions = [predict(file) for predict in predictors]
+        results = [predict(record["file_name"]) for predict in predictors]
+        predictions = [result.labels for result in results]
         label = read_label(record["sem_seg_file_name"])
         if label.shape != predictions[0].shape:
             raise DatasetError(
@@ -104,12 +100,10 @@ def compare_predictions(runs: Mapping[str, Path], dataset_name: str, path: Path,
             )
         rank = (-_difference(predictions, label, read_label), number)
         if len(shown) < count or rank < shown[-1][:2]:
-            row = SheetRow(record["image_id"], read_image(file), [label, *predictions])
+            row = SheetRow(record["image_id"], results[0].image, [label, *predictions])
             shown = sorted([*shown, (*rank, row)], key=lambda each: each[:2])[:count]
-    metadata = MetadataCatalog.get(dataset_name)
-    names = list(metadata.stuff_classes)
     titles = ["image", "label", *runs]
-    sheet = prediction_sheet([row for *_, row in shown], titles, names, class_colors(metadata, len(names)))
+    sheet = prediction_sheet([row for *_, row in shown], titles, classes.names, classes.colors)
     write_picture(path, sheet)
 
 

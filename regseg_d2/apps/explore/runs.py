@@ -17,12 +17,12 @@ from regseg_d2.apps.compare.runs import Run
 from regseg_d2.common.errors import ConfigError
 from regseg_d2.common.json_files import read_json_lines
 from regseg_d2.config import get_regseg_cfg
-from regseg_d2.config.files import flatten_config, load_config
+from regseg_d2.config.files import flatten_config
 from regseg_d2.data.datasets.declared import register_declared
 from regseg_d2.data.images import read_image
 from regseg_d2.drawing.pictures import class_colors
 from regseg_d2.engine.devices import with_available_device
-from regseg_d2.engine.trained_model import FINAL_WEIGHTS, load_trained_model
+from regseg_d2.engine.trained_model import load_trained_model
 from regseg_d2.evaluation.inference import build_predictor
 from regseg_d2.evaluation.inference.network import cell_size
 from regseg_d2.evaluation.looking.views import View
@@ -129,39 +129,6 @@ def relative_names(files: Sequence[str]) -> list[str]:
     paths = [os.path.abspath(file) for file in files]
     shared = os.path.commonpath([os.path.dirname(path) for path in paths]) if paths else ""
     return [Path(os.path.relpath(path, shared)).as_posix() for path in paths]
-
-
-def weights_of_run(folder: str | Path) -> Path:
-    """Finds the last weights of a run: the final ones, or else its last checkpoint.
-
-    Raises:
-        ConfigError: there are none yet.
-    """
-    path = Path(folder)
-    pointer = path / "last_checkpoint"
-    name = pointer.read_text(encoding="utf-8").strip() if pointer.is_file() else FINAL_WEIGHTS
-    for weights in (path / FINAL_WEIGHTS, path / name):
-        if weights.is_file():
-            return weights
-    raise ConfigError(
-        f"'{path}' has no {FINAL_WEIGHTS} and no checkpoint: expected the OUTPUT_DIR of a run that has "
-        "written one."
-    )
-
-
-def config_of_run(folder: str | Path) -> CfgNode:
-    """Reads the config of a run, with its last weights.
-
-    Raises:
-        ConfigError: it is no folder of a run, or has no weights yet.
-    """
-    config = Path(folder) / "config.yaml"
-    if not config.is_file():
-        raise ConfigError(
-            f"'{folder}' has no config.yaml: expected the OUTPUT_DIR of a run. Of other weights give the "
-            "config, too: --weights NAME CONFIG FILE."
-        )
-    return load_config(str(config), ["MODEL.WEIGHTS", str(weights_of_run(folder))])
 
 
 def open_sources(

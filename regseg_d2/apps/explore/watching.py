@@ -6,9 +6,8 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from regseg_d2.apps.explore.runs import weights_of_run
 from regseg_d2.common.errors import ConfigError, UserError
-from regseg_d2.engine.trained_model import FINAL_WEIGHTS
+from regseg_d2.engine.trained_model import FINAL_WEIGHTS, weights_of_run
 
 #: Seconds between two looks at the folders.
 PERIOD = 10.0

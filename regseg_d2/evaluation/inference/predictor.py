@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from regseg_d2.data.resampling import resize_image, scaled_size
 from regseg_d2.evaluation.inference.argmax import argmax_of_maps
-from regseg_d2.evaluation.inference.maps import MeanProbabilities, ResizedMaps, ScoreMaps
+from regseg_d2.evaluation.inference.maps import MeanProbabilities, ResizedMaps, ScoreMaps, log_sum_exp
 from regseg_d2.evaluation.inference.network import Network
 from regseg_d2.evaluation.inference.protocol import InferenceProtocol
 from regseg_d2.evaluation.inference.sliding import slide
@@ -41,22 +41,36 @@ class Predictor:
         """Whether :meth:`scores` are probabilities, or scores of classified masks, and not logits."""
         return self.protocol.averages_probabilities or self._network.gives_probabilities
 
-    def __call__(self, batched_inputs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Predicts the labels of images; ``K x H x W`` scores are never held.
+    def __call__(
+        self,
+        batched_inputs: Sequence[dict[str, Any]],
+        *,
+        probabilities: bool = False,
+        confidence: bool = False,
+    ) -> list[dict[str, Any]]:
+        """Predicts the labels of images; ``K x H x W`` scores are held only where they are asked for.
 
         Args:
             batched_inputs: dicts with "image" ``(3, h, w)``, and "height" and "width" of the prediction
                 where these differ.
+            probabilities: give those of all classes, see :meth:`probabilities`.
+            confidence: give the probability of the label.
 
         Returns:
             For each image a dict with "sem_seg_labels" ``(H, W)``, on the device of the logits, uint8 for up
-            to 256 classes and int32 for more, and "num_classes".
+            to 256 classes and int32 for more, and "num_classes"; and with "probabilities" ``(K, H, W)`` and
+            "confidence" ``(H, W)`` where they are asked for. All are of one forward pass.
         """
         with inference_context(self.model), torch.no_grad():
-            return [
-                {"sem_seg_labels": argmax_of_maps(maps), "num_classes": maps.num_classes}
-                for maps in map(self._maps, batched_inputs)
-            ]
+            results = []
+            for maps in map(self._maps, batched_inputs):
+                result = {"sem_seg_labels": argmax_of_maps(maps), "num_classes": maps.num_classes}
+                if probabilities:
+                    result["probabilities"] = self._normalized(maps.all_classes())
+                if confidence:
+                    result["confidence"] = self._confidence(maps)
+                results.append(result)
+            return results
 
     def scores(self, batched_inputs: Sequence[dict[str, Any]]) -> list[dict[str, Tensor]]:
         """Predicts the scores of all classes; the labels above are their ``argmax``, bit for bit.
@@ -80,6 +94,19 @@ class Predictor:
         if self._network.gives_probabilities:
             return scores / scores.sum(dim=0).clamp(min=torch.finfo(scores.dtype).tiny)
         return scores if self.protocol.averages_probabilities else scores.softmax(dim=0)
+
+    def _confidence(self, maps: ScoreMaps) -> Tensor:
+        """Largest probability of each pixel ``(H, W)``, without ever holding all classes."""
+        best = torch.full(maps.size, -torch.inf, device=maps.device)
+        total = torch.zeros(maps.size, device=maps.device)
+        for classes in maps.chunks():
+            part = maps(classes)
+            best = torch.maximum(best, part.amax(dim=0))
+            if self._network.gives_probabilities:
+                total += part.sum(dim=0)
+        if self._network.gives_probabilities:
+            return best / total.clamp(min=torch.finfo(total.dtype).tiny)
+        return best if self.protocol.averages_probabilities else (best - log_sum_exp(maps)).exp()
 
     def _maps(self, sample: dict[str, Any]) -> ScoreMaps:
         image = sample["image"]

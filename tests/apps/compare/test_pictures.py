@@ -19,6 +19,7 @@ from regseg_d2.data.labels import label_reader_for
 from regseg_d2.data.loader import load_records
 from regseg_d2.drawing.sheets import CAPTION, GAP, TITLE, SheetRow, prediction_sheet
 from regseg_d2.engine.trained_model import load_trained_model
+from regseg_d2.prediction import ClassList, Prediction
 from tests.data.data_helpers import CLASSES, COLORS, registered, toy_spec, write_toy
 from tests.helpers import small_cfg
 
@@ -51,7 +52,7 @@ def test_classes_beyond_255_are_predicted_as_they_are(tmp_path, class_id):
     colors = tuple((number % 256, number // 256, 7) for number in range(NUM_CLASSES))
     with registered(toy_spec(tmp_path / "data", classes=classes, colors=colors, ignore_value=1000)):
         predict = pictures.load_predictor(tmp_path / "run", "toy")
-        predictions = [predict(record["file_name"]) for record in load_records("toy")]
+        predictions = [predict(record["file_name"]).labels for record in load_records("toy")]
     assert [prediction.shape for prediction in predictions] == [(20, 30)] * 2
     for prediction in predictions:
         assert np.unique(prediction).tolist() == [class_id]
@@ -107,8 +108,10 @@ def predictors_of(monkeypatch, predictions):
     """Makes runs predict arrays: ``{folder: [of each image]}``."""
 
     def load_predictor(folder, dataset_name):
+        classes = ClassList.of_dataset(dataset_name)
         files = [record["file_name"] for record in load_records(dataset_name)]
-        return dict(zip(files, predictions[folder.name], strict=True)).__getitem__
+        labels = dict(zip(files, predictions[folder.name], strict=True))
+        return lambda file: Prediction(labels[file], read_image(file), classes)
 
     monkeypatch.setattr(pictures, "load_predictor", load_predictor)
 

@@ -5,9 +5,9 @@ import json
 import pytest
 
 from regseg_d2.apps.explore import watching
-from regseg_d2.apps.explore.runs import weights_of_run
 from regseg_d2.common.errors import ConfigError
 from regseg_d2.common.json_files import read_json_lines
+from regseg_d2.engine.trained_model import weights_of_run
 
 
 def checkpoint(folder, name):
