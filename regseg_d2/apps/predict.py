@@ -1,18 +1,20 @@
-"""Predictions for images of any folder, as files."""
+"""Predictions for images and videos, as files."""
 
 from __future__ import annotations
 
 import glob
-import os
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from rich.progress import track
 
-from regseg_d2.common.errors import ConfigError, DatasetError
+from regseg_d2.apps.videos import PaintOptions, is_video, predict_video
+from regseg_d2.common.errors import ConfigError, DatasetError, check_key
 from regseg_d2.config.files import load_config
 from regseg_d2.prediction import Predictor
+from regseg_d2.prediction.bundle import BUNDLE_FILE
 from regseg_d2.prediction.result import FOLDERS, files_of, refuse_to_overwrite
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm")
@@ -98,43 +100,84 @@ def predict_files(
     config_file: str,
     opts: Sequence[str],
     *,
-    source: str,
+    source: str | Sequence[str],
+    model: str = "",
     output: str = "",
-    opacity: float = 0.5,
+    options: PaintOptions = PaintOptions(),  # noqa: B008  frozen
     say: Callable[[str], None] = print,
 ) -> bool:
-    """Predicts all images of a source; one that cannot be read is named and left out.
+    """Predicts all images and videos of some sources; what cannot be read is named and left out.
 
     Args:
-        config_file: config of the trained model.
+        config_file: config of the trained model; "" where ``model`` says which.
         opts: changes to it, with MODEL.WEIGHTS where the config does not name the weights.
-        source: as for :func:`find_images`.
+        source: one or several: videos, numbers of cameras, or as for :func:`find_images`.
+        model: folder of a run or of a bundle, in place of a config.
         output: folder to write to; "" is ``demo`` in OUTPUT_DIR.
-        opacity: of the classes in the overlays, 0 to 1.
+        options: opacity and classes of the overlays; which frames of a video.
         say: takes lines for people.
 
     Returns:
-        Whether every image was predicted.
+        Whether every image and video was predicted.
 
     Raises:
         UserError: an argument, the config or the weights cannot be used, or a file cannot be written.
     """
-    if not 0 <= opacity <= 1:
-        raise ConfigError(f"--opacity is {opacity}; expected 0 to 1.")
-    cfg = load_config(config_file, list(opts))
-    folder = Path(output or os.path.join(cfg.OUTPUT_DIR, "demo"))
-    images = find_images(source, folder)
+    check_key("--opacity", options.opacity, 0 <= options.opacity <= 1, "0 to 1")
+    load, folder = _model(config_file, opts, model)
+    folder = Path(output) if output else folder
+    sources = [source] if isinstance(source, str) else list(source)
+    videos = [source for source in sources if is_video(source) and not Path(source).is_dir()]
+    images = [image for other in sources if other not in videos for image in find_images(other, folder)]
     paths = [path for image in images for path in files_of(folder, image.name)]
-    refuse_to_overwrite(paths, [image.path for image in images])
-    predictor = Predictor.from_config(cfg)
-    failed = 0
+    paths += [_video_file(folder, video) for video in videos]
+    twice = next((path for path, count in Counter(paths).items() if count > 1), None)
+    if twice:
+        raise ConfigError(f"Two inputs would be written to {twice}: predict them into different folders.")
+    refuse_to_overwrite(paths, [*(image.path for image in images), *map(Path, videos)])
+    predictor = load()
+    for name in options.classes:
+        predictor.classes.index(name)
+    failed = done = 0
+    for video in videos:
+        file = _video_file(folder, video)
+        try:
+            count = predict_video(predictor, video, file, options)
+        except DatasetError as error:
+            say(f"Left out: {error}")
+            failed += 1
+            continue
+        say(f"Wrote {count} frames of {video} to {file}")
     for image in track(images, "predicting", transient=True):
         try:
             prediction = predictor(image.path)
         except DatasetError as error:
             say(f"Left out: {error}")
-            failed += 1
             continue
-        prediction.save(folder, image.name, opacity=opacity)
-    say(f"Wrote the predictions of {len(images) - failed} of {len(images)} images to {folder}")
-    return not failed
+        prediction.save(folder, image.name, opacity=options.opacity, classes=options.classes)
+        done += 1
+    if images:
+        say(f"Wrote the predictions of {done} of {len(images)} images to {folder}")
+    return not failed and done == len(images)
+
+
+def _model(config_file: str, opts: Sequence[str], model: str) -> tuple[Callable[[], Predictor], Path]:
+    """What loads the predictor, and the folder of its predictions where nobody names one."""
+    if bool(model) == bool(config_file):
+        raise ConfigError(
+            "Name the model: --model with the folder of a run or a bundle, or --config-file with "
+            "MODEL.WEIGHTS behind it; not both."
+        )
+    if not model:
+        cfg = load_config(config_file, list(opts))
+        return lambda: Predictor.from_config(cfg), Path(cfg.OUTPUT_DIR) / "demo"
+    if len(opts) % 2:
+        raise ConfigError(f"Changes to the config come in pairs, KEY VALUE; these are {len(opts)} words.")
+    overrides = dict(zip(opts[::2], opts[1::2], strict=True))
+    from_folder = Predictor.from_bundle if (Path(model) / BUNDLE_FILE).is_file() else Predictor.from_run
+    return lambda: from_folder(model, overrides=overrides), Path(model) / "demo"
+
+
+def _video_file(folder: Path, source: str) -> Path:
+    name = f"camera{source}" if source.isdecimal() else Path(source).stem
+    return folder / "videos" / f"{name}.mp4"

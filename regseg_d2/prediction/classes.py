@@ -10,6 +10,7 @@ from detectron2.data import MetadataCatalog
 
 import regseg_d2.data  # noqa: F401  registers the built-in data sets
 from regseg_d2.common.errors import ConfigError
+from regseg_d2.common.suggestions import did_you_mean
 from regseg_d2.data.checks import check_head
 from regseg_d2.data.datasets.declared import register_declared
 from regseg_d2.data.records import require_registered
@@ -52,3 +53,16 @@ class ClassList:
         require_registered(names[0])
         check_head(cfg, names[0])
         return cls.of_dataset(names[0])
+
+    def index(self, name: str) -> int:
+        """Returns the label of a class.
+
+        Raises:
+            ConfigError: there is none of this name.
+        """
+        if name not in self.names:
+            known = ", ".join(self.names)
+            raise ConfigError(
+                f"There is no class {name!r}{did_you_mean(name, self.names)}; the classes are {known}."
+            )
+        return self.names.index(name)

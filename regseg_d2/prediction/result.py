@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
@@ -71,23 +71,36 @@ class Prediction:
         image.putpalette(colors.tobytes())  # makes it a palette image
         return image
 
-    def overlay(self, opacity: float = 0.5, *, legend: bool = True) -> Image.Image:
+    def overlay(
+        self, opacity: float = 0.5, *, legend: bool = True, classes: Sequence[str] = ()
+    ) -> Image.Image:
         """Paints the classes over the image.
 
         Args:
             opacity: of the classes, 0 to 1.
             legend: put the classes that occur below, with their shares.
+            classes: names of those that are painted; none: all.
 
         Raises:
-            ConfigError: ``opacity`` is outside of its range.
+            ConfigError: ``opacity`` is outside of its range, or there is no class of a name.
         """
         check_key("opacity", opacity, 0 <= opacity <= 1, "0 to 1")
         picture = blend(self.image, self.labels, self.classes.colors, opacity)
         entries = legend_of(self.labels, self.classes.names, self.classes.colors) if legend else []
+        if classes:
+            chosen = [self.classes.index(name) for name in classes]
+            others = ~np.isin(self.labels, chosen)
+            picture[others] = self.image[others]
+            entries = [entry for entry in entries if entry.name in classes]
         return Image.fromarray(with_legend(picture, entries))
 
     def save(
-        self, folder: str | os.PathLike[str], name: str = "", *, opacity: float = 0.5
+        self,
+        folder: str | os.PathLike[str],
+        name: str = "",
+        *,
+        opacity: float = 0.5,
+        classes: Sequence[str] = (),
     ) -> tuple[Path, ...]:
         """Writes labels, palette image and overlay, each whole or not at all; earlier ones are replaced.
 
@@ -95,6 +108,7 @@ class Prediction:
             folder: gets ``labels/NAME.png``, ``colors/NAME.png`` and ``overlays/NAME.png``.
             name: NAME, which may have sub-folders; "" is that of the image's file.
             opacity: of the classes in the overlay.
+            classes: names of those in the overlay; none: all.
 
         Returns:
             The three files.
@@ -116,7 +130,7 @@ class Prediction:
         )
         files.write(self.labels, os.path.abspath(self.file) if self.file else "", name)
         write_picture(paths[1], self.color_image())
-        write_picture(paths[2], self.overlay(opacity))
+        write_picture(paths[2], self.overlay(opacity, classes=classes))
         return paths
 
 

@@ -14,6 +14,7 @@ from PIL import Image
 
 import regseg_d2.segmentor  # noqa: F401  registers networks
 from regseg_d2.apps.predict import InputImage, find_images, predict_files
+from regseg_d2.apps.videos import PaintOptions
 from regseg_d2.common.errors import ConfigError
 from regseg_d2.config.files import load_config
 from regseg_d2.data.images import read_image
@@ -206,7 +207,7 @@ def test_arguments_that_cannot_be_used(trained, tmp_path):
     config, _ = trained
     path = photo(tmp_path / "a.png")
     with pytest.raises(ConfigError, match=r"--opacity is 1\.5"):
-        predict_files(config, [], source=str(path), opacity=1.5)
+        predict_files(config, [], source=str(path), options=PaintOptions(opacity=1.5))
     with pytest.raises(ConfigError, match="name no data set"):
         predict_files(config, ["DATASETS.TEST", "[]"], source=str(path))
     with pytest.raises(ConfigError, match='"camvid_val" has 11 classes'):
