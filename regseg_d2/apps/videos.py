@@ -102,8 +102,8 @@ def predict_video(predictor: Predictor, source: str, file: Path, options: PaintO
         video.release()
     if written < number and not camera:
         raise DatasetError(
-            f"'{source}' announces {announced} frames and ends after {written * options.every}: it is cut off "
-            f"or damaged. What there was is in {file}."
+            f"'{source}' announces {announced} frames and ends after {written * options.every}: it is cut "
+            f"off or damaged. What there was is in {file}."
         )
     return written
 
