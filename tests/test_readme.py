@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torchvision
 import transformers
 
 from regseg_d2.commands.regseg import COMMANDS
@@ -22,8 +23,26 @@ DOCUMENTS = [
 ]
 
 
+def python_of_the_readme():
+    return re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+
+
+def test_the_first_lines_of_python_regularize_a_network():
+    first, _ = python_of_the_readme()
+    names = {
+        "network": torchvision.models.segmentation.fcn_resnet50(
+            weights=None, weights_backbone=None, num_classes=19
+        ),
+        "images": torch.rand(2, 3, 64, 64),
+        "labels": torch.randint(19, (2, 64, 64)),
+    }
+    exec(compile(first, "README.md", "exec"), names)
+    assert names["output"]["out"].shape == (2, 19, 64, 64)
+    assert names["losses"]["loss_contrast_seg_contrast"] > 0
+
+
 def test_python_example_builds_a_model_with_cars_losses():
-    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+    _, code = python_of_the_readme()
     names = {}
     exec(compile(code, "README.md", "exec"), names)
     torch.manual_seed(0)
