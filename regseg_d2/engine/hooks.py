@@ -61,7 +61,7 @@ class EvaluationHook(hooks.EvalHook):
 
         Args:
             period: steps between evaluations; 0 evaluates at the end only.
-            checkpointer: writes ``model_best.pth``.
+            checkpointer: writes ``model_best.pth``, with the weights that ``best_metric`` is of.
             best_metric: ``task/metric`` whose largest value, on the first data set, is the best; ""
                 keeps no best checkpoint.
             patience: evaluations in a row without a better score after which training stops; 0 never.
@@ -169,13 +169,20 @@ class CheckpointHook(HookBase):
     clears away those of the run before.
     """
 
-    def __init__(self, checkpointer: SafeCheckpointer, period: int, max_to_keep: int) -> None:
+    def __init__(
+        self,
+        checkpointer: SafeCheckpointer,
+        period: int,
+        max_to_keep: int,
+        average: SafeCheckpointer | None = None,
+    ) -> None:
         """Prepares saving.
 
         Args:
             checkpointer: writes the files.
             period: steps between checkpoints; 0 writes the final one only.
             max_to_keep: periodic checkpoints to keep; 0 keeps all.
+            average: writes the final averaged weights, where there are some.
 
         Raises:
             ConfigError: one alone shall be kept: then there is none to fall back to where it is damaged.
@@ -188,6 +195,7 @@ class CheckpointHook(HookBase):
         self._checkpointer = checkpointer
         self._period = period
         self._max_to_keep = max_to_keep
+        self._average = average
 
     def after_step(self) -> None:
         """Saves where it is time to."""
@@ -207,14 +215,19 @@ class CheckpointHook(HookBase):
                 iteration + 1,
             )
         if is_last and step.weights_are_finite():
-            self._checkpointer.save("model_final", iteration=iteration)
+            self._save_final(iteration)
 
     def after_train(self) -> None:
         """Saves the final checkpoint again, now with the last evaluation's verdict."""
         trainer = self.trainer
         is_done = trainer.finished and not trainer.interrupted and trainer.completed_steps > 0
         if is_done and trainer.training_step.weights_are_finite():
-            self._checkpointer.save("model_final", iteration=trainer.completed_steps - 1)
+            self._save_final(trainer.completed_steps - 1)
+
+    def _save_final(self, iteration: int) -> None:
+        if self._average is not None:
+            self._average.save("model_final", tag=False, iteration=iteration)
+        self._checkpointer.save("model_final", iteration=iteration)
 
     def _remove_old(self) -> None:
         if self._max_to_keep <= 0 or not self._checkpointer.save_to_disk:

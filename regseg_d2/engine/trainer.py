@@ -19,6 +19,7 @@ from detectron2.utils import comm
 from detectron2.utils.events import EventStorage, get_event_storage, has_event_storage
 from torch import nn
 
+from regseg_d2.common.errors import check_key
 from regseg_d2.data.bad_files import BadFileLedger
 from regseg_d2.data.loader import build_test_loader, build_train_loader
 from regseg_d2.engine.checkpoint import SafeCheckpointer
@@ -43,6 +44,8 @@ from regseg_d2.engine.run_state import RunState, errors_of_the_file
 from regseg_d2.engine.seeding import make_deterministic, resolve_seed, seed_everything, seed_pass
 from regseg_d2.engine.step import NonFiniteLossError, TrainingStep, amp_dtype
 from regseg_d2.engine.timing import TimedIterator
+from regseg_d2.engine.weight_average import FOLDER as AVERAGE
+from regseg_d2.engine.weight_average import WeightAverage
 from regseg_d2.engine.writers import build_writers
 from regseg_d2.evaluation.evaluator import StreamingSemSegEvaluator
 from regseg_d2.evaluation.inference import InferenceProtocol, build_predictor, refuse_unsupported
@@ -68,7 +71,9 @@ class Trainer(TrainerBase):
     Attributes:
         cfg: the config that is used: with the seed that was drawn and the device that is there.
         seed_is_given: whether SEED says which, and not chance.
-        results: the last evaluation's scores, ``{data set: {task: {metric: score}}}``.
+        average: the average of the weights, where SOLVER.EMA asks for one.
+        results: the last evaluation's scores, ``{data set: {task: {metric: score}}}``; tasks of the average
+            begin with ``ema/``.
         confusions: its confusion matrices by data set, ``(K, K)`` pixels, [true, predicted].
         stop_reason: why training stops before MAX_ITER, or None.
         finished: whether training came to its end (and not to an error or a signal).
@@ -112,6 +117,7 @@ class Trainer(TrainerBase):
         self.scheduler = self.build_lr_scheduler(cfg, self.optimizer)
         self.model = wrap_model(plain_model, find_unused_parameters=cfg.FIND_UNUSED_PARAMETERS)
         self.model.train()
+        self.average = WeightAverage(cfg, self.model) if cfg.SOLVER.EMA.ENABLED else None
         self.training_step = TrainingStep(
             self.model,
             self.optimizer,
@@ -176,11 +182,18 @@ class Trainer(TrainerBase):
         """
         cfg = self.cfg
         result: list[Any] = [hooks.IterationTimer(), ScheduleHook(self.optimizer, self.scheduler)]
+        average = None
+        if self.average is not None:
+            result.append(self.average)
+            average = self.average.checkpointer
         if cfg.DATASETS.TEST:
+            is_of_average = cfg.TEST.BEST_METRIC.startswith(f"{AVERAGE}/")
+            expected = "a metric of the weights, or SOLVER.EMA.ENABLED True"
+            check_key("TEST.BEST_METRIC", cfg.TEST.BEST_METRIC, bool(average) or not is_of_average, expected)
             result.append(
                 EvaluationHook(
                     cfg.TEST.EVAL_PERIOD,
-                    self.checkpointer,
+                    average if average and is_of_average else self.checkpointer,
                     best_metric=cfg.TEST.BEST_METRIC,
                     patience=cfg.TEST.PATIENCE,
                 )
@@ -189,7 +202,7 @@ class Trainer(TrainerBase):
                 result.append(FinalPictures(cfg))
         if comm.is_main_process():
             when = (cfg.SOLVER.CHECKPOINT_PERIOD, cfg.SOLVER.CHECKPOINT_MAX_TO_KEEP)
-            result.append(CheckpointHook(self.checkpointer, *when))
+            result.append(CheckpointHook(self.checkpointer, *when, average))
         return [*result, RandomBackboneWarning(self.checkpointer)]
 
     def build_writers(self) -> list[Any]:
@@ -324,15 +337,22 @@ class Trainer(TrainerBase):
     # --------------------------------------------------------------------------------------- evaluation
 
     def evaluate(self) -> Results:
-        """Evaluates the current weights on all of DATASETS.TEST."""
-        self.confusions = {}
-        self.results = self.test(
-            self.cfg,
-            self.model,
+        """Evaluates the current weights on all of DATASETS.TEST, and their average where there is one."""
+        test = partial(
+            self.test,
             completed_steps=self.completed_steps,
             is_stopping=lambda: self.signals.received is not None,
+        )
+        self.confusions = {}
+        self.results = test(
+            self.cfg,
+            self.model,
             on_evaluated=lambda name, evaluator: self.confusions.update({name: evaluator.confusion}),
         )
+        if self.average is not None:
+            logger.info("Evaluating the average of the weights.")
+            for name, tasks in test(self.average.cfg, self.average.model).items():
+                self.results[name] |= {f"{AVERAGE}/{task}": scores for task, scores in tasks.items()}
         return self.results
 
     @classmethod

@@ -19,6 +19,7 @@ from regseg_d2.common.files import write_text
 from regseg_d2.common.json_files import read_json, read_json_lines
 from regseg_d2.common.schema import Number, Part, Whole, checked
 from regseg_d2.config.keys import flatten_config
+from regseg_d2.engine.weight_average import FOLDER as AVERAGE
 
 VERSION = 1
 #: A file in the folder of a run whose checkpoints go once the record is there, and have not gone yet.
@@ -36,6 +37,8 @@ _NOT_IN_DIGEST = (
     "TEST.NUM_PIXELS_SHOWN",
     "SOLVER.CHECKPOINT_PERIOD",
     "SOLVER.CHECKPOINT_MAX_TO_KEEP",
+    "SOLVER.EMA.ENABLED",
+    "SOLVER.EMA.DECAY",
     "VERSION",
 )
 _LOSS_POINTS = 20
@@ -89,7 +92,7 @@ def _rounded(value: Any) -> Any:
 
 def remove_weights(folder: Path) -> None:
     """Removes the checkpoints of a run that has its record."""
-    for file in folder.glob("*.pth"):
+    for file in (*folder.glob("*.pth"), *(folder / AVERAGE).glob("*.pth")):
         file.unlink()
     (folder / REMOVAL).unlink(missing_ok=True)
 
