@@ -71,6 +71,11 @@ def add_solver_config(cfg: CfgNode) -> None:
     cfg.SOLVER.EMA.ENABLED = False
     # Share of the average that stays in each step; 0.999 looks back about 1000 steps.
     cfg.SOLVER.EMA.DECAY = 0.999
+    # torch.compile of backbone and head, regularizers outside; in training only.
+    cfg.SOLVER.COMPILE = CfgNode()
+    cfg.SOLVER.COMPILE.ENABLED = False
+    # inductor is the one that makes steps faster; it needs a C++ compiler, and Triton on a GPU.
+    cfg.SOLVER.COMPILE.BACKEND = "inductor"
 
 
 def add_test_config(cfg: CfgNode) -> None:

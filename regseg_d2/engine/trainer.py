@@ -24,6 +24,7 @@ from regseg_d2.data.bad_files import BadFileLedger
 from regseg_d2.data.loader import build_test_loader, build_train_loader
 from regseg_d2.engine.checkpoint import SafeCheckpointer
 from regseg_d2.engine.class_weighting import apply_class_weighting
+from regseg_d2.engine.compilation import compile_parts
 from regseg_d2.engine.devices import synchronize_buffers, unwrap_model, with_available_device, wrap_model
 from regseg_d2.engine.failures import explain_failure
 from regseg_d2.engine.final_pictures import FinalPictures
@@ -118,6 +119,8 @@ class Trainer(TrainerBase):
         self.model = wrap_model(plain_model, find_unused_parameters=cfg.FIND_UNUSED_PARAMETERS)
         self.model.train()
         self.average = WeightAverage(cfg, self.model) if cfg.SOLVER.EMA.ENABLED else None
+        if cfg.SOLVER.COMPILE.ENABLED:
+            compile_parts(cfg, plain_model)
         self.training_step = TrainingStep(
             self.model,
             self.optimizer,

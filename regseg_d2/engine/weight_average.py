@@ -18,17 +18,12 @@ from regseg_d2.common.errors import CheckpointError, check_key
 from regseg_d2.engine.checkpoint import SafeCheckpointer
 from regseg_d2.engine.devices import unwrap_model
 from regseg_d2.segmentor.export import without_regularizers
-from regseg_d2.state.distribution_memory import DistributionMemory
-from regseg_d2.state.ema_centers import EmaCenters
-from regseg_d2.state.random_stream import RandomStream
-from regseg_d2.state.undoable import UndoableState
+from regseg_d2.state import memories_of
 
 logger = logging.getLogger(__name__)
 
 #: Folder of the average in that of its run, and how the names of its scores begin.
 FOLDER = "ema"
-# Modules whose buffers have no mean: rows that are written one by one, counts that say which.
-_MEMORIES = (DistributionMemory, EmaCenters, RandomStream, UndoableState)
 
 
 class WeightAverage(HookBase):
@@ -62,10 +57,10 @@ class WeightAverage(HookBase):
             self._trained, multi_avg_fn=partial(_move, get_ema_multi_avg_fn(decay)), use_buffers=True
         )
         self.model = self._average.module.eval()
-        modules = zip(self.model.modules(), self._trained.modules(), strict=True)
-        memories = [pair for pair in modules if isinstance(pair[1], _MEMORIES)]
+        # Rows that are written one by one have no mean.
+        memories = zip(memories_of(self.model), memories_of(self._trained), strict=True)
         self._memories = [
-            buffers for pair in memories for buffers in zip(*(m.buffers() for m in pair), strict=True)
+            pair for average, own in memories for pair in zip(average.buffers(), own.buffers(), strict=True)
         ]
         self.cfg = cfg.clone()
         self.cfg.defrost()
