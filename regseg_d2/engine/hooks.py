@@ -23,6 +23,8 @@ from regseg_d2.engine.interruption import EvaluationInterrupted
 
 logger = logging.getLogger(__name__)
 
+#: Name of the file of the best weights.
+BEST_WEIGHTS = "model_best"
 Results = dict[str, dict[str, dict[str, float]]]  # data set -> task -> metric -> score
 
 
@@ -68,7 +70,8 @@ class EvaluationHook(hooks.EvalHook):
         """
         super().__init__(period, self._evaluate_and_judge)
         self._checkpointer = checkpointer
-        self._best_metric = best_metric
+        self.best_metric = best_metric
+        self.best_file = str(Path(checkpointer.save_dir) / f"{BEST_WEIGHTS}.pth")
         self._patience = patience
         self._last_evaluated = -1
         self._is_pending = False
@@ -106,7 +109,7 @@ class EvaluationHook(hooks.EvalHook):
     def _evaluate_and_judge(self) -> dict[str, float]:
         results: Results = self.trainer.evaluate()
         self._last_evaluated = self.trainer.completed_steps
-        if self._best_metric:
+        if self.best_metric:
             self._judge(next(iter(results.values())))
         shown = next(iter(results.values())) if len(results) == 1 else results
         # NaN (a class that is not in the ground truth) is no JSON and no point of a curve.
@@ -114,29 +117,28 @@ class EvaluationHook(hooks.EvalHook):
 
     def _judge(self, results: Mapping[str, Mapping[str, float]]) -> None:
         scores = flatten_results_dict(results)
-        if self._best_metric not in scores:
+        if self.best_metric not in scores:
             raise ConfigError(
-                f"TEST.BEST_METRIC is '{self._best_metric}', which is not measured."
-                f"{did_you_mean(self._best_metric, scores)}"
+                f"TEST.BEST_METRIC is '{self.best_metric}', which is not measured."
+                f"{did_you_mean(self.best_metric, scores)}"
             )
-        score = float(scores[self._best_metric])
+        score = float(scores[self.best_metric])
         is_better = not math.isnan(score) and (self.best_score is None or score > self.best_score)
         if is_better and self.trainer.training_step.is_healthy():
             self.best_score, self.best_iteration = score, self.trainer.completed_steps - 1
             self.evaluations_without_gain = 0
-            logger.info("Best %s so far: %.4f.", self._best_metric, score)
-            self._checkpointer.save("model_best", tag=False, iteration=self.best_iteration)
+            logger.info("Best %s so far: %.4f.", self.best_metric, score)
+            self._checkpointer.save(BEST_WEIGHTS, tag=False, iteration=self.best_iteration)
         else:
             self.evaluations_without_gain += 1
             best = "none yet" if self.best_score is None else f"{self.best_score:.4f}"
-            logger.info("%s is %.4f; the best stays %s.", self._best_metric, score, best)
+            logger.info("%s is %.4f; the best stays %s.", self.best_metric, score, best)
             self._stop_if_out_of_patience()
 
     def _stop_if_out_of_patience(self) -> None:
         if 0 < self._patience <= self.evaluations_without_gain:
             self.trainer.request_stop(
-                f"no better {self._best_metric} in {self.evaluations_without_gain} evaluations "
-                "(TEST.PATIENCE)"
+                f"no better {self.best_metric} in {self.evaluations_without_gain} evaluations (TEST.PATIENCE)"
             )
 
     def state_dict(self) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from torch import nn
 
 from regseg_d2.common.errors import check_key
 from regseg_d2.data.bad_files import BadFileLedger
-from regseg_d2.data.loader import build_test_loader, build_train_loader
+from regseg_d2.data.loader import build_test_loader, build_train_loader, epochs_per_step
 from regseg_d2.engine.checkpoint import SafeCheckpointer
 from regseg_d2.engine.class_weighting import apply_class_weighting
 from regseg_d2.engine.compilation import compile_parts
@@ -41,6 +41,7 @@ from regseg_d2.engine.memory_budget import log_memory_budget
 from regseg_d2.engine.nan_batches import NanBatchDumper, describe_step
 from regseg_d2.engine.optim import build_gradient_clipper, build_lr_scheduler, build_optimizer
 from regseg_d2.engine.provenance import describe_model
+from regseg_d2.engine.run_report import ClosingSummary
 from regseg_d2.engine.run_state import RunState, errors_of_the_file
 from regseg_d2.engine.seeding import make_deterministic, resolve_seed, seed_everything, seed_pass
 from regseg_d2.engine.step import NonFiniteLossError, TrainingStep, amp_dtype
@@ -79,6 +80,7 @@ class Trainer(TrainerBase):
         stop_reason: why training stops before MAX_ITER, or None.
         finished: whether training came to its end (and not to an error or a signal).
         interrupted: whether a process has got a signal to end, which all of them know of.
+        epochs_per_step: passes over the training images that a step is; 0 where their number is not known.
         on_first_step: called once, on the main process, when the first step was made.
     """
 
@@ -104,6 +106,7 @@ class Trainer(TrainerBase):
         self.finished = False
         self.interrupted = False
         self.on_first_step: list[Callable[[], None]] = []
+        self.epochs_per_step = 0.0
         self._owns_folder = False
         self.signals = StopSignals()
         self.bad_files = BadFileLedger(cfg.DATALOADER.MAX_BAD_FILES)
@@ -153,6 +156,10 @@ class Trainer(TrainerBase):
     def completed_steps(self) -> int:
         """Steps that are done."""
         return self.run_state.completed_steps
+
+    def epochs(self, steps: int) -> float:
+        """Passes over the training images that so many steps are."""
+        return steps * self.epochs_per_step
 
     # -------------------------------------------------------------------------- parts, to be overridden
 
@@ -206,7 +213,7 @@ class Trainer(TrainerBase):
         if comm.is_main_process():
             when = (cfg.SOLVER.CHECKPOINT_PERIOD, cfg.SOLVER.CHECKPOINT_MAX_TO_KEEP)
             result.append(CheckpointHook(self.checkpointer, *when, average))
-        return [*result, RandomBackboneWarning(self.checkpointer)]
+        return [*result, ClosingSummary(), RandomBackboneWarning(self.checkpointer)]
 
     def build_writers(self) -> list[Any]:
         """Returns what prints and writes measurements; called when training begins."""
@@ -252,8 +259,10 @@ class Trainer(TrainerBase):
             require_class_masks(self.cfg, unwrap_model(self.model))
         loader = self.build_train_loader(self.cfg, seed=self.seed, start_iter=self.start_iter)
         self._batches = TimedIterator(self.bad_files.watch(loader), self.signals)
+        self.epochs_per_step = epochs_per_step(self.cfg, loader)
+        epochs = f" ({self.epochs(self.max_iter):.2f} epochs)" if self.epochs_per_step else ""
         seed = f"SEED {self.seed}" + ("" if self.seed_is_given else " (drawn; set it to repeat this run)")
-        logger.info("Training from step %d to %d, %s.", self.start_iter, self.max_iter, seed)
+        logger.info("Training from step %d to %d%s, %s.", self.start_iter, self.max_iter, epochs, seed)
         log_memory_budget(self.model)
         with self.signals, EventStorage(self.start_iter) as self.storage:
             try:
@@ -308,7 +317,9 @@ class Trainer(TrainerBase):
             note()
         self.register_hooks([hooks.PeriodicWriter(self.build_writers(), period=self.cfg.LOG_PERIOD)])
         # A step that is in a checkpoint has its line in metrics.json, wherever the process is killed.
-        self._hooks.sort(key=lambda hook: isinstance(hook, CheckpointHook))
+        self._hooks.sort(
+            key=lambda hook: isinstance(hook, CheckpointHook) + 2 * isinstance(hook, ClosingSummary)
+        )
 
     def run_step(self) -> None:
         """Makes one optimizer step and records its losses."""
@@ -329,6 +340,8 @@ class Trainer(TrainerBase):
         if not result.skipped:
             self._take_folder()
             self.storage.put_scalars(total_loss=result.total_loss, **result.losses)
+        if self.epochs_per_step:
+            self.storage.put_scalar("epoch", self.epochs(self.completed_steps), smoothing_hint=False)
         self.storage.put_scalar("data_time", self._batches.seconds)
         self.storage.put_scalar("skipped_steps", self.training_step.skipped_steps, smoothing_hint=False)
 
