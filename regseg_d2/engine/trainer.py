@@ -48,7 +48,7 @@ from regseg_d2.engine.step import NonFiniteLossError, TrainingStep, amp_dtype
 from regseg_d2.engine.timing import TimedIterator
 from regseg_d2.engine.weight_average import FOLDER as AVERAGE
 from regseg_d2.engine.weight_average import WeightAverage
-from regseg_d2.engine.writers import build_writers
+from regseg_d2.engine.writers import build_writers, require_writers
 from regseg_d2.evaluation.evaluator import StreamingSemSegEvaluator
 from regseg_d2.evaluation.inference import InferenceProtocol, build_predictor, refuse_unsupported
 from regseg_d2.segmentor.build import build_model
@@ -92,6 +92,7 @@ class Trainer(TrainerBase):
         """
         super().__init__()
         refuse_unsupported(cfg)
+        require_writers(cfg)
         # Does nothing unless SOLVER.REFERENCE_WORLD_SIZE is set.
         cfg = with_available_device(DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size()))
         cfg.defrost()

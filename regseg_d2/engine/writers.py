@@ -17,7 +17,9 @@ from detectron2.utils.events import (
 )
 from detectron2.utils.registry import Registry
 
+from regseg_d2.common.files import refuse_folder, write_text
 from regseg_d2.common.suggestions import registered
+from regseg_d2.engine.trackers import MlflowWriter, WandbWriter, require_package
 
 logger = logging.getLogger(__name__)
 
@@ -26,15 +28,29 @@ WRITER.__doc__ = """
 Functions of a config, the first step and the number of steps that return one of Detectron2's ``EventWriter``.
 They are called when training begins.
 """
+# What writers need beside what this package does.
+_PACKAGES = {"wandb": ("wandb",), "mlflow": ("mlflow", "sqlalchemy", "alembic")}
 
 
 def build_writers(cfg: CfgNode, start_iter: int, max_iter: int) -> list[EventWriter]:
-    """Builds the writers of a training.
+    """Builds the writers of a training; ``metrics.json`` is always written, since the tools read it.
 
     Raises:
-        ConfigError: a name in ``WRITERS`` is unknown.
+        ConfigError: see :func:`require_writers`.
     """
-    return [registered(WRITER, name, "WRITERS")(cfg, start_iter, max_iter) for name in cfg.WRITERS]
+    names = dict.fromkeys([*cfg.WRITERS, metrics_json.__name__])
+    return [registered(WRITER, name, "WRITERS")(cfg, start_iter, max_iter) for name in names]
+
+
+def require_writers(cfg: CfgNode) -> None:
+    """Refuses writers that cannot be built.
+
+    Raises:
+        ConfigError: a name in ``WRITERS`` is unknown, or its package is not installed.
+    """
+    for name in cfg.WRITERS:
+        registered(WRITER, name, "WRITERS")
+        require_package(name, _PACKAGES.get(name, ()))
 
 
 @WRITER.register()
@@ -56,6 +72,60 @@ def metrics_json(cfg: CfgNode, start_iter: int, max_iter: int) -> EventWriter:
 def tensorboard(cfg: CfgNode, start_iter: int, max_iter: int) -> EventWriter:
     """Files for TensorBoard, which hides what a killed run recorded after the step that is resumed from."""
     return TensorboardXWriter(cfg.OUTPUT_DIR, purge_step=start_iter or None)
+
+
+@WRITER.register()
+def csv(cfg: CfgNode, start_iter: int, max_iter: int) -> EventWriter:
+    """A row for each number in ``metrics.csv``: iteration, name, value."""
+    return CSVWriter(Path(cfg.OUTPUT_DIR) / "metrics.csv", start_iter)
+
+
+@WRITER.register()
+def wandb(cfg: CfgNode, start_iter: int, max_iter: int) -> EventWriter:
+    """Weights & Biases."""
+    return WandbWriter(cfg, start_iter, "wandb")
+
+
+@WRITER.register()
+def mlflow(cfg: CfgNode, start_iter: int, max_iter: int) -> EventWriter:
+    """MLflow."""
+    return MlflowWriter(cfg, start_iter, "mlflow")
+
+
+class CSVWriter(EventWriter):
+    """Writes a table with a row for each number: names differ from step to step, columns would, too.
+
+    Args:
+        path: the file. Of one that is there, rows before ``start_iter`` stay.
+        start_iter: the first step.
+    """
+
+    def __init__(self, path: Path, start_iter: int) -> None:
+        refuse_folder(path)
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)[1:] if path.is_file() else []
+        kept = [line for line in lines if _is_row_before(line, start_iter)]
+        write_text(path, "".join(["iteration,name,value\n", *kept]))
+        self._file = path.open("a", encoding="utf-8")
+        self._last_write = -1
+
+    def write(self) -> None:
+        """Writes what the storage has of iterations that are not in the file."""
+        latest = get_event_storage().latest()
+        rows = sorted(
+            (step, name, value) for name, (value, step) in latest.items() if step > self._last_write
+        )
+        self._file.writelines(f"{step},{name},{value!r}\n" for step, name, value in rows)
+        self._file.flush()
+        self._last_write = max((step for step, _, _ in rows), default=self._last_write)
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
+
+
+def _is_row_before(line: str, start_iter: int) -> bool:
+    number = line.partition(",")[0]
+    return line.endswith("\n") and line.count(",") == 2 and number.isdecimal() and int(number) < start_iter
 
 
 class LogPrinter(CommonMetricPrinter):
