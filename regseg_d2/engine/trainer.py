@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import weakref
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -37,6 +38,7 @@ from regseg_d2.engine.hooks import (
     truncate_metrics,
 )
 from regseg_d2.engine.interruption import Interrupted, StoppableEvaluation, StopSignals
+from regseg_d2.engine.live_progress import LiveProgress, shows_progress
 from regseg_d2.engine.memory_budget import log_memory_budget
 from regseg_d2.engine.nan_batches import NanBatchDumper, describe_step
 from regseg_d2.engine.optim import build_gradient_clipper, build_lr_scheduler, build_optimizer
@@ -193,6 +195,8 @@ class Trainer(TrainerBase):
         """
         cfg = self.cfg
         result: list[Any] = [hooks.IterationTimer(), ScheduleHook(self.optimizer, self.scheduler)]
+        if "terminal" in cfg.WRITERS and comm.is_main_process() and shows_progress(sys.stdout):
+            result.append(LiveProgress(sys.stdout, cfg.TEST.BEST_METRIC or "sem_seg/mIoU"))
         average = None
         if self.average is not None:
             result.append(self.average)
