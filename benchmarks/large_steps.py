@@ -79,15 +79,7 @@ def make_step(cfg: CfgNode, batch_size: int, size: tuple[int, int]) -> Callable[
     torch.manual_seed(0)
     model = build_model(cfg).train()
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9)
-    generator = torch.Generator().manual_seed(0)
-    classes, blocks = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES, (size[0] // BLOCK, size[1] // BLOCK)
-    batch = []
-    for _ in range(batch_size):
-        labels = torch.randint(0, classes, blocks, generator=generator)
-        labels = labels.repeat_interleave(BLOCK, 0).repeat_interleave(BLOCK, 1)
-        labels[: BLOCK // 4] = cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE
-        image = torch.randint(0, 256, (3, *size), generator=generator).to(torch.uint8)
-        batch.append({"image": image, "sem_seg": labels})
+    batch = make_batch(cfg, batch_size, size)
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
@@ -97,3 +89,17 @@ def make_step(cfg: CfgNode, batch_size: int, size: tuple[int, int]) -> Callable[
         optimizer.step()
 
     return step
+
+
+def make_batch(cfg: CfgNode, batch_size: int, size: tuple[int, int]) -> list[dict[str, torch.Tensor]]:
+    """Random images with labels in blocks, a few of them void."""
+    generator = torch.Generator().manual_seed(0)
+    classes, blocks = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES, (size[0] // BLOCK, size[1] // BLOCK)
+    batch = []
+    for _ in range(batch_size):
+        labels = torch.randint(0, classes, blocks, generator=generator)
+        labels = labels.repeat_interleave(BLOCK, 0).repeat_interleave(BLOCK, 1)
+        labels[: BLOCK // 4] = cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE
+        image = torch.randint(0, 256, (3, *size), generator=generator).to(torch.uint8)
+        batch.append({"image": image, "sem_seg": labels})
+    return batch

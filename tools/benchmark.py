@@ -7,6 +7,7 @@ Example:
     tools/benchmark.py inference
     tools/benchmark.py evaluation
     tools/benchmark.py steps --device cuda
+    tools/benchmark.py compile
     tools/benchmark.py huggingface
     tools/benchmark.py networks --mmsegmentation FOLDER
     tools/benchmark.py data --mmsegmentation FOLDER
@@ -27,6 +28,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # The benchmarks are beside the package, not in it.
 sys.path.insert(0, str(ROOT))
 
+import benchmarks.compiled  # noqa: E402
 import benchmarks.data  # noqa: E402
 import benchmarks.evaluation  # noqa: E402
 import benchmarks.huggingface  # noqa: E402
@@ -58,6 +60,16 @@ def main() -> None:
     steps.add_argument(
         "--model", type=Path, default=MODELS / "deeplabv3_resnet101_os8.yaml", help="(default: %(default)s)"
     )
+    compiled = commands.add_parser("compile", help="compiled steps (SOLVER.COMPILE) beside eager ones")
+    compiled.add_argument("--batch", type=int, default=2, help="images a step (default: %(default)s)")
+    compiled.add_argument("--size", type=int, nargs=2, default=(256, 256), metavar=("H", "W"))
+    compiled.add_argument(
+        "--model",
+        type=Path,
+        default=MODELS / "deeplabv3_efficientnet_lite0.yaml",
+        help="(default: %(default)s)",
+    )
+    compiled.add_argument("--backend", default="inductor", help="(default: %(default)s)")
     huggingface = commands.add_parser(
         "huggingface", help="steps of networks of transformers here beside a plain loop"
     )
@@ -65,7 +77,7 @@ def main() -> None:
     huggingface.add_argument(
         "--size", type=int, default=256, help="side of the images (default: %(default)s)"
     )
-    for command in (regularizers, pixel_loss, inference, steps, huggingface):
+    for command in (regularizers, pixel_loss, inference, steps, compiled, huggingface):
         command.add_argument("--rounds", type=int, default=9, help="timed rounds (default: %(default)s)")
         command.add_argument(
             "--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu"
@@ -118,6 +130,9 @@ def run(args: argparse.Namespace) -> None:
         benchmarks.pixel_loss.run(args.rounds, args.device)
     elif args.command == "steps":
         print(benchmarks.large_steps.run(args.model, args.batch, tuple(args.size), args.rounds, args.device))
+    elif args.command == "compile":
+        size = tuple(args.size)
+        print(benchmarks.compiled.run(args.model, args.batch, size, args.rounds, args.device, args.backend))
     elif args.command == "huggingface":
         benchmarks.huggingface.run(args.batch, args.size, args.rounds, args.device)
     elif args.command == "inference":

@@ -66,6 +66,16 @@ def add_solver_config(cfg: CfgNode) -> None:
     # Periodic checkpoints to keep besides the best and the last: 2 or more, so that there is one to fall
     # back to where the newest is damaged; 0 keeps all.
     cfg.SOLVER.CHECKPOINT_MAX_TO_KEEP = 2
+    # Exponential moving average of weights and running statistics, evaluated beside what is trained.
+    cfg.SOLVER.EMA = CfgNode()
+    cfg.SOLVER.EMA.ENABLED = False
+    # Share of the average that stays in each step; 0.999 looks back about 1000 steps.
+    cfg.SOLVER.EMA.DECAY = 0.999
+    # torch.compile of backbone and head, regularizers outside; in training only.
+    cfg.SOLVER.COMPILE = CfgNode()
+    cfg.SOLVER.COMPILE.ENABLED = False
+    # inductor is the one that makes steps faster; it needs a C++ compiler, and Triton on a GPU.
+    cfg.SOLVER.COMPILE.BACKEND = "inductor"
 
 
 def add_test_config(cfg: CfgNode) -> None:

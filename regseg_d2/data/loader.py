@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sized
 from typing import Any
 
 import cv2
@@ -168,6 +168,13 @@ def build_train_loader(cfg: CfgNode, *, seed: int, start_iter: int = 0) -> Sampl
             **_worker_options(cfg),
         )
     )
+
+
+def epochs_per_step(cfg: CfgNode, loader: Iterable[Any]) -> float:
+    """Passes over the training images that a step is; 0 where the loader does not tell how many there are."""
+    dataset = getattr(loader, "dataset", None)
+    images = len(dataset) if isinstance(dataset, Sized) else 0
+    return cfg.SOLVER.IMS_PER_BATCH / images if images else 0.0
 
 
 def build_test_loader(cfg: CfgNode, dataset_name: str) -> SampleLoader:

@@ -28,6 +28,10 @@ class DeadWorkerError(UserError):
     """A worker of the data loader was killed."""
 
 
+class CompileError(UserError):
+    """``torch.compile`` failed on a part of the network."""
+
+
 def explain_failure(error: BaseException) -> UserError | None:
     """Returns an error that says what happened and what to do, or None for an error of the program.
 
@@ -44,6 +48,12 @@ def explain_failure(error: BaseException) -> UserError | None:
             return DeadWorkerError(_dead_worker_message(str(link)))
         if isinstance(link, RuntimeError) and "address already in use" in str(link):
             return _port_in_use(str(link))
+        if _is_of_the_compiler(link):
+            return CompileError(
+                "A part of the network could not be compiled (SOLVER.COMPILE). Set SOLVER.COMPILE.ENABLED "
+                "False; --resume continues a run without it. What the compiler says: "
+                f"{printable(str(link).strip())[:2000]}"
+            )
         if _is_lost_process(link):
             first_line = str(link).strip().splitlines()[0]
             return LostProcessError(
@@ -87,6 +97,13 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
         seen.add(id(error))
         yield error
         error = error.__cause__ or error.__context__
+
+
+def _is_of_the_compiler(error: BaseException) -> bool:
+    # By name: importing the compiler takes seconds.
+    return any(
+        kind.__module__.startswith(("torch._dynamo.exc", "torch._inductor.exc")) for kind in type(error).mro()
+    )
 
 
 def _is_lost_process(error: BaseException) -> bool:

@@ -23,6 +23,8 @@ from regseg_d2.engine.interruption import EvaluationInterrupted
 
 logger = logging.getLogger(__name__)
 
+#: Name of the file of the best weights.
+BEST_WEIGHTS = "model_best"
 Results = dict[str, dict[str, dict[str, float]]]  # data set -> task -> metric -> score
 
 
@@ -61,14 +63,15 @@ class EvaluationHook(hooks.EvalHook):
 
         Args:
             period: steps between evaluations; 0 evaluates at the end only.
-            checkpointer: writes ``model_best.pth``.
+            checkpointer: writes ``model_best.pth``, with the weights that ``best_metric`` is of.
             best_metric: ``task/metric`` whose largest value, on the first data set, is the best; ""
                 keeps no best checkpoint.
             patience: evaluations in a row without a better score after which training stops; 0 never.
         """
         super().__init__(period, self._evaluate_and_judge)
         self._checkpointer = checkpointer
-        self._best_metric = best_metric
+        self.best_metric = best_metric
+        self.best_file = str(Path(checkpointer.save_dir) / f"{BEST_WEIGHTS}.pth")
         self._patience = patience
         self._last_evaluated = -1
         self._is_pending = False
@@ -106,7 +109,7 @@ class EvaluationHook(hooks.EvalHook):
     def _evaluate_and_judge(self) -> dict[str, float]:
         results: Results = self.trainer.evaluate()
         self._last_evaluated = self.trainer.completed_steps
-        if self._best_metric:
+        if self.best_metric:
             self._judge(next(iter(results.values())))
         shown = next(iter(results.values())) if len(results) == 1 else results
         # NaN (a class that is not in the ground truth) is no JSON and no point of a curve.
@@ -114,29 +117,28 @@ class EvaluationHook(hooks.EvalHook):
 
     def _judge(self, results: Mapping[str, Mapping[str, float]]) -> None:
         scores = flatten_results_dict(results)
-        if self._best_metric not in scores:
+        if self.best_metric not in scores:
             raise ConfigError(
-                f"TEST.BEST_METRIC is '{self._best_metric}', which is not measured."
-                f"{did_you_mean(self._best_metric, scores)}"
+                f"TEST.BEST_METRIC is '{self.best_metric}', which is not measured."
+                f"{did_you_mean(self.best_metric, scores)}"
             )
-        score = float(scores[self._best_metric])
+        score = float(scores[self.best_metric])
         is_better = not math.isnan(score) and (self.best_score is None or score > self.best_score)
         if is_better and self.trainer.training_step.is_healthy():
             self.best_score, self.best_iteration = score, self.trainer.completed_steps - 1
             self.evaluations_without_gain = 0
-            logger.info("Best %s so far: %.4f.", self._best_metric, score)
-            self._checkpointer.save("model_best", tag=False, iteration=self.best_iteration)
+            logger.info("Best %s so far: %.4f.", self.best_metric, score)
+            self._checkpointer.save(BEST_WEIGHTS, tag=False, iteration=self.best_iteration)
         else:
             self.evaluations_without_gain += 1
             best = "none yet" if self.best_score is None else f"{self.best_score:.4f}"
-            logger.info("%s is %.4f; the best stays %s.", self._best_metric, score, best)
+            logger.info("%s is %.4f; the best stays %s.", self.best_metric, score, best)
             self._stop_if_out_of_patience()
 
     def _stop_if_out_of_patience(self) -> None:
         if 0 < self._patience <= self.evaluations_without_gain:
             self.trainer.request_stop(
-                f"no better {self._best_metric} in {self.evaluations_without_gain} evaluations "
-                "(TEST.PATIENCE)"
+                f"no better {self.best_metric} in {self.evaluations_without_gain} evaluations (TEST.PATIENCE)"
             )
 
     def state_dict(self) -> dict[str, Any]:
@@ -169,13 +171,20 @@ class CheckpointHook(HookBase):
     clears away those of the run before.
     """
 
-    def __init__(self, checkpointer: SafeCheckpointer, period: int, max_to_keep: int) -> None:
+    def __init__(
+        self,
+        checkpointer: SafeCheckpointer,
+        period: int,
+        max_to_keep: int,
+        average: SafeCheckpointer | None = None,
+    ) -> None:
         """Prepares saving.
 
         Args:
             checkpointer: writes the files.
             period: steps between checkpoints; 0 writes the final one only.
             max_to_keep: periodic checkpoints to keep; 0 keeps all.
+            average: writes the final averaged weights, where there are some.
 
         Raises:
             ConfigError: one alone shall be kept: then there is none to fall back to where it is damaged.
@@ -188,6 +197,7 @@ class CheckpointHook(HookBase):
         self._checkpointer = checkpointer
         self._period = period
         self._max_to_keep = max_to_keep
+        self._average = average
 
     def after_step(self) -> None:
         """Saves where it is time to."""
@@ -207,14 +217,19 @@ class CheckpointHook(HookBase):
                 iteration + 1,
             )
         if is_last and step.weights_are_finite():
-            self._checkpointer.save("model_final", iteration=iteration)
+            self._save_final(iteration)
 
     def after_train(self) -> None:
         """Saves the final checkpoint again, now with the last evaluation's verdict."""
         trainer = self.trainer
         is_done = trainer.finished and not trainer.interrupted and trainer.completed_steps > 0
         if is_done and trainer.training_step.weights_are_finite():
-            self._checkpointer.save("model_final", iteration=trainer.completed_steps - 1)
+            self._save_final(trainer.completed_steps - 1)
+
+    def _save_final(self, iteration: int) -> None:
+        if self._average is not None:
+            self._average.save("model_final", tag=False, iteration=iteration)
+        self._checkpointer.save("model_final", iteration=iteration)
 
     def _remove_old(self) -> None:
         if self._max_to_keep <= 0 or not self._checkpointer.save_to_disk:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import logging
+import shlex
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -22,6 +23,7 @@ from regseg_d2.config.keys import flatten_config
 from regseg_d2.engine.devices import limit_cpu_threads, with_available_device
 from regseg_d2.engine.hooks import Results
 from regseg_d2.engine.run_lock import run_lock
+from regseg_d2.engine.run_report import describe_environment
 from regseg_d2.engine.seeding import make_deterministic, seed_everything
 from regseg_d2.engine.trained_model import load_trained_model
 from regseg_d2.engine.trainer import Trainer
@@ -87,9 +89,8 @@ def set_up(cfg: CfgNode, args: argparse.Namespace) -> None:
     for handler in logging.getLogger("regseg_d2").handlers:
         handler.addFilter(_make_printable)
     limit_cpu_threads()
-    logger.info("Environment:\n%s", collect_env_info())
-    logger.info("Process %d of %d. Arguments: %s", comm.get_rank(), comm.get_world_size(), args)
-    logger.info("Config:\n%s", format_config(cfg))
+    logger.info("%s; process %d of %d.", describe_environment(), comm.get_rank(), comm.get_world_size())
+    logger.info("Config: %s %s", args.config_file or "the defaults", shlex.join(map(str, args.opts)))
 
 
 def _make_printable(record: logging.LogRecord) -> bool:
@@ -119,7 +120,8 @@ def evaluate_checkpoint(cfg: CfgNode, *, resume: bool = False) -> Results:
 def save_config(cfg: CfgNode, *, seed: int) -> None:
     """Writes ``<OUTPUT_DIR>/config.yaml``: the config as given ("auto" stays), with the seed of the run.
 
-    Files of ``DATASETS.DECLARED`` are copied into ``declared.yaml`` beside it: they may change later.
+    Versions and devices of this machine go into ``environment.txt``; files of ``DATASETS.DECLARED`` are
+    copied into ``declared.yaml``: they may change later.
     """
     if not comm.is_main_process():
         return
@@ -128,7 +130,8 @@ def save_config(cfg: CfgNode, *, seed: int) -> None:
     cfg.SEED = seed
     path = Path(cfg.OUTPUT_DIR) / "config.yaml"
     write_text(path, format_config(cfg))
-    logger.info("Wrote the config to %s", path)
+    write_text(path.with_name("environment.txt"), f"{collect_env_info()}\n")
+    logger.info("Wrote the config to %s, and versions and devices to environment.txt beside it.", path)
     if cfg.DATASETS.DECLARED:
         write_text(Path(cfg.OUTPUT_DIR) / DECLARED_COPY, _declarations(cfg))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import weakref
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -19,10 +20,12 @@ from detectron2.utils import comm
 from detectron2.utils.events import EventStorage, get_event_storage, has_event_storage
 from torch import nn
 
+from regseg_d2.common.errors import check_key
 from regseg_d2.data.bad_files import BadFileLedger
-from regseg_d2.data.loader import build_test_loader, build_train_loader
+from regseg_d2.data.loader import build_test_loader, build_train_loader, epochs_per_step
 from regseg_d2.engine.checkpoint import SafeCheckpointer
 from regseg_d2.engine.class_weighting import apply_class_weighting
+from regseg_d2.engine.compilation import compile_parts
 from regseg_d2.engine.devices import synchronize_buffers, unwrap_model, with_available_device, wrap_model
 from regseg_d2.engine.failures import explain_failure
 from regseg_d2.engine.final_pictures import FinalPictures
@@ -35,15 +38,19 @@ from regseg_d2.engine.hooks import (
     truncate_metrics,
 )
 from regseg_d2.engine.interruption import Interrupted, StoppableEvaluation, StopSignals
+from regseg_d2.engine.live_progress import LiveProgress, shows_progress
 from regseg_d2.engine.memory_budget import log_memory_budget
 from regseg_d2.engine.nan_batches import NanBatchDumper, describe_step
 from regseg_d2.engine.optim import build_gradient_clipper, build_lr_scheduler, build_optimizer
 from regseg_d2.engine.provenance import describe_model
+from regseg_d2.engine.run_report import ClosingSummary
 from regseg_d2.engine.run_state import RunState, errors_of_the_file
 from regseg_d2.engine.seeding import make_deterministic, resolve_seed, seed_everything, seed_pass
 from regseg_d2.engine.step import NonFiniteLossError, TrainingStep, amp_dtype
 from regseg_d2.engine.timing import TimedIterator
-from regseg_d2.engine.writers import build_writers
+from regseg_d2.engine.weight_average import FOLDER as AVERAGE
+from regseg_d2.engine.weight_average import WeightAverage
+from regseg_d2.engine.writers import build_writers, require_writers
 from regseg_d2.evaluation.evaluator import StreamingSemSegEvaluator
 from regseg_d2.evaluation.inference import InferenceProtocol, build_predictor, refuse_unsupported
 from regseg_d2.segmentor.build import build_model
@@ -68,11 +75,14 @@ class Trainer(TrainerBase):
     Attributes:
         cfg: the config that is used: with the seed that was drawn and the device that is there.
         seed_is_given: whether SEED says which, and not chance.
-        results: the last evaluation's scores, ``{data set: {task: {metric: score}}}``.
+        average: the average of the weights, where SOLVER.EMA asks for one.
+        results: the last evaluation's scores, ``{data set: {task: {metric: score}}}``; tasks of the average
+            begin with ``ema/``.
         confusions: its confusion matrices by data set, ``(K, K)`` pixels, [true, predicted].
         stop_reason: why training stops before MAX_ITER, or None.
         finished: whether training came to its end (and not to an error or a signal).
         interrupted: whether a process has got a signal to end, which all of them know of.
+        epochs_per_step: passes over the training images that a step is; 0 where their number is not known.
         on_first_step: called once, on the main process, when the first step was made.
     """
 
@@ -84,6 +94,7 @@ class Trainer(TrainerBase):
         """
         super().__init__()
         refuse_unsupported(cfg)
+        require_writers(cfg)
         # Does nothing unless SOLVER.REFERENCE_WORLD_SIZE is set.
         cfg = with_available_device(DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size()))
         cfg.defrost()
@@ -98,6 +109,7 @@ class Trainer(TrainerBase):
         self.finished = False
         self.interrupted = False
         self.on_first_step: list[Callable[[], None]] = []
+        self.epochs_per_step = 0.0
         self._owns_folder = False
         self.signals = StopSignals()
         self.bad_files = BadFileLedger(cfg.DATALOADER.MAX_BAD_FILES)
@@ -112,6 +124,9 @@ class Trainer(TrainerBase):
         self.scheduler = self.build_lr_scheduler(cfg, self.optimizer)
         self.model = wrap_model(plain_model, find_unused_parameters=cfg.FIND_UNUSED_PARAMETERS)
         self.model.train()
+        self.average = WeightAverage(cfg, self.model) if cfg.SOLVER.EMA.ENABLED else None
+        if cfg.SOLVER.COMPILE.ENABLED:
+            compile_parts(cfg, plain_model)
         self.training_step = TrainingStep(
             self.model,
             self.optimizer,
@@ -145,6 +160,10 @@ class Trainer(TrainerBase):
         """Steps that are done."""
         return self.run_state.completed_steps
 
+    def epochs(self, steps: int) -> float:
+        """Passes over the training images that so many steps are."""
+        return steps * self.epochs_per_step
+
     # -------------------------------------------------------------------------- parts, to be overridden
 
     build_model = staticmethod(build_model)
@@ -176,11 +195,20 @@ class Trainer(TrainerBase):
         """
         cfg = self.cfg
         result: list[Any] = [hooks.IterationTimer(), ScheduleHook(self.optimizer, self.scheduler)]
+        if "terminal" in cfg.WRITERS and comm.is_main_process() and shows_progress(sys.stdout):
+            result.append(LiveProgress(sys.stdout, cfg.TEST.BEST_METRIC or "sem_seg/mIoU"))
+        average = None
+        if self.average is not None:
+            result.append(self.average)
+            average = self.average.checkpointer
         if cfg.DATASETS.TEST:
+            is_of_average = cfg.TEST.BEST_METRIC.startswith(f"{AVERAGE}/")
+            expected = "a metric of the weights, or SOLVER.EMA.ENABLED True"
+            check_key("TEST.BEST_METRIC", cfg.TEST.BEST_METRIC, bool(average) or not is_of_average, expected)
             result.append(
                 EvaluationHook(
                     cfg.TEST.EVAL_PERIOD,
-                    self.checkpointer,
+                    average if average and is_of_average else self.checkpointer,
                     best_metric=cfg.TEST.BEST_METRIC,
                     patience=cfg.TEST.PATIENCE,
                 )
@@ -189,8 +217,8 @@ class Trainer(TrainerBase):
                 result.append(FinalPictures(cfg))
         if comm.is_main_process():
             when = (cfg.SOLVER.CHECKPOINT_PERIOD, cfg.SOLVER.CHECKPOINT_MAX_TO_KEEP)
-            result.append(CheckpointHook(self.checkpointer, *when))
-        return [*result, RandomBackboneWarning(self.checkpointer)]
+            result.append(CheckpointHook(self.checkpointer, *when, average))
+        return [*result, ClosingSummary(), RandomBackboneWarning(self.checkpointer)]
 
     def build_writers(self) -> list[Any]:
         """Returns what prints and writes measurements; called when training begins."""
@@ -236,8 +264,10 @@ class Trainer(TrainerBase):
             require_class_masks(self.cfg, unwrap_model(self.model))
         loader = self.build_train_loader(self.cfg, seed=self.seed, start_iter=self.start_iter)
         self._batches = TimedIterator(self.bad_files.watch(loader), self.signals)
+        self.epochs_per_step = epochs_per_step(self.cfg, loader)
+        epochs = f" ({self.epochs(self.max_iter):.2f} epochs)" if self.epochs_per_step else ""
         seed = f"SEED {self.seed}" + ("" if self.seed_is_given else " (drawn; set it to repeat this run)")
-        logger.info("Training from step %d to %d, %s.", self.start_iter, self.max_iter, seed)
+        logger.info("Training from step %d to %d%s, %s.", self.start_iter, self.max_iter, epochs, seed)
         log_memory_budget(self.model)
         with self.signals, EventStorage(self.start_iter) as self.storage:
             try:
@@ -292,7 +322,9 @@ class Trainer(TrainerBase):
             note()
         self.register_hooks([hooks.PeriodicWriter(self.build_writers(), period=self.cfg.LOG_PERIOD)])
         # A step that is in a checkpoint has its line in metrics.json, wherever the process is killed.
-        self._hooks.sort(key=lambda hook: isinstance(hook, CheckpointHook))
+        self._hooks.sort(
+            key=lambda hook: isinstance(hook, CheckpointHook) + 2 * isinstance(hook, ClosingSummary)
+        )
 
     def run_step(self) -> None:
         """Makes one optimizer step and records its losses."""
@@ -313,6 +345,8 @@ class Trainer(TrainerBase):
         if not result.skipped:
             self._take_folder()
             self.storage.put_scalars(total_loss=result.total_loss, **result.losses)
+        if self.epochs_per_step:
+            self.storage.put_scalar("epoch", self.epochs(self.completed_steps), smoothing_hint=False)
         self.storage.put_scalar("data_time", self._batches.seconds)
         self.storage.put_scalar("skipped_steps", self.training_step.skipped_steps, smoothing_hint=False)
 
@@ -324,15 +358,22 @@ class Trainer(TrainerBase):
     # --------------------------------------------------------------------------------------- evaluation
 
     def evaluate(self) -> Results:
-        """Evaluates the current weights on all of DATASETS.TEST."""
-        self.confusions = {}
-        self.results = self.test(
-            self.cfg,
-            self.model,
+        """Evaluates the current weights on all of DATASETS.TEST, and their average where there is one."""
+        test = partial(
+            self.test,
             completed_steps=self.completed_steps,
             is_stopping=lambda: self.signals.received is not None,
+        )
+        self.confusions = {}
+        self.results = test(
+            self.cfg,
+            self.model,
             on_evaluated=lambda name, evaluator: self.confusions.update({name: evaluator.confusion}),
         )
+        if self.average is not None:
+            logger.info("Evaluating the average of the weights.")
+            for name, tasks in test(self.average.cfg, self.average.model).items():
+                self.results[name] |= {f"{AVERAGE}/{task}": scores for task, scores in tasks.items()}
         return self.results
 
     @classmethod

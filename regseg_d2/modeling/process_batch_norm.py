@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from regseg_d2.modeling.norms import WithActivation
+from regseg_d2.regularizers.compiling import outside_of_graphs
 
 DIMS = (0, 2, 3)
 
@@ -26,6 +27,7 @@ class ProcessBatchNorm2d(nn.BatchNorm2d):
     dict, running statistics and evaluation are ``nn.BatchNorm2d``'s.
     """
 
+    @outside_of_graphs
     def forward(self, input: Tensor) -> Tensor:
         """Normalises ``(N, C, H, W)``; a process may have no pixel, as long as all together have two.
 

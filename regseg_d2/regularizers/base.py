@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from regseg_d2.common.distributed import Processes, all_reduce_sum_constant, sums_over
 from regseg_d2.common.errors import OptionError, UserError
+from regseg_d2.common.metric_names import UNWEIGHTED, loss_name
 from regseg_d2.ops.precision import loss_precision
 from regseg_d2.regularizers.compiling import outside_of_graphs
 from regseg_d2.regularizers.inputs import FEATURES, LOGITS, RegularizerInput
@@ -197,7 +198,7 @@ class Regularizer(nn.Module, abc.ABC):
     @property
     def loss_keys(self) -> tuple[str, ...]:
         """Keys of the dict that a forward returns: the same on every process and every step."""
-        return tuple(f"loss_{self.name}_{term}" for term in self.weights)
+        return tuple(loss_name(self.name, term) for term in self.weights)
 
     @property
     def memory_bytes(self) -> int:
@@ -257,7 +258,7 @@ class Regularizer(nn.Module, abc.ABC):
             anchor = self._anchor(feature)
             scale = self._schedule()
             result = {
-                f"loss_{self.name}_{term}": terms[term] * (scale * weight) + anchor
+                loss_name(self.name, term): terms[term] * (scale * weight) + anchor
                 for term, weight in self.weights.items()
             }
             # PreciseBN runs training-mode forwards under no_grad: they must leave no trace.
@@ -266,7 +267,7 @@ class Regularizer(nn.Module, abc.ABC):
                     self.update_state(inputs, step)
                     self.num_forwards += 1
                     self._count_zeros(terms)
-                    self._show_diagnostics(inputs, step)
+                    self._show_diagnostics(inputs, terms, step)
         return result
 
     def _check_inputs(self, inputs: RegularizerInput) -> None:
@@ -326,17 +327,19 @@ class Regularizer(nn.Module, abc.ABC):
         alive = all_reduce_sum_constant(torch.stack([terms[term] != 0 for term in self.weights]).long())
         self.zero_streaks.copy_((self.zero_streaks + 1) * (alive == 0))
 
-    def _show_diagnostics(self, inputs: RegularizerInput, step: Any) -> None:
+    def _show_diagnostics(self, inputs: RegularizerInput, terms: Mapping[str, Tensor], step: Any) -> None:
         put = self.observer() if self.observer is not None else None
         if put is None:
             return
-        values = self.diagnostics(inputs, step)
+        values = {UNWEIGHTED + loss_name(self.name, term): terms[term] for term in self.weights}
+        diagnostics = self.diagnostics(inputs, step)
+        values |= {f"{self.name}/{key}": value for key, value in diagnostics.items()}
         # One transfer for all of them.
         scalars = [value.double().reshape(1) for value in values.values()]
         starts = self.num_forwards - self.zero_streaks
         numbers = torch.cat([*scalars, self.zero_streaks, starts]).tolist()
         for key in values:
-            put(f"{self.name}/{key}", numbers.pop(0))
+            put(key, numbers.pop(0))
         count = len(self.weights)
         self._warn_about_zeros(numbers[:count], numbers[count:])
 

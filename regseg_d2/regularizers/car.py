@@ -163,7 +163,7 @@ class CAR(Regularizer):
             self.ema.update(*step.batch_means)
 
     def diagnostics(self, inputs: RegularizerInput, step: _Step) -> dict[str, Tensor]:
-        """Unweighted losses, mean distance of a pixel to its center, mean similarity of two centers.
+        """Mean distance of a pixel to its center, mean similarity of two centers, classes.
 
         ``intra_distance`` is the root of the mean squared distance over this process's valid pixels
         (units of the feature); ``inter_similarity`` is the mean cosine between the centers of two
@@ -176,7 +176,6 @@ class CAR(Regularizer):
         pairs = present.unsqueeze(1) & present.unsqueeze(2) & ~eye
         cosines = torch.matmul(unit, unit.transpose(1, 2))
         return {
-            **{f"loss_{term}": loss for term, loss in step.losses.items()},
             "intra_distance": ((squares * valid).sum() / valid.sum().clamp(min=1)).sqrt(),
             "inter_similarity": (cosines * pairs).sum() / pairs.sum().clamp(min=1),
             "classes": present.sum() / present.shape[0],

@@ -10,6 +10,15 @@ from regseg_d2.modeling.heads.projections import LinearConvBlock, NormLinear
 from regseg_d2.segmentor.meta_architecture import RegularizationMixin
 
 
+def without_regularizers(model: nn.Module) -> nn.Module:
+    """Returns a model without its regularizers; all other modules are shared with it."""
+    result = copy.copy(model)
+    result._modules = {name: part for name, part in model._modules.items() if name != "regularizers"}
+    if isinstance(result, RegularizationMixin):
+        result.add_regularizers({})
+    return result
+
+
 def inference_model(model: nn.Module, *, fold: bool = True) -> nn.Module:
     """Makes the model that is deployed out of one that was trained.
 
@@ -25,9 +34,7 @@ def inference_model(model: nn.Module, *, fold: bool = True) -> nn.Module:
     Raises:
         ValueError: if a linear convolution cannot be folded exactly, see ``LinearConvBlock.fold``.
     """
-    model = copy.deepcopy(model).eval()
-    if isinstance(model, RegularizationMixin):
-        model.add_regularizers({})
+    model = copy.deepcopy(without_regularizers(model)).eval()
     for name, module in list(model.named_modules()):
         if fold and isinstance(module, LinearConvBlock):
             parent = model.get_submodule(name.rpartition(".")[0])

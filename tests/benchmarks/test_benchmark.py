@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from benchmarks import compiled as benchmark_compiled
 from benchmarks import losses as benchmark_losses
 from benchmarks import networks as benchmark_networks
 from benchmarks import pixel_loss as benchmark_pixel_loss
@@ -142,3 +143,14 @@ def test_errors_of_the_networks(arguments, error, message, tmp_path, monkeypatch
     monkeypatch.setattr(sys, "path", list(sys.path))
     with pytest.raises(error, match=message):
         benchmark_networks.run(str(tmp_path), MODELS, *arguments)
+
+
+@pytest.mark.slow
+def test_compiled_steps_stand_beside_eager_ones():
+    model = MODELS / "deeplabv3_efficientnet_lite0_res4.yaml"
+    table = benchmark_compiled.run(model, 2, (64, 64), 1, "cpu", "aot_eager")
+    rows = [row.split() for row in table.splitlines() if row.startswith(("none", "CAR"))]
+    assert [row[0] for row in rows] == ["none", "CAR"]
+    for _, eager, compiled, ratio, first in rows:
+        assert float(ratio) == pytest.approx(float(compiled) / float(eager), abs=0.01)
+        assert float(first) >= 0

@@ -172,7 +172,11 @@ def test_diagnostics_are_recorded_by_name_and_period():
         run(regularizer, 3, storage)
         assert storage.latest() == {}
         run(regularizer, 6, storage)
-        assert storage.latest() == {"scripted@aux/updates": (8.0, 7)}
+        assert storage.latest() == {
+            "unweighted/loss_scripted@aux_pull": (1.0, 7),
+            "unweighted/loss_scripted@aux_push": (1.0, 7),
+            "scripted@aux/updates": (8.0, 7),
+        }
 
 
 def test_a_weight_of_zero_switches_a_term_off_and_none_is_left():

@@ -260,7 +260,7 @@ def test_diagnostics_by_hand():
     assert latest["car/intra_distance"] == pytest.approx((2 / 3) ** 0.5)
     assert latest["car/inter_similarity"] == pytest.approx(0.0)
     assert latest["car/classes"] == 2
-    assert latest["car/loss_intra_c2p"] == pytest.approx(2 / 6)
+    assert latest["unweighted/loss_car_intra_c2p"] == pytest.approx(2 / 6)
 
 
 INTRA_OF_MEANS = {"reduction": "squared_mean", "weights": {"intra_c2p": 1.0}}

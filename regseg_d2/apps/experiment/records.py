@@ -17,8 +17,10 @@ from regseg_d2.apps.compare.runs import read_evaluation
 from regseg_d2.common.errors import ConfigError
 from regseg_d2.common.files import write_text
 from regseg_d2.common.json_files import read_json, read_json_lines
+from regseg_d2.common.metric_names import current_names
 from regseg_d2.common.schema import Number, Part, Whole, checked
 from regseg_d2.config.keys import flatten_config
+from regseg_d2.engine.weight_average import FOLDER as AVERAGE
 
 VERSION = 1
 #: A file in the folder of a run whose checkpoints go once the record is there, and have not gone yet.
@@ -36,6 +38,10 @@ _NOT_IN_DIGEST = (
     "TEST.NUM_PIXELS_SHOWN",
     "SOLVER.CHECKPOINT_PERIOD",
     "SOLVER.CHECKPOINT_MAX_TO_KEEP",
+    "SOLVER.COMPILE.ENABLED",
+    "SOLVER.COMPILE.BACKEND",
+    "SOLVER.EMA.ENABLED",
+    "SOLVER.EMA.DECAY",
     "VERSION",
 )
 _LOSS_POINTS = 20
@@ -89,7 +95,7 @@ def _rounded(value: Any) -> Any:
 
 def remove_weights(folder: Path) -> None:
     """Removes the checkpoints of a run that has its record."""
-    for file in folder.glob("*.pth"):
+    for file in (*folder.glob("*.pth"), *(folder / AVERAGE).glob("*.pth")):
         file.unlink()
     (folder / REMOVAL).unlink(missing_ok=True)
 
@@ -129,7 +135,7 @@ def _history(lines: list[dict[str, Any]], datasets: list[str]) -> dict[str, Any]
     last = max((line["iteration"] for line in lines), default=0)
     # A run with one test set writes its scores without the name.
     keys = {name: f"{name}/{_SCORE}" if len(datasets) > 1 else _SCORE for name in datasets}
-    for line in lines:
+    for line in map(current_names, lines):
         scores = {name: line[key] for name, key in keys.items() if key in line}
         if scores:
             # Evaluations are written with the number of completed steps.
@@ -168,6 +174,10 @@ def _point(point: Any) -> Any:
     return {key: value for key, value in point.items() if value is not None}
 
 
+def _with_current_names(numbers: Any) -> Any:
+    return current_names(numbers) if isinstance(numbers, dict) else numbers
+
+
 Numbers = dict[str, Number | None]
 
 
@@ -201,7 +211,7 @@ class Record(Part):
     iou: dict[str, Numbers]
     curve: tuple[Annotated[dict[str, Number], BeforeValidator(_point)], ...] = ()
     measures: dict[str, Numbers] = {}
-    diagnostics: Numbers = {}
+    diagnostics: Annotated[Numbers, BeforeValidator(_with_current_names)] = {}
     skipped_steps: Whole = 0
     seconds: Annotated[Number | None, Field(validation_alias=AliasPath("run", "seconds"))] = None
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from regseg_d2.apps.compare.runs import Run
 from regseg_d2.common.errors import ConfigError
 from regseg_d2.common.json_files import read_json_lines
+from regseg_d2.common.metric_names import current_names
 from regseg_d2.config import get_regseg_cfg
 from regseg_d2.config.files import flatten_config
 from regseg_d2.data.datasets.declared import register_declared
@@ -88,7 +89,8 @@ class RunSource:
     def training_log(self) -> list[dict[str, Any]]:
         """Reads ``metrics.json`` of the run's folder."""
         file = self.folder / "metrics.json" if self.folder else None
-        return read_json_lines(file, is_growing=True) if file and file.is_file() else []
+        rows = read_json_lines(file, is_growing=True) if file and file.is_file() else []
+        return [current_names(row) for row in rows]
 
     def __iter__(self) -> Iterator[View]:
         return (self._view(*pair) for pair in self._images)
