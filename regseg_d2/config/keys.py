@@ -48,6 +48,12 @@ def value_of(cfg: CfgNode, key: str) -> Any:
     return node
 
 
+# Key -> {value: what other packages write for it}.
+_OTHER_WORDS: dict[str, dict[str, tuple[Any, ...]]] = {
+    "MODEL.TIMM.PRETRAINED": {"auto": (True, "true"), "": (False, "false")},  # timm's argument is a bool
+}
+
+
 def set_value(cfg: CfgNode, key: str, value: Any, *, origin: str, known: Sequence[str]) -> None:
     """Sets a key to a value, brought to the type of what is there where that loses nothing.
 
@@ -84,6 +90,8 @@ def set_value(cfg: CfgNode, key: str, value: Any, *, origin: str, known: Sequenc
         )
     if key == "VERSION" and value != node[name]:
         raise ConfigError(f"{origin}: VERSION is {shown(value)}; only version {node[name]} can be read.")
+    for meant, words in _OTHER_WORDS.get(key, {}).items():
+        value = meant if any(value is word or value == str(word) for word in words) else value
     node[name] = _coerce(value, node[name], key=key, origin=origin)
 
 

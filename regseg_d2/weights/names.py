@@ -27,8 +27,11 @@ logger = logging.getLogger(__name__)
 #: Stands for the ImageNet weights of the config's backbone.
 AUTO = "auto"
 TORCHVISION_PREFIX = "torchvision:"
+HUB_PREFIX = "hf-hub:"
 _CATALOG_PREFIX = "catalog://"
 _URL_PREFIXES = ("https://", "http://")
+# Files of weights in a repository of the Hugging Face hub, as timm and transformers look for them.
+HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 # torch.hub's convention: the first digits of a file's SHA-256 end its name. Eight digits may be a date, too.
 _HASH = re.compile(r"-(?!20\d\d[01]\d[0-3]\d\.)([0-9a-f]{8,64})\.\w+$")
 
@@ -37,14 +40,16 @@ def local_file(name: str, key: str) -> str:
     """Returns the file that a name stands for, and downloads it where it is in no cache yet.
 
     Args:
-        name: ``detectron2://...``, ``torchvision:<builder>.<weights>``, a URL, or a file, which need not be
-            there.
+        name: ``detectron2://...``, ``torchvision:<builder>.<weights>``, ``hf-hub:<owner>/<name>``, with
+            ``@<revision>`` or ``/<file>`` behind it or not, a URL, or a file, which need not be there.
         key: key of the config that has the name, for errors.
 
     Raises:
         ConfigError: torchvision or Detectron2 have no weights of that name.
         CheckpointError: the file cannot be downloaded, or is not the one that its name says.
     """
+    if name.startswith(HUB_PREFIX):
+        return _hub_name(name, key)
     url = url_of(name, key)
     if url is None:
         return name
@@ -112,6 +117,16 @@ def hub_file(repository: str, filenames: Sequence[str], key: str) -> str:
         f"{key}: could not download {url} ({reason}). Without a network: fetch that file on another "
         f"machine and give its path, {key} FILE; or copy the folder '{folder}' from a machine that has it."
     )
+
+
+def _hub_name(name: str, key: str) -> str:
+    owner, _, rest = name.removeprefix(HUB_PREFIX).partition("/")
+    repository, _, filename = rest.partition("/")
+    if not (owner and repository):
+        raise ConfigError(
+            f"{key} is '{name}'; expected {HUB_PREFIX}OWNER/NAME or {HUB_PREFIX}OWNER/NAME/FILE"
+        )
+    return hub_file(f"{owner}/{repository}", (filename,) if filename else HUB_FILES, key)
 
 
 def _torchvision_url(name: str, key: str) -> str:

@@ -7,9 +7,12 @@ import re
 import runpy
 import shutil
 import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import setuptools
+import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -195,3 +198,20 @@ def test_ci_runs_what_the_readme_tells():
     assert os.access(ROOT / ".ci" / "run", os.X_OK)
     assert "set -euo pipefail" in script
     assert script.index("make lint") < script.index("make test")
+
+
+def test_the_dockerfile_is_one_that_hadolint_takes_and_its_files_are_there():
+    file = ROOT / "tools" / "docker" / "Dockerfile"
+    hadolint = Path(sys.executable).with_name("hadolint")
+    done = subprocess.run([hadolint, file], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+    copied = [line.split()[1:-1] for line in file.read_text().splitlines() if line.startswith("COPY")]
+    assert all((ROOT / name).exists() for names in copied for name in names)
+
+
+def test_the_citation_is_of_this_version_and_names_every_method():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["version"] == __version__ and citation["license"] == "Apache-2.0"
+    readme = (ROOT / "README.md").read_text()
+    titles = [reference["title"] for reference in citation["references"]]
+    assert len(titles) == 6 and all(f'"{title}"' in readme for title in titles)

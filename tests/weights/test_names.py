@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 import torchvision
+import yaml
 from huggingface_hub import constants
 from huggingface_hub.errors import EntryNotFoundError
 
 from regseg_d2.common.errors import CheckpointError, ConfigError
+from regseg_d2.config.files import load_config
 from regseg_d2.weights import names
 from regseg_d2.weights.names import cached_path, hub_file, local_file, url_of
 from tests.weights.serving import DEAD, own_caches, served
@@ -177,3 +179,39 @@ def test_files_of_the_hub_are_looked_for_in_turn(monkeypatch):
     assert asked == [("a/b", "first", "v2"), ("a/b", "second", "v2")]
     with pytest.raises(CheckpointError, match="the hub has no such file"):
         hub_file("a/b", ("first",), KEY)
+
+
+@pytest.mark.parametrize(
+    ("name", "asked"),
+    [
+        ("hf-hub:a/b", ("a/b", ("model.safetensors", "pytorch_model.bin"))),
+        ("hf-hub:a/b@v2", ("a/b@v2", ("model.safetensors", "pytorch_model.bin"))),
+        ("hf-hub:a/b/weights/x.bin", ("a/b", ("weights/x.bin",))),
+        ("hf-hub:a/b@v2/x.bin", ("a/b@v2", ("x.bin",))),
+    ],
+)
+def test_a_repository_of_the_hub_is_a_name(name, asked, monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        "regseg_d2.weights.names.hub_file",
+        lambda repository, files, key: seen.append((repository, files)) or "/f",
+    )
+    assert local_file(name, KEY) == "/f"
+    assert seen == [asked]
+
+
+@pytest.mark.parametrize("name", ["hf-hub:", "hf-hub:a", "hf-hub:/b", "hf-hub:a/"])
+def test_half_a_repository_is_an_error(name):
+    with pytest.raises(ConfigError, match="expected hf-hub:OWNER/NAME"):
+        local_file(name, KEY)
+
+
+@pytest.mark.parametrize(
+    ("value", "meant"),
+    [(True, "auto"), (False, ""), ("True", "auto"), ("false", ""), ("ms_in22k", "ms_in22k")],
+)
+def test_timms_own_word_for_pretrained(value, meant, tmp_path):
+    file = tmp_path / "x.yaml"
+    file.write_text(yaml.safe_dump({"MODEL": {"TIMM": {"PRETRAINED": value}}}))
+    assert meant == load_config(str(file)).MODEL.TIMM.PRETRAINED
+    assert meant == load_config("", ["MODEL.TIMM.PRETRAINED", str(value)]).MODEL.TIMM.PRETRAINED

