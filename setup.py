@@ -130,6 +130,8 @@ setup(
             "ruff",
             "selenium>=4.20",  # pages in a browser
             "submitit>=1.5",
+            "fastapi>=0.110",
+            "uvicorn>=0.30",
             *DOCS_NEED,
             *EXAMPLES_NEED,
             *EXPLORE_NEEDS,
@@ -138,6 +140,7 @@ setup(
         "explore": EXPLORE_NEEDS,
         "huggingface": ["transformers>=5.0"],
         "export": ["onnx", "onnxruntime", "onnxscript"],
+        "serve": ["fastapi>=0.110", "uvicorn>=0.30"],  # regseg serve
         "slurm": ["submitit>=1.5"],  # tools/experiment.py --slurm
         # Trackers, by their names in WRITERS; MLflow's own list has a server and its pages, too.
         "mlflow": ["mlflow-skinny>=3.0", "sqlalchemy>=2.0", "alembic>=1.13"],

@@ -124,7 +124,7 @@ def predict_files(
         UserError: an argument, the config or the weights cannot be used, or a file cannot be written.
     """
     check_key("--opacity", options.opacity, 0 <= options.opacity <= 1, "0 to 1")
-    load, folder = _model(config_file, opts, model)
+    load, folder = load_model(config_file, opts, model)
     folder = Path(output) if output else folder
     sources = [source] if isinstance(source, str) else list(source)
     videos = [source for source in sources if is_video(source) and not Path(source).is_dir()]
@@ -161,8 +161,11 @@ def predict_files(
     return not failed and done == len(images)
 
 
-def _model(config_file: str, opts: Sequence[str], model: str) -> tuple[Callable[[], Predictor], Path]:
-    """What loads the predictor, and the folder of its predictions where nobody names one."""
+def load_model(config_file: str, opts: Sequence[str], model: str) -> tuple[Callable[[], Predictor], Path]:
+    """Returns what loads a predictor, and the folder of its predictions where nobody names one.
+
+    Arguments and errors are those of :func:`predict_files`; the model is loaded when it is called for.
+    """
     if bool(model) == bool(config_file):
         raise ConfigError(
             "Name the model: --model with the folder of a run or a bundle, or --config-file with "

@@ -63,7 +63,18 @@ def test_setup_py_needs_nothing_but_setuptools(setup_arguments):
     imports += [node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
     assert set(imports) <= {"re", "pathlib", "setuptools", "setuptools.command.build_py", "shutil"}
     assert setup_arguments["version"] == __version__
-    extras = {"dev", "examples", "explore", "export", "huggingface", "mlflow", "pretrained", "slurm", "wandb"}
+    extras = {
+        "dev",
+        "examples",
+        "explore",
+        "export",
+        "huggingface",
+        "mlflow",
+        "pretrained",
+        "serve",
+        "slurm",
+        "wandb",
+    }
     assert set(setup_arguments["extras_require"]) == extras
     assert "regseg_d2" in setup_arguments["packages"]
     assert not [name for name in setup_arguments["packages"] if not name.startswith("regseg_d2")]

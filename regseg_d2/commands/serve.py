@@ -1,0 +1,35 @@
+"""``regseg serve --model RUN``: a page in a browser on which a model predicts photos."""
+
+from __future__ import annotations
+
+import argparse
+
+from regseg_d2.apps.predict import load_model
+from regseg_d2.apps.serve import serve
+from regseg_d2.common.errors import errors_end_the_program
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Returns the arguments of the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", default="", metavar="FOLDER", help="folder of a run, or of a bundle")
+    parser.add_argument("--config-file", default="", metavar="FILE", help="config of the trained model")
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="0.0.0.0 is for all who reach this machine (default: %(default)s)"
+    )
+    parser.add_argument("--port", type=int, default=8000, help="(default: %(default)s)")
+    parser.add_argument(
+        "opts", nargs="*", metavar="KEY VALUE", help="changes to the config: MODEL.WEIGHTS FILE"
+    )
+    return parser.parse_intermixed_args()
+
+
+def main() -> None:
+    """Loads the model, and serves the page."""
+    args = parse_arguments()
+    with errors_end_the_program():
+        predictor = load_model(args.config_file, args.opts, args.model)[0]()
+        print(f"http://{args.host}:{args.port} (Ctrl-C ends it)", flush=True)
+        serve(predictor, args.host, args.port)
