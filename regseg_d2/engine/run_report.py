@@ -6,7 +6,6 @@ import logging
 import math
 import platform
 import shlex
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -72,7 +71,7 @@ def summary(trainer: Any, seconds: int) -> list[str]:
         f"  files     {folder}: {FINAL_WEIGHTS}, config.yaml, metrics.json, log.txt",
     ]
     lines += [f"  scores    {line}" for line in _scores(trainer)]
-    commands = next_commands(cfg, Path(sys.argv[0]))
+    commands = next_commands(cfg)
     return [*lines, *(f"  {what:<9} {command}" for what, command in commands.items())]
 
 
@@ -91,32 +90,19 @@ def _scores(trainer: Any) -> list[str]:
     return lines
 
 
-def next_commands(cfg: CfgNode, program: Path) -> dict[str, str]:
-    """Commands for a finished run, ready to be pasted where it was started.
-
-    Args:
-        cfg: the run's config.
-        program: what the run was started with; the other tools are beside it.
-    """
-    tools = program.parent if program.name == "train_net.py" else Path("tools")
+def next_commands(cfg: CfgNode) -> dict[str, str]:
+    """Commands for a finished run, ready to be pasted where it was started."""
     folder, config = cfg.OUTPUT_DIR, str(Path(cfg.OUTPUT_DIR) / "config.yaml")
-    weights = ["MODEL.WEIGHTS", str(Path(folder) / FINAL_WEIGHTS)]
-
-    def command(tool: str, *words: str) -> str:
-        return shlex.join(["python", str(tools / tool), *words])
-
-    commands = {}
+    weights = str(Path(folder) / FINAL_WEIGHTS)
+    commands: dict[str, list[str]] = {}
     if cfg.DATASETS.TEST:
-        commands["evaluate"] = command(
-            "train_net.py", "--config-file", config, "--eval-only", "OUTPUT_DIR", folder, *weights
-        )
-        commands["compare"] = command("compare_runs.py", folder)
+        evaluate = ["eval", "--config-file", config, "OUTPUT_DIR", folder, "MODEL.WEIGHTS", weights]
+        commands |= {"evaluate": evaluate, "compare": ["compare", folder]}
         image = _first_image(cfg.DATASETS.TEST[0])
         if image.is_file():
-            predictions = str(Path(folder) / "predictions")
-            words = ["--config-file", config, "--input", str(image), "--output", predictions, *weights]
-            commands["predict"] = command("demo.py", *words)
-    return commands
+            output = str(Path(folder) / "predictions")
+            commands["predict"] = ["predict", "--model", folder, "--input", str(image), "--output", output]
+    return {name: shlex.join(["regseg", *words]) for name, words in commands.items()}
 
 
 def _first_image(dataset: str) -> Path:
