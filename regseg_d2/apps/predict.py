@@ -225,7 +225,7 @@ def predict_files(
     register_declared(cfg.DATASETS.DECLARED)
     folder = Path(output or os.path.join(cfg.OUTPUT_DIR, "demo"))
     images = find_images(source, folder)
-    writer = PredictionWriter(folder, *_classes(cfg), opacity=opacity)
+    writer = PredictionWriter(folder, *classes_of(cfg), opacity=opacity)
     _refuse_to_overwrite(images, writer)
     predictor = FilePredictor(cfg)
     failed = 0
@@ -242,8 +242,12 @@ def predict_files(
     return not failed
 
 
-def _classes(cfg: CfgNode) -> tuple[list[str], np.ndarray]:
-    """Names and colours of the classes, from the first data set of the config."""
+def classes_of(cfg: CfgNode) -> tuple[list[str], np.ndarray]:
+    """Names and colours of the classes, from the first data set of the config.
+
+    Raises:
+        ConfigError: it names none, or one of other classes.
+    """
     names = [*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN]
     count = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
     if not names:

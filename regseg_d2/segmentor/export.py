@@ -10,11 +10,12 @@ from regseg_d2.modeling.heads.projections import LinearConvBlock, NormLinear
 from regseg_d2.segmentor.meta_architecture import RegularizationMixin
 
 
-def inference_model(model: nn.Module) -> nn.Module:
+def inference_model(model: nn.Module, *, must_fold: bool = True) -> nn.Module:
     """Makes the model that is deployed out of one that was trained.
 
     Args:
         model: a ``RegularizedSegmentor``, or any model with parts of this package. It is not changed.
+        must_fold: refuse a linear convolution that cannot be folded exactly; else it stays.
 
     Returns:
         A copy in eval mode without regularizers, and without an auxiliary head that no context module
@@ -28,7 +29,7 @@ def inference_model(model: nn.Module) -> nn.Module:
     if isinstance(model, RegularizationMixin):
         model.add_regularizers({})
     for name, module in list(model.named_modules()):
-        if isinstance(module, LinearConvBlock):
+        if isinstance(module, LinearConvBlock) and (must_fold or module.folds):
             parent = model.get_submodule(name.rpartition(".")[0])
             setattr(parent, name.rpartition(".")[2], module.fold())
         elif isinstance(module, NormLinear):
