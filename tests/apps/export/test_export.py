@@ -1,14 +1,17 @@
 """Exported files compute what the network does; what does not agree is not written."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 import torch
 from detectron2.data import MetadataCatalog
 from detectron2.modeling import build_model
+from PIL import Image
 
 from regseg_d2.apps.export.agreement import Agreement, compare, made_up_images
 from regseg_d2.apps.export.description import read_description
@@ -271,7 +274,7 @@ def test_a_planted_disagreement_is_refused_and_nothing_is_left(plain, format, tm
     assert "--tolerance" in str(raised.value)
     assert list(tmp_path.iterdir()) == []
     if format == "torchscript":
-        # With a tolerance that takes it, it is written: labels are the same, all scores are off by a constant.
+        # With a tolerance that takes it, it is written: labels are the same, scores off by a constant.
         exported(plain, path, format, predicts="scores", tolerance=0.5)
         assert path.exists()
 
@@ -292,6 +295,31 @@ def test_a_size_that_became_a_constant_is_refused(tmp_path):
     with pytest.raises(ExportError, match="--size"):
         exported(config, tmp_path / "out.ts", "torchscript")
     assert not (tmp_path / "out.ts").exists()
+
+
+def test_heads_for_one_size_are_exported_for_it(tmp_path):
+    """Detectron2's DeepLab heads take multiples of the training crop, here 64 x 64."""
+    config = saved(small_cfg("DeepLabV3Plus"), tmp_path)
+    run, _ = exported(config, tmp_path / "out.ts", "torchscript", size=(64, 128), check_sizes=())
+    check_labels(config, run, sizes=[(64, 128)])
+    with pytest.raises(RuntimeError, match="expanded size"):
+        run(made_up_images((1, 64, 64), seed=0))
+
+
+def test_the_program_in_the_docs_reads_an_onnx_file(labels_files, tmp_path, monkeypatch, capsys):
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "export.md").read_text(), flags=re.DOTALL)
+    path, _ = labels_files("onnx")
+    (tmp_path / "model.onnx").write_bytes(path.read_bytes())
+    pixels = made_up_images((1, 60, 90), seed=4)
+    Image.fromarray(pixels[0].permute(1, 2, 0).numpy().astype(np.uint8)).save(tmp_path / "photo.jpg")
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(compile(code, "export.md", "exec"), names)
+    assert names["labels"].shape == (1, 60, 90)
+    shown = [names["classes"][index] for index in np.unique(names["labels"])]
+    assert capsys.readouterr().out.strip() == str(shown)
+    image = torch.from_numpy(names["image"])
+    assert np.array_equal(names["labels"][0], FORMATS["onnx"].load(path)(image[None])[0].numpy())
 
 
 def test_another_head_is_named(tmp_path):
