@@ -25,6 +25,11 @@ def parse_size(text: str) -> tuple[int, int]:
     return int(height), int(width)
 
 
+def parse_sizes(text: str) -> list[tuple[int, int]]:
+    """Reads ``HEIGHTxWIDTH,HEIGHTxWIDTH``."""
+    return [parse_size(part) for part in text.split(",")]
+
+
 def parse_arguments() -> argparse.Namespace:
     """Returns the arguments of the command line."""
     parser = argparse.ArgumentParser(
@@ -50,10 +55,9 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument(
         "--check-sizes",
-        type=parse_size,
-        nargs="+",
+        type=parse_sizes,
         default=(),
-        metavar="HxW",
+        metavar="HxW,HxW",
         help="sizes to compare at (default: three around INPUT.CROP.SIZE)",
     )
     parser.add_argument(

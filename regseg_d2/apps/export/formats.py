@@ -79,14 +79,11 @@ class TorchScript(Format):
         self, network: nn.Module, example: Tensor, path: Path, metadata: str, *, any_size: bool
     ) -> None:
         """Traces the network."""
-        with self._errors(any_size), warnings.catch_warnings(), torch.no_grad():
+        with _export_errors(self.title, any_size), warnings.catch_warnings(), torch.no_grad():
             # What a tracer warns of, sizes that become constants, is what the check at other sizes finds.
             warnings.simplefilter("ignore")
             traced = torch.jit.trace(network, (example,), check_trace=False)
             torch.jit.save(traced, str(path), _extra_files={_METADATA_FILE: metadata})
-
-    def _errors(self, any_size: bool) -> Any:
-        return _export_errors(self.title, any_size)
 
     def load(self, path: Path) -> Runner:
         """Loads the file on the CPU."""
@@ -109,7 +106,8 @@ class TorchExport(Format):
     ) -> None:
         """Exports the graph."""
         program = export_program(network, example, self.title, any_size=any_size)
-        torch.export.save(program, path, extra_files={_METADATA_FILE: metadata})
+        with _export_errors(self.title, any_size):
+            torch.export.save(program, path, extra_files={_METADATA_FILE: metadata})
 
     def load(self, path: Path) -> Runner:
         """Loads the graph, with what it says about sizes."""
@@ -150,12 +148,12 @@ class Onnx(Format):
                 output_names=[output],
                 verbose=False,
             )
-        exported.save(str(path), external_data=False)
-        model = onnx.load(str(path))
-        _rename_dimensions(model.graph, self._DIMENSIONS)
-        onnx.helper.set_model_props(model, {METADATA_KEY: metadata})
-        onnx.checker.check_model(model)
-        onnx.save(model, str(path))
+            exported.save(str(path), external_data=False)
+            model = onnx.load(str(path))
+            _rename_dimensions(model.graph, self._DIMENSIONS)
+            onnx.helper.set_model_props(model, {METADATA_KEY: metadata})
+            onnx.checker.check_model(model)
+            onnx.save(model, str(path))
 
     def load(self, path: Path) -> Runner:
         """Makes a session of ONNX Runtime on the CPU, with as many threads as torch has."""

@@ -80,7 +80,7 @@ def saved(cfg, folder, prepare=lambda model: None):
         for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
             if tensor.is_floating_point() and tensor.dim() == 1 and "var" not in name:
                 tensor.add_(0.1 * torch.randn_like(tensor))
-            elif name.endswith(("predictor.weight", "class_predictor.weight")):
+            elif name.endswith(("predictor.weight", "mask_projection.weight")):
                 tensor.normal_(std=0.5)
     prepare(model)
     weights = folder / "model.pth"
@@ -366,7 +366,7 @@ def test_exit_status_of_the_tool(plain, tmp_path):
         tool = [sys.executable, str(ROOT / "tools" / "export.py"), "--config-file", plain]
         return subprocess.run([*tool, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True)
 
-    done = run("--format", "torchscript", "--output", tmp_path / "out.ts", "--check-sizes", "64x96", "70x50")
+    done = run("--format", "torchscript", "--output", tmp_path / "out.ts", "--check-sizes", "64x96,70x50")
     assert done.returncode == 0, done.stderr
     assert "TorchScript beside torch" in done.stdout and "2 x 70 x 50" in done.stdout
     again = run("--format", "torchscript", "--output", tmp_path / "out.ts")
