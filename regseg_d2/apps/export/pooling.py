@@ -28,7 +28,7 @@ class PoolingAsProducts(TorchFunctionMode):
 
 
 def average_pool(input: Tensor, output_size: Any) -> Tensor:
-    """``F.adaptive_avg_pool2d`` of ``(N, C, H, W)``: cell i of n has rows floor(iH/n) to ceil((i+1)H/n) - 1."""
+    """``F.adaptive_avg_pool2d`` of ``(N, C, H, W)``: cell i has rows floor(iH/n) to ceil((i+1)H/n) - 1."""
     sizes = (output_size, output_size) if isinstance(output_size, int) else tuple(output_size)
     height, width = input.shape[-2:]
     rows = _averages(sizes[0] or height, height, input)
