@@ -51,6 +51,13 @@ EXPLORE_NEEDS = [
     "scikit-learn>=1.5",
 ]
 
+# What tools/export.py writes ONNX files with, and runs them.
+EXPORT_NEEDS = [
+    "onnx>=1.17",
+    "onnxruntime>=1.20",
+    "onnxscript>=0.5",
+]
+
 
 class BuildWithConfigs(build_py):
     """Puts ``configs/`` into the package: an installed wheel has no checkout beside it."""
@@ -135,11 +142,12 @@ setup(
             *DOCS_NEED,
             *EXAMPLES_NEED,
             *EXPLORE_NEEDS,
+            *EXPORT_NEEDS,
         ],
         "examples": EXAMPLES_NEED,
         "explore": EXPLORE_NEEDS,
         "huggingface": ["transformers>=5.0"],
-        "export": ["onnx", "onnxruntime", "onnxscript"],
+        "export": EXPORT_NEEDS,
         "serve": ["fastapi>=0.110", "uvicorn>=0.30"],  # regseg serve
         "slurm": ["submitit>=1.5"],  # tools/experiment.py --slurm
         # Trackers, by their names in WRITERS; MLflow's own list has a server and its pages, too.

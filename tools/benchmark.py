@@ -12,6 +12,7 @@ Example:
     tools/benchmark.py networks --mmsegmentation FOLDER
     tools/benchmark.py data --mmsegmentation FOLDER
     tools/benchmark.py explore --images 100
+    tools/benchmark.py export --only swin
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ sys.path.insert(0, str(ROOT))
 import benchmarks.compiled  # noqa: E402
 import benchmarks.data  # noqa: E402
 import benchmarks.evaluation  # noqa: E402
+import benchmarks.export  # noqa: E402
 import benchmarks.huggingface  # noqa: E402
 import benchmarks.inference  # noqa: E402
 import benchmarks.large_steps  # noqa: E402
@@ -116,6 +118,11 @@ def main() -> None:
     explore.add_argument(
         "--images", type=int, default=case.images, help="then four times as many (default: %(default)s)"
     )
+    export = commands.add_parser("export", help="networks in each format of tools/export.py, beside torch")
+    export.add_argument(
+        "--only", nargs="+", default=(), metavar="WORD", help="networks with it in their names"
+    )
+    export.add_argument("--rounds", type=int, default=5, help="timed rounds (default: %(default)s)")
     args = parser.parse_args()
     for name in ("rounds", "classes", "channels", "images"):
         if getattr(args, name, 1) < 1:
@@ -141,6 +148,8 @@ def run(args: argparse.Namespace) -> None:
         benchmarks.data.run(args.rounds, args.mmsegmentation)
     elif args.command == "evaluation":
         benchmarks.evaluation.run(args.rounds)
+    elif args.command == "export":
+        benchmarks.export.run(args.rounds, args.only)
     elif args.command == "explore":
         case = benchmarks.looking.LookingCase(args.classes, tuple(args.size), args.channels, args.images)
         benchmarks.looking.run(case)

@@ -13,6 +13,11 @@ COMMANDS: dict[str, tuple[str, tuple[str, ...], str]] = {
     "train": (f"{_HERE}.train", (), "trains a network, and evaluates it"),
     "eval": (f"{_HERE}.train", ("--eval-only",), "evaluates a checkpoint"),
     "predict": (f"{_HERE}.predict", (), "predicts images"),
+    "export": (
+        f"{_HERE}.export",
+        (),
+        "writes a network as ONNX, TorchScript or others, and compares",
+    ),
     "serve": (f"{_HERE}.serve", (), "predicts photos on a page in the browser"),
     "bundle": (f"{_HERE}.bundle", (), "writes a trained model as one folder that loads anywhere"),
     "check": (f"{_HERE}.check", (), "finds what is wrong with a data set"),

@@ -49,6 +49,11 @@ def init_classifier(predictor: nn.Conv2d | nn.Linear) -> None:
     zero_bias(predictor)
 
 
+def pad_to(x: Tensor, size: Sequence[int]) -> Tensor:
+    """``x (..., H, W)`` padded with zeros at the right and below to a height and width, without gaps."""
+    return F.pad(x, (0, size[1] - x.shape[-1], 0, size[0] - x.shape[-2])).contiguous()
+
+
 def resize(x: Tensor, size: Sequence[int]) -> Tensor:
     """``x (N, C, h, w)`` at another height and width, bilinearly; as it is where it has that size."""
     if tuple(x.shape[-2:]) == tuple(size):

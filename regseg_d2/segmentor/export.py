@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Literal
 
 from torch import nn
 
@@ -19,12 +20,13 @@ def without_regularizers(model: nn.Module) -> nn.Module:
     return result
 
 
-def inference_model(model: nn.Module, *, fold: bool = True) -> nn.Module:
+def inference_model(model: nn.Module, *, fold: Literal["all", "possible", "none"] = "all") -> nn.Module:
     """Makes the model that is deployed out of one that was trained.
 
     Args:
         model: a ``RegularizedSegmentor``, or any model with parts of this package. It is not changed.
-        fold: see below; without it the output is the model's, bit for bit.
+        fold: which linear convolutions are folded: "all", and one that cannot be folded exactly is an error;
+            those for which it is "possible"; or "none", and the output is the model's, bit for bit.
 
     Returns:
         A copy in eval mode without regularizers, and without an auxiliary head that no context module
@@ -36,10 +38,10 @@ def inference_model(model: nn.Module, *, fold: bool = True) -> nn.Module:
     """
     model = copy.deepcopy(without_regularizers(model)).eval()
     for name, module in list(model.named_modules()):
-        if fold and isinstance(module, LinearConvBlock):
+        if isinstance(module, LinearConvBlock) and (fold == "all" or (fold == "possible" and module.folds)):
             parent = model.get_submodule(name.rpartition(".")[0])
             setattr(parent, name.rpartition(".")[2], module.fold())
-        elif fold and isinstance(module, NormLinear):
+        elif fold != "none" and isinstance(module, NormLinear):
             head = model.get_submodule(name.rpartition(".")[0])
             head.projection, head.predictor = module.fold(head.predictor)
         # A context module may read the auxiliary head's logits.

@@ -26,6 +26,7 @@ from regseg_d2.modeling.huggingface.networks import (
     pretrained_weights,
 )
 from regseg_d2.modeling.huggingface.targets import mask_targets, occurring_classes
+from regseg_d2.modeling.layers import pad_to
 from regseg_d2.modeling.norms import convert_batch_norm, resolve_auto_norm
 from regseg_d2.ops.mask_classification import semantic_scores
 from regseg_d2.segmentor.meta_architecture import RegularizationMixin
@@ -115,7 +116,7 @@ class HuggingFaceNetwork(nn.Module):
             ``{"sem_seg": (K, height, width)}``: logits, or the scores of a network that classifies masks.
         """
         images = [sample["image"].to(self.device) for sample in batched_inputs]
-        pixels = self._pixels(images, pad=True)
+        pixels = self._pixels(images)
         if self.training:
             output = self.network(pixels, **self._targets(batched_inputs, pixels))
             return {"loss_sem_seg": output.loss.reshape(())}
@@ -154,21 +155,12 @@ class HuggingFaceNetwork(nn.Module):
         masks, ids = mask_targets(padded, classes, pixels.dtype)
         return {**arguments, "mask_labels": list(masks), "class_labels": list(ids)}
 
-    def _pixels(self, images: Sequence[Tensor], *, pad: bool) -> Tensor:
+    def _pixels(self, images: Sequence[Tensor]) -> Tensor:
         """Normalizes images, and pads them at the right and below to one size: ``(N, 3, H, W)``."""
         normalized = [(image - self.pixel_mean) / self.pixel_std for image in images]
         height, width = (max(image.shape[axis] for image in normalized) for axis in (-2, -1))
         size = padded_size(self.network.config, self.divisor, height, width)
-        if not pad:
-            if self.family.shape != "any" and size != (height, width):
-                raise UserError(
-                    f"TEST.PADDING is 'none', and {self.network.config.model_type} takes {self.family.shape} "
-                    f"images, here {size[0]} x {size[1]}; got {height} x {width}. Set it to 'stride'."
-                )
-            return torch.stack(normalized)
-        return torch.stack(
-            [F.pad(x, (0, size[1] - x.shape[-1], 0, size[0] - x.shape[-2])) for x in normalized]
-        )
+        return torch.stack([pad_to(image, size) for image in normalized])
 
     def _logits(self, pixels: Tensor) -> Tensor:
         """Logits, or scores of a network that classifies masks, at the size that the network gives."""
@@ -252,12 +244,20 @@ class HuggingFaceSegmentor(RegularizationMixin, HuggingFaceNetwork):
             Logits or scores ``(N, K, h, w)``; with ``pad`` the padded images are a whole number of times as
             large.
         """
-        pixels = self._pixels(list(images.to(self.device)), pad=pad)
+        pixels = (images.to(self.device) - self.pixel_mean) / self.pixel_std
+        size = (pixels.shape[-2], pixels.shape[-1])
+        if pad:
+            pixels = pad_to(pixels, self.padded_size(*size))
+        elif self.family.shape != "any" and size != (padded := self.padded_size(*size)):
+            raise UserError(
+                f"TEST.PADDING is 'none', and {self.network.config.model_type} takes {self.family.shape} "
+                f"images, here {padded[0]} x {padded[1]}; got {size[0]} x {size[1]}. Set it to 'stride'."
+            )
         logits = self._logits(pixels)
-        size, small = pixels.shape[-2:], logits.shape[-2:]
-        scale = size[0] // small[0]
-        if pad and (scale * small[0], scale * small[1]) != (size[0], size[1]):
-            logits = F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
+        full, small = pixels.shape[-2:], logits.shape[-2:]
+        scale = full[0] // small[0]
+        if pad and (scale * small[0], scale * small[1]) != (full[0], full[1]):
+            logits = F.interpolate(logits, size=full, mode="bilinear", align_corners=False)
         return logits
 
     def padded_size(self, height: int, width: int) -> tuple[int, int]:

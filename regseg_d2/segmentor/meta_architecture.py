@@ -8,10 +8,10 @@ from typing import Any, ClassVar, cast
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY, Backbone, SemanticSegmentor
-from detectron2.structures import ImageList
 from torch import Tensor, nn
 
 from regseg_d2.modeling.feature_logits import feature_logits, gives_feature_logits
+from regseg_d2.modeling.layers import pad_to
 from regseg_d2.modeling.norms import resolve_auto_norm
 from regseg_d2.modeling.process_batch_norm import make_exact
 from regseg_d2.regularizers import LabelSampling, Regularizer, RegularizerInput, RegularizerList
@@ -231,17 +231,16 @@ class RegularizationMixin(nn.Module):
         """
         normalized = (images.to(self.device) - self.pixel_mean) / self.pixel_std
         if pad:
-            constraints = self.backbone.padding_constraints
-            divisor = self.backbone.size_divisibility
-            normalized = ImageList.from_tensors(
-                list(normalized), divisor, padding_constraints=constraints
-            ).tensor
+            normalized = pad_to(normalized, self.padded_size(*normalized.shape[-2:]))
         return feature_logits(self.sem_seg_head, self.backbone(normalized))
 
     def padded_size(self, height: int, width: int) -> tuple[int, int]:
         """Height and width of the input that an image of this size is padded to."""
-        divisor = max(self.backbone.size_divisibility, 1)
-        return height + -height % divisor, width + -width % divisor
+        constraints = self.backbone.padding_constraints
+        if side := constraints.get("square_size", 0):
+            height = width = side
+        divisor = max(constraints.get("size_divisibility", self.backbone.size_divisibility), 1)
+        return (height + divisor - 1) // divisor * divisor, (width + divisor - 1) // divisor * divisor
 
     def feature_stride(self, logits: Tensor, size: tuple[int, int]) -> float:
         """How many times as large as its feature logits the padded input of an image is.

@@ -81,7 +81,7 @@ def write_bundle(
         )
     classes = ClassList.of_config(cfg)
     loaded = load_trained_model(cfg)
-    model = inference_model(loaded.model, fold=False)
+    model = inference_model(loaded.model, fold="none")
     state = {name: tensor.detach().contiguous().clone() for name, tensor in model.state_dict().items()}
     bundled = bundled_config(cfg, loaded.model, model)
     measured, left_out = measured_results(run, weights_hash(loaded.model.state_dict()))

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from timm.layers import AvgPool2dSame, PatchEmbed
 from timm.models.hrnet import HighResolutionModule
 from timm.models.resnet import BasicBlock
-from timm.models.swin_transformer import SwinTransformerBlock, window_partition, window_reverse
+from timm.models.swin_transformer import SwinTransformerBlock
 from torch import Tensor, nn
 
 from regseg_d2.common.errors import check_key
@@ -81,16 +81,39 @@ class PadFirstSwinBlock(SwinTransformerBlock):
 
     def _attn(self, x: Tensor) -> Tensor:
         """Attention in (shifted) windows of ``(N, H, W, C)``."""
-        _, height, width, channels = x.shape
+        images, height, width, channels = x.shape
         (window_h, window_w), (shift_h, shift_w) = self.window_size, self.shift_size
-        x = F.pad(x, (0, 0, 0, -width % window_w, 0, -height % window_h))
-        padded_h, padded_w = x.shape[1:3]
+        rows, columns = (height + window_h - 1) // window_h, (width + window_w - 1) // window_w
+        padded_h, padded_w = rows * window_h, columns * window_w
+        x = F.pad(x, (0, 0, 0, padded_w - width, 0, padded_h - height))
         if any(self.shift_size):
             x = torch.roll(x, shifts=(-shift_h, -shift_w), dims=(1, 2))
-        windows = window_partition(x, self.window_size).view(-1, self.window_area, channels)
-        windows = self.attn(windows, mask=self.get_attn_mask(x))
-        windows = windows.view(-1, window_h, window_w, channels)
-        x = window_reverse(windows, self.window_size, padded_h, padded_w)
+        # Every number is given and every copy made, whatever the size: exported networks then take any.
+        windows = _copied(x.view(images, rows, window_h, columns, window_w, channels).transpose(2, 3))
+        windows = windows.view(images * rows * columns, self.window_area, channels)
+        windows = self.attn(windows, mask=self._mask(rows, columns, x))
+        windows = windows.view(images, rows, columns, window_h, window_w, channels)
+        x = _copied(windows.transpose(2, 3)).view(images, padded_h, padded_w, channels)
         if any(self.shift_size):
             x = torch.roll(x, shifts=(shift_h, shift_w), dims=(1, 2))
-        return x[:, :height, :width].contiguous()
+        return F.pad(x, (0, 0, 0, width - padded_w, 0, height - padded_h))
+
+    def _mask(self, rows: int, columns: int, like: Tensor) -> Tensor | None:
+        """What keeps parts of a shifted window apart that are no neighbours: -100 a pair, as timm has it."""
+        if not any(self.shift_size):
+            return None
+        (window_h, window_w), (shift_h, shift_w) = self.window_size, self.shift_size
+        parts_h = _parts(rows, window_h, shift_h, like).view(rows, 1, window_h, 1)
+        parts_w = _parts(columns, window_w, shift_w, like).view(1, columns, 1, window_w)
+        parts = _copied(3 * parts_h + parts_w).view(rows * columns, self.window_area)
+        return (parts.unsqueeze(1) != parts.unsqueeze(2)).to(like.dtype) * -100.0
+
+
+def _parts(windows: int, window: int, shift: int, like: Tensor) -> Tensor:
+    """Which of three stretches each place of an axis is from: before the last window, and that one's two."""
+    places = torch.arange(windows * window, device=like.device)
+    return (places >= (windows - 1) * window).long() + (places >= windows * window - shift).long()
+
+
+def _copied(x: Tensor) -> Tensor:
+    return x.clone(memory_format=torch.contiguous_format)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from detectron2.config import configurable
-from detectron2.layers import Conv2d, get_norm
+from detectron2.layers import get_norm
 from torch import Tensor, nn
 
 from regseg_d2.modeling.heads.registries import PROJECTION
@@ -82,31 +84,40 @@ class LinearConvBlock(Stage):
         """Maps ``(N, in_channels, h, w)`` to ``(N, out_channels, h, w)``."""
         return self.conv(self.linear(x))
 
+    @property
+    def folds(self) -> bool:
+        """Whether :meth:`fold` is exact: a larger kernel sees zeros at the border instead of the bias."""
+        return self.conv.kernel_size == (1, 1)
+
     @torch.no_grad()
-    def fold(self) -> nn.Module:
-        """Returns a module of the same function and one convolution less; evaluation only.
+    def fold(self) -> ConvBlock:
+        """Returns a block of the same function and one convolution less; evaluation only.
+
+        Its convolution has no bias where a batch norm follows, whose mean takes it: it is the block of a
+        network that was built with ``PROJECTION: ConvBlock``.
 
         Raises:
             ValueError: if the convolution behind is larger than 1x1: at the border it sees zeros
                 where the linear convolution would have put its bias, so that folding is not exact.
         """
-        if self.conv.kernel_size != (1, 1):
+        if not self.folds:
             raise ValueError(
                 f"the convolution behind the linear one is {self.conv.kernel_size}; expected (1, 1): "
                 "set MODEL.SEM_SEG_HEAD.PROJECTION_KERNEL_SIZE to 1 before training"
             )
         first, second = self.linear, self.conv
-        folded = Conv2d(
-            first.in_channels,
-            second.out_channels,
-            kernel_size=1,
-            norm=second.norm,
-            activation=second.activation,
+        folded = ConvBlock(
+            in_channels=first.in_channels, out_channels=second.out_channels, kernel_size=1, norm=""
         )
         weight, bias = _folded(first, second)
-        folded.weight.copy_(weight)
-        folded.bias.copy_(bias)
-        return folded.to(first.weight.device)
+        folded.conv.weight.copy_(weight)
+        folded.conv.norm = copy.deepcopy(second.norm)
+        if hasattr(second.norm, "running_mean"):
+            folded.conv.norm.running_mean.sub_(bias)
+            folded.conv.bias = None
+        else:
+            folded.conv.bias.copy_(bias)
+        return folded.to(first.weight.device).train(self.training)
 
 
 @PROJECTION.register()

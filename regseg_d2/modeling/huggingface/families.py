@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -95,7 +94,7 @@ def padded_size(config: Any, divisor: int, height: int, width: int) -> tuple[int
         return fixed_height, fixed_width
     if shape == "square":
         height = width = max(height, width)
-    return math.ceil(height / divisor) * divisor, math.ceil(width / divisor) * divisor
+    return (height + divisor - 1) // divisor * divisor, (width + divisor - 1) // divisor * divisor
 
 
 def task_arguments(config: Any, like: Tensor) -> dict[str, Tensor]:
