@@ -5,9 +5,8 @@ import io
 import threading
 from typing import Any
 
-from PIL import Image
-
 from regseg_d2.common.errors import ConfigError, UserError, check_key
+from regseg_d2.data.images import decoded_file
 from regseg_d2.prediction import Predictor
 
 # A photo of a phone has about ten.
@@ -64,12 +63,10 @@ def make_app(predictor: Predictor) -> Any:
 
     def painted(content: bytes, opacity: float) -> bytes:
         try:
-            with one_at_a_time, Image.open(io.BytesIO(content)) as image:
+            with one_at_a_time, decoded_file("that was sent", "image", content) as image:
                 overlay = predictor(image).overlay(opacity)
         except UserError as error:
             raise HTTPException(400, str(error)) from error
-        except (OSError, ValueError, Image.DecompressionBombError) as error:
-            raise HTTPException(400, f"That is no image that can be read: {error}") from error
         file = io.BytesIO()
         overlay.save(file, "PNG")
         return file.getvalue()

@@ -5,6 +5,7 @@ The common kinds of files go through ``decoders.py``, all others through Pillow;
 
 from __future__ import annotations
 
+import io
 import struct
 import zlib
 from collections.abc import Iterator
@@ -50,16 +51,17 @@ def read_bytes(path: str | Path, kind: str) -> bytes:
         raise DatasetError(_unreadable(path, kind, error)) from error
 
 
-def open_image(path: str | Path, kind: str) -> Image.Image:
+def open_image(path: str | Path, kind: str, content: bytes | None = None) -> Image.Image:
     """Opens an image file of :data:`FORMATS` without decoding it; the only place that opens images.
 
-    ``kind``, "image" or "label", is for the message.
+    ``kind``, "image" or "label", is for the message. ``content`` is that of a file in memory, and ``path``
+    then what the message calls it.
 
     Raises:
         DatasetError: the file is missing, damaged, or of another kind.
     """
     try:
-        return Image.open(path, formats=FORMATS)
+        return Image.open(path if content is None else io.BytesIO(content), formats=FORMATS)
     except FileNotFoundError as error:
         raise DatasetError(_missing(path, kind)) from error
     except _DECODING_ERRORS as error:
@@ -67,13 +69,15 @@ def open_image(path: str | Path, kind: str) -> Image.Image:
 
 
 @contextmanager
-def decoded_file(path: str | Path, kind: str) -> Iterator[Image.Image]:
+def decoded_file(path: str | Path, kind: str, content: bytes | None = None) -> Iterator[Image.Image]:
     """Opens an image file and decodes all of it; it is not yet turned by its EXIF orientation.
+
+    Arguments are those of :func:`open_image`.
 
     Raises:
         DatasetError: the file is missing, cut off, or no image.
     """
-    with open_image(path, kind) as image:
+    with open_image(path, kind, content) as image:
         try:
             image.load()
         except _DECODING_ERRORS as error:

@@ -58,7 +58,7 @@ def test_a_photo_comes_back_painted(served, tmp_path):
 def test_what_cannot_be_predicted_is_said(served, tmp_path, monkeypatch):
     address, _ = served
     status, said = post(f"{address}/predict", b"no image")
-    assert status == 400 and "no image that can be read" in said
+    assert status == 400 and "The image file that was sent cannot be read" in said
     status, said = post(f"{address}/predict?opacity=2", photo(tmp_path / "a.png").read_bytes())
     assert status == 400 and "opacity is 2.0; expected 0 to 1" in said
     monkeypatch.setattr("regseg_d2.apps.serve._MOST_MEGABYTES", 1)

@@ -252,7 +252,8 @@ def test_files_of_a_run_keep_their_old_content_on_a_full_disk(small_disk):
     save_config(cfg, seed=3)
     report = small_disk / "run" / "evaluation" / "toy.json"
     write_text(report, "{}")
-    before = {path: path.read_bytes() for path in (small_disk / "run" / "config.yaml", report)}
+    names = ("config.yaml", "environment.txt", "evaluation/toy.json")
+    before = {path: path.read_bytes() for path in (small_disk / "run" / name for name in names)}
     with filled(small_disk):
         with pytest.raises(DiskFullError, match=r"config\.yaml' could not be written"):
             save_config(cfg, seed=4)
@@ -264,7 +265,11 @@ def test_files_of_a_run_keep_their_old_content_on_a_full_disk(small_disk):
         ):
             torch.save({"x": torch.zeros(1_000_000)}, file)
     assert {path: path.read_bytes() for path in before} == before
-    assert sorted(p.name for p in (small_disk / "run").iterdir()) == ["config.yaml", "evaluation"]
+    assert sorted(p.name for p in (small_disk / "run").iterdir()) == [
+        "config.yaml",
+        "environment.txt",
+        "evaluation",
+    ]
 
 
 def test_lines_that_a_full_disk_left_in_metrics_json_are_cut(tmp_path):

@@ -7,7 +7,6 @@ and points.
 from __future__ import annotations
 
 import base64
-import io
 import json
 import math
 from collections.abc import Sequence
@@ -15,18 +14,17 @@ from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import numpy as np
-from PIL import Image
 from pycocotools import mask as coco_mask
 
 from regseg_d2.common.errors import DatasetError
 from regseg_d2.common.files import write_text
 from regseg_d2.common.json_files import read_json
 from regseg_d2.common.schema import Number, Part, Whole, checked
+from regseg_d2.data.images import decoded_file
 from regseg_d2.dataset_tools.coco.conversion import CocoSplit
 
 # Corners of the polygon that stands for a circle.
 _CORNERS = 72
-_LARGEST_MASK_TEXT = 1 << 26
 
 
 class _Shape(Part):
@@ -124,13 +122,13 @@ def _segmentation(shape: _Shape, size: dict[str, int], place: str) -> Any:
 def _run_lengths(text: str, points: np.ndarray, size: dict[str, int], place: str) -> dict[str, Any]:
     """A mask that is given as the base64 code of a PNG of its box."""
     try:
-        if len(text) > _LARGEST_MASK_TEXT:
-            raise ValueError("too large")
-        inner = np.asarray(Image.open(io.BytesIO(base64.b64decode(text, validate=True)))) > 0
-    except (ValueError, OSError) as error:
+        content = base64.b64decode(text, validate=True)
+    except ValueError as error:
         raise DatasetError(
             f"{place}: its mask is no PNG in base64 ({error}). Save it in LabelMe again."
         ) from error
+    with decoded_file(place, "mask", content) as image:
+        inner = np.asarray(image) > 0
     left, top = np.round(points.min(0)).astype(int)
     height, width = inner.shape[:2]
     full = np.zeros((size["height"], size["width"]), dtype=np.uint8, order="F")

@@ -93,7 +93,12 @@ def test_every_kind_of_area_becomes_its_pixels(tmp_path, monkeypatch, capsys):
             {},
             "a polygon of 2 points; expected a polygon of at least three",
         ),
-        ([shape("a", "mask", [[1, 1], [5, 5]], mask="nonsense")], {}, "its mask is no PNG in base64"),
+        ([shape("a", "mask", [[1, 1], [5, 5]], mask="no base64")], {}, "its mask is no PNG in base64"),
+        (
+            [shape("a", "mask", [[1, 1], [5, 5]], mask="nonsense")],
+            {},
+            r"mask file .*shapes\[0\] cannot be read",
+        ),
         ([shape("a", "mask", [[28, 1], [32, 4]], mask=mask_of(4, 5))], {}, "leaves the image of 20 x 30"),
         ([shape("a", "polygon", [[1, "x"], [5, 5], [6, 6]])], {}, "a.json.*shapes"),
         ([], {"imageHeight": None}, "imageHeight"),
