@@ -15,6 +15,7 @@ import sys
 
 from regseg_d2.apps.predict import predict_files
 from regseg_d2.apps.videos import PaintOptions
+from regseg_d2.commands.arguments import add_model_arguments
 from regseg_d2.common.errors import errors_end_the_program
 
 
@@ -23,8 +24,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--model", default="", metavar="FOLDER", help="folder of a run, or of a bundle")
-    parser.add_argument("--config-file", default="", metavar="FILE", help="config of the trained model")
+    add_model_arguments(parser)
     parser.add_argument(
         "--input", required=True, action="append", metavar="PHOTOS", help="what to predict; may be repeated"
     )
@@ -45,9 +45,6 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument(
         "--max-frames", type=int, default=0, metavar="N", help="stop after N frames (default: at the end)"
-    )
-    parser.add_argument(
-        "opts", nargs="*", metavar="KEY VALUE", help="changes to the config: MODEL.WEIGHTS FILE"
     )
     return parser.parse_intermixed_args()
 

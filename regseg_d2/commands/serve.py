@@ -6,6 +6,7 @@ import argparse
 
 from regseg_d2.apps.predict import load_model
 from regseg_d2.apps.serve import serve
+from regseg_d2.commands.arguments import add_model_arguments
 from regseg_d2.common.errors import errors_end_the_program
 
 
@@ -14,15 +15,11 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--model", default="", metavar="FOLDER", help="folder of a run, or of a bundle")
-    parser.add_argument("--config-file", default="", metavar="FILE", help="config of the trained model")
+    add_model_arguments(parser)
     parser.add_argument(
         "--host", default="127.0.0.1", help="0.0.0.0 is for all who reach this machine (default: %(default)s)"
     )
     parser.add_argument("--port", type=int, default=8000, help="(default: %(default)s)")
-    parser.add_argument(
-        "opts", nargs="*", metavar="KEY VALUE", help="changes to the config: MODEL.WEIGHTS FILE"
-    )
     return parser.parse_intermixed_args()
 
 

@@ -139,7 +139,7 @@ class Onnx(Format):
         onnx = optional_package("onnx")
         output = str(network.output).replace("-", "_")
         program = export_program(network, example, self.title, any_size=any_size)
-        with _export_errors(self.title, any_size), warnings.catch_warnings(), _silent_exporter():
+        with _export_errors(self.title, any_size), warnings.catch_warnings(), errors_only("torch.onnx"):
             warnings.simplefilter("ignore")
             exported: Any = torch.onnx.export(
                 program,
@@ -230,9 +230,9 @@ def _export_errors(title: str, any_size: bool) -> Iterator[None]:
 
 
 @contextmanager
-def _silent_exporter() -> Iterator[None]:
-    """Keeps what the exporter logs about operators of packages that are not there off the terminal."""
-    logger = logging.getLogger("torch.onnx")
+def errors_only(name: str | None) -> Iterator[None]:
+    """Keeps what a logger says of less than errors off the terminal; None is the root logger."""
+    logger = logging.getLogger(name)
     before = logger.level
     logger.setLevel(logging.ERROR)
     try:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +11,7 @@ import torch.nn.functional as F
 from detectron2.config import CfgNode
 from torch import Tensor, nn
 
-from regseg_d2.apps.export.formats import INPUT_NAME, METADATA_KEY, Runner, optional_package
+from regseg_d2.apps.export.formats import INPUT_NAME, METADATA_KEY, Runner, errors_only, optional_package
 from regseg_d2.apps.export.network import HEAD_SCORES, LABELS, stretched
 from regseg_d2.common.errors import ConfigError
 from regseg_d2.data.loader import build_test_loader
@@ -80,7 +78,7 @@ def quantize(source: Path, target: Path, images: Sequence[Tensor], metadata: str
             image = next(self._rest, None)
             return None if image is None else {INPUT_NAME: image.numpy()}
 
-    with _quiet_root_logger():
+    with errors_only(None):
         preparation.quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
         tools.quantize_static(
             str(prepared),
@@ -96,18 +94,6 @@ def quantize(source: Path, target: Path, images: Sequence[Tensor], metadata: str
     model = onnx.load(str(target))
     onnx.helper.set_model_props(model, {METADATA_KEY: metadata})
     onnx.save(model, str(target))
-
-
-@contextmanager
-def _quiet_root_logger() -> Iterator[None]:
-    """Keeps the advice of ONNX Runtime's tools, given on the root logger, off the terminal."""
-    logger = logging.getLogger()
-    before = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(before)
 
 
 class FileSegmentor(nn.Module):
