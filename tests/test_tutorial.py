@@ -81,8 +81,8 @@ def test_the_tutorial(tmp_path):
     assert "field1_001" not in checked  # no problem that names a file
     assert "train.txt: 18 images" in divided and "val.txt: 6 images" in divided
     (tmp_path / name).write_text("".join(text.splitlines(keepends=True)[:-1]) + line)
-    # As it stands, but for the length of the schedule.
-    short = keys.replace("MAX_ITER: 2000", "MAX_ITER: 40, WARMUP_ITERS: 5").replace(
+    # As it stands, but for the length of the schedule and the size of the batch.
+    short = keys.replace("MAX_ITER: 2000, IMS_PER_BATCH: 8", "MAX_ITER: 10, IMS_PER_BATCH: 2").replace(
         "EVAL_PERIOD: 200", "EVAL_PERIOD: 0"
     )
     assert short != keys

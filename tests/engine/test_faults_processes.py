@@ -238,7 +238,7 @@ def test_two_nodes_are_one_machine_with_two_processes(config, tmp_path):
         for node in range(2)
     ]
     outputs = [finish(node) for node in nodes]
-    assert "Process 0 of 2" in outputs[0]
+    assert "process 0 of 2" in outputs[0]
     assert losses(tmp_path / "node0") == losses(tmp_path / "machine")
     assert len(losses(tmp_path / "machine")) == 12
     assert same_end(tmp_path / "machine", tmp_path / "node0")

@@ -36,9 +36,10 @@ def test_the_page(trained_run, tmp_path, monkeypatch, capsys):
     Image.fromarray(images[0]).save("photo.png")
     write_video("video.avi", images)  # without loss
     blocks = re.findall(r"```(python|bash)\n(.*?)```", PAGE, flags=re.DOTALL)
-    assert [kind for kind, _ in blocks] == ["python"] * 3 + ["bash", "python", "bash", "bash"]
+    assert [kind for kind, _ in blocks] == ["python"] * 3 + ["bash", "bash", "python", "bash", "bash"]
     names = {}
-    for kind, code in blocks[:-1]:  # the last one pushes; tests/prediction/test_hub.py does that
+    # The first of the shell serves, the last one pushes: tests/apps/test_serve.py and test_hub.py do that.
+    for kind, code in [*blocks[:3], *blocks[4:-1]]:
         if kind == "bash":
             python, *arguments = shlex.split(code.replace("tools/", f"{ROOT}/tools/").replace("\\\n", ""))
             assert python == "python"
