@@ -6,13 +6,14 @@ import glob
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from rich.progress import track
 
 from regseg_d2.apps.videos import PaintOptions, is_video, predict_video
 from regseg_d2.common.errors import ConfigError, DatasetError, check_key
-from regseg_d2.config.files import load_config
+from regseg_d2.config.files import load_config, override_pairs
 from regseg_d2.prediction import Predictor
 from regseg_d2.prediction.bundle import BUNDLE_FILE
 from regseg_d2.prediction.result import FOLDERS, files_of, refuse_to_overwrite
@@ -135,6 +136,9 @@ def predict_files(
     if twice:
         raise ConfigError(f"Two inputs would be written to {twice}: predict them into different folders.")
     refuse_to_overwrite(paths, [*(image.path for image in images), *map(Path, videos)])
+    there = next((path for path in map(partial(_video_file, folder), videos) if path.exists()), None)
+    if there:
+        raise ConfigError(f"{there} is there already. Delete it, or name another folder with --output.")
     predictor = load()
     for name in options.classes:
         predictor.classes.index(name)
@@ -174,9 +178,7 @@ def load_model(config_file: str, opts: Sequence[str], model: str) -> tuple[Calla
     if not model:
         cfg = load_config(config_file, list(opts))
         return lambda: Predictor.from_config(cfg), Path(cfg.OUTPUT_DIR) / "demo"
-    if len(opts) % 2:
-        raise ConfigError(f"Changes to the config come in pairs, KEY VALUE; these are {len(opts)} words.")
-    overrides = dict(zip(opts[::2], opts[1::2], strict=True))
+    overrides = dict(override_pairs(opts))
     from_folder = Predictor.from_bundle if (Path(model) / BUNDLE_FILE).is_file() else Predictor.from_run
     return lambda: from_folder(model, overrides=overrides), Path(model) / "demo"
 

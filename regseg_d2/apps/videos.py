@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-import os
+import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,7 +14,8 @@ import cv2
 import numpy as np
 from rich.progress import track
 
-from regseg_d2.common.errors import ConfigError, DatasetError, WriteError, check_key
+from regseg_d2.common.errors import DatasetError, WriteError, check_key
+from regseg_d2.common.files import atomic_writer
 from regseg_d2.drawing.overlay import LegendEntry, with_legend
 from regseg_d2.prediction import Predictor
 
@@ -77,10 +79,8 @@ def predict_video(predictor: Predictor, source: str, file: Path, options: PaintO
         rate = video.get(cv2.CAP_PROP_FPS)
         rate = rate if 0 < rate < _FASTEST_RATE else _USUAL_RATE
         announced = max(int(video.get(cv2.CAP_PROP_FRAME_COUNT)), 0) if not camera else 0
-        number = -(-announced // options.every)
-        number = (
-            min(number, options.max_frames) if number and options.max_frames else number or options.max_frames
-        )
+        limits = [limit for limit in (-(-announced // options.every), options.max_frames) if limit]
+        number = min(limits, default=0)
         frames = _frames(video, options)
         legend = _legend(predictor, options.classes)
         with _writer(file, rate / options.every) as write:
@@ -100,7 +100,7 @@ def predict_video(predictor: Predictor, source: str, file: Path, options: PaintO
                 raise DatasetError(f"'{source}' has no frame that can be read.")
     finally:
         video.release()
-    if written < number and not camera:
+    if announced and written < number:
         raise DatasetError(
             f"'{source}' announces {announced} frames and ends after {written * options.every}: it is cut "
             f"off or damaged. What there was is in {file}."
@@ -137,30 +137,26 @@ def _legend(predictor: Predictor, classes: Sequence[str]) -> list[LegendEntry]:
 @contextmanager
 def _writer(file: Path, rate: float) -> Iterator[Callable[[np.ndarray], None]]:
     """Gives a function that appends a frame (H, W, 3), RGB; all have the size of the first."""
-    if file.exists():
-        raise ConfigError(f"{file} is there already. Delete it, or name another folder with --output.")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    draft = file.with_name(f".{os.getpid()}-{file.name}")
     opened: list[cv2.VideoWriter] = []
+    with tempfile.TemporaryDirectory() as folder:
+        draft = Path(folder) / file.name  # OpenCV writes to a name, and tells the format by it
 
-    def write(pixels: np.ndarray) -> None:
-        # Codecs want even sides.
-        pixels = np.pad(pixels, [(0, side % 2) for side in pixels.shape[:2]] + [(0, 0)], mode="edge")
-        if not opened:
-            size = pixels.shape[1], pixels.shape[0]
-            opened.append(cv2.VideoWriter(str(draft), cv2.VideoWriter.fourcc(*"mp4v"), rate, size))
-            if not opened[0].isOpened():
-                raise WriteError(f"{file} cannot be written: OpenCV has no encoder for MPEG-4 here.")
-        opened[0].write(np.ascontiguousarray(pixels[:, :, ::-1]))
+        def write(pixels: np.ndarray) -> None:
+            # Codecs want even sides.
+            pixels = np.pad(pixels, [(0, side % 2) for side in pixels.shape[:2]] + [(0, 0)], mode="edge")
+            if not opened:
+                size = pixels.shape[1], pixels.shape[0]
+                opened.append(cv2.VideoWriter(str(draft), cv2.VideoWriter.fourcc(*"mp4v"), rate, size))
+                if not opened[0].isOpened():
+                    raise WriteError(f"{file} cannot be written: OpenCV has no encoder for MPEG-4 here.")
+            opened[0].write(np.ascontiguousarray(pixels[:, :, ::-1]))
 
-    try:
-        yield write
-        for writer in opened:
-            writer.release()
+        try:
+            yield write
+        finally:
+            for writer in opened:
+                writer.release()
         if not draft.is_file() or not draft.stat().st_size:
-            raise WriteError(f"{file} could not be written: is the disk full?")
-        draft.replace(file)
-    finally:
-        for writer in opened:
-            writer.release()
-        draft.unlink(missing_ok=True)
+            raise WriteError(f"{file} could not be written: is the disk of {folder} full?")
+        with draft.open("rb") as source, atomic_writer(file, "wb") as target:
+            shutil.copyfileobj(source, target)

@@ -66,7 +66,7 @@ def load_config_with_origins(
     """
     chain = Chain()
     values = list(chain.read(config_path(config_file))) if config_file else []
-    pairs = list(_pairs(list(opts or ())))
+    pairs = list(override_pairs(opts or ()))
     modules = _user_modules(values, pairs)
     cfg, origins = default_config(modules)
     known = list(flatten_config(cfg))
@@ -107,7 +107,12 @@ def _user_modules(
     return modules
 
 
-def _pairs(opts: list[str]) -> Iterator[tuple[str, str]]:
+def override_pairs(opts: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Yields keys with their values, as a command line has them one behind the other.
+
+    Raises:
+        ConfigError: the last key has no value.
+    """
     if len(opts) % 2:
         hint = " Write 'KEY VALUE', not 'KEY=VALUE'." if any("=" in o for o in opts) else ""
         raise ConfigError(

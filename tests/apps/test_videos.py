@@ -1,5 +1,7 @@
 """Videos: which frames are predicted, what is painted, and what is written."""
 
+from types import SimpleNamespace
+
 import cv2
 import numpy as np
 import pytest
@@ -80,6 +82,28 @@ def test_frames_are_left_out_and_the_length_stays(trained, tmp_path, options, ch
     assert done and rate == pytest.approx(10 / options.get("every", 1))
     greys = [frame[: SIZE[0], : SIZE[1]].mean() for frame in frames]
     assert greys == pytest.approx([20 * i + 5 for i in chosen], abs=6)
+
+
+class Unknown:
+    """A video whose properties are not known."""
+
+    def __init__(self, source):
+        self._video = cv2.VideoCapture(source)
+
+    def __getattr__(self, name):
+        return getattr(self._video, name)
+
+    def get(self, name):
+        return 0.0
+
+
+def test_a_video_that_does_not_tell_its_length_is_whole_where_it_ends(trained, tmp_path, monkeypatch):  # noqa: F811
+    """Live streams and some containers announce no number of frames."""
+    config, _ = trained
+    video = write_video(tmp_path / "drive.avi", count=3)
+    monkeypatch.setattr("regseg_d2.apps.videos.cv2", SimpleNamespace(**vars(cv2) | {"VideoCapture": Unknown}))
+    done, said = predict(config, video, tmp_path / "out", max_frames=10)
+    assert done and said[0].startswith("Wrote 3 frames")
 
 
 def test_only_chosen_classes_are_painted(trained, tmp_path):  # noqa: F811
