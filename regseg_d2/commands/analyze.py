@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from regseg_d2.apps.costs.model_costs import analyze, as_data, render
+from regseg_d2.commands.arguments import command_parser
 from regseg_d2.common.errors import errors_end_the_program
 from regseg_d2.common.files import write_text
 from regseg_d2.config.files import load_config
@@ -20,9 +21,7 @@ from regseg_d2.config.files import load_config
 
 def parse_arguments() -> argparse.Namespace:
     """Returns the arguments of the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser(__doc__)
     parser.add_argument("--config-file", default="", metavar="FILE", help="YAML file (default: the defaults)")
     parser.add_argument(
         "--size", type=int, nargs=2, metavar=("H", "W"), help="image at inference (default: INPUT.CROP.SIZE)"

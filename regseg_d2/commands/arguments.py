@@ -1,8 +1,13 @@
-"""Arguments that several commands have."""
+"""What several command lines have."""
 
 from __future__ import annotations
 
 import argparse
+
+
+def command_parser(text: str | None) -> argparse.ArgumentParser:
+    """Returns a parser whose help begins with a command's docstring, as it stands there."""
+    return argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:

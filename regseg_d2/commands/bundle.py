@@ -13,14 +13,13 @@ from pathlib import Path
 
 from regseg_d2.apps.bundle.build import BundleOptions, write_bundle
 from regseg_d2.apps.bundle.push import push_bundle
+from regseg_d2.commands.arguments import command_parser
 from regseg_d2.common.errors import errors_end_the_program
 
 
 def parse_arguments() -> argparse.Namespace:
     """Returns the arguments of the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser(__doc__)
     parser.add_argument("run", type=Path, metavar="RUN", help="OUTPUT_DIR of a run")
     parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="folder to write")
     parser.add_argument(

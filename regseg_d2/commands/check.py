@@ -10,15 +10,14 @@ from __future__ import annotations
 import argparse
 import sys
 
+from regseg_d2.commands.arguments import command_parser
 from regseg_d2.common.errors import errors_end_the_program
 from regseg_d2.dataset_tools.inspection.tool import check_named_datasets
 
 
 def parse_arguments() -> argparse.Namespace:
     """Returns the arguments of the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser(__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help="registered data sets")
     parser.add_argument(
         "--declared",

@@ -15,14 +15,13 @@ from regseg_d2.apps.compare.formats import TABLE_FORMATS
 from regseg_d2.apps.compare.groups import compare_groups, group_runs
 from regseg_d2.apps.compare.report import as_data, render, what_is_missing
 from regseg_d2.apps.compare.runs import load_run
+from regseg_d2.commands.arguments import command_parser
 from regseg_d2.common.errors import errors_end_the_program, printable_lines
 
 
 def parse_arguments() -> argparse.Namespace:
     """Returns the arguments of the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser(__doc__)
     parser.add_argument("runs", nargs="*", metavar="RUN", help="OUTPUT_DIR of a run")
     parser.add_argument(
         "--baseline",

@@ -10,10 +10,10 @@ be stopped and started again.
 
 from __future__ import annotations
 
-import argparse
 import os
 from pathlib import Path
 
+from regseg_d2.commands.arguments import command_parser
 from regseg_d2.common.errors import errors_end_the_program
 from regseg_d2.common.files import write_text
 from regseg_d2.dataset_tools.coco.conversion import BACKGROUND, IGNORE, CocoSplit, convert_coco
@@ -22,9 +22,7 @@ from regseg_d2.dataset_tools.coco.labelme import write_coco_of_labelme
 
 def main() -> None:
     """Parses the arguments, converts, and prints the declaration."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser(__doc__)
     parser.add_argument("--name", required=True, help="name of the data set")
     parser.add_argument("--output", required=True, type=Path, metavar="FOLDER", help="folder of the labels")
     parser.add_argument(

@@ -9,15 +9,14 @@ import argparse
 import logging
 
 from regseg_d2.apps.convert_weights import convert_file
+from regseg_d2.commands.arguments import command_parser
 from regseg_d2.common.errors import errors_end_the_program, printable_lines
 from regseg_d2.weights.published import SOURCES
 
 
 def parse_arguments() -> argparse.Namespace:
     """Returns the arguments of the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser(__doc__)
     parser.add_argument("input", metavar="IN", help=".pth, .pt, .bin, .safetensors or .pkl file")
     parser.add_argument("output", metavar="OUT", help=".pth file to write")
     parser.add_argument(

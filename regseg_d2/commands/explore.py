@@ -18,6 +18,7 @@ from regseg_d2.apps.explore.exploration import explore
 from regseg_d2.apps.explore.runs import open_sources
 from regseg_d2.apps.explore.study import Options
 from regseg_d2.apps.explore.watching import follow
+from regseg_d2.commands.arguments import command_parser
 from regseg_d2.common.errors import errors_end_the_program
 from regseg_d2.config.files import load_config
 from regseg_d2.engine.devices import limit_cpu_threads
@@ -27,9 +28,7 @@ from regseg_d2.evaluation.looking.projections import METHODS
 
 def parse_arguments() -> argparse.Namespace:
     """Returns the arguments of the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser(__doc__)
     parser.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="OUTPUT_DIR of a finished run")
     parser.add_argument(
         "--weights",

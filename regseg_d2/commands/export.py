@@ -15,6 +15,7 @@ from pathlib import Path
 
 from regseg_d2.apps.export.exporting import FORMAT_NAMES, Request, export_network
 from regseg_d2.apps.export.network import OUTPUTS
+from regseg_d2.commands.arguments import command_parser
 from regseg_d2.common.errors import errors_end_the_program
 
 
@@ -31,9 +32,7 @@ def parse_sizes(text: str) -> list[tuple[int, int]]:
 
 def parse_arguments() -> argparse.Namespace:
     """Returns the arguments of the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser(__doc__)
     parser.add_argument("--config-file", required=True, metavar="FILE", help="config of the trained model")
     parser.add_argument("--format", required=True, metavar="NAME", help=f"one of {', '.join(FORMAT_NAMES)}")
     parser.add_argument("--output", required=True, type=Path, metavar="FILE", help="file to write")

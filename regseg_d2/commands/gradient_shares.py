@@ -13,15 +13,14 @@ import argparse
 
 import regseg_d2.segmentor  # noqa: F401
 from regseg_d2.apps import gradient_shares
+from regseg_d2.commands.arguments import command_parser
 from regseg_d2.common.errors import errors_end_the_program
 from regseg_d2.config.files import load_config
 
 
 def main() -> None:
     """Parses the arguments and prints the table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser(__doc__)
     parser.add_argument("--config-file", required=True, metavar="FILE")
     parser.add_argument("--batches", type=int, default=4, help="training batches (default: %(default)s)")
     parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE")

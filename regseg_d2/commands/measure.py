@@ -13,6 +13,7 @@ from pathlib import Path
 from tabulate import tabulate
 
 import regseg_d2.data  # noqa: F401
+from regseg_d2.commands.arguments import command_parser
 from regseg_d2.common.errors import errors_end_the_program
 from regseg_d2.common.files import write_text
 from regseg_d2.config.files import load_config
@@ -26,9 +27,7 @@ from regseg_d2.segmentor.places import classified_feature_tap
 
 def parse_arguments() -> argparse.Namespace:
     """Returns the arguments of the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser(__doc__)
     parser.add_argument("--config-file", required=True, metavar="FILE")
     parser.add_argument(
         "--datasets", nargs="+", metavar="NAME", help="what to measure on (default: DATASETS.TEST)"

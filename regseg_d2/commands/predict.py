@@ -15,15 +15,13 @@ import sys
 
 from regseg_d2.apps.predict import predict_files
 from regseg_d2.apps.videos import PaintOptions
-from regseg_d2.commands.arguments import add_model_arguments
+from regseg_d2.commands.arguments import add_model_arguments, command_parser
 from regseg_d2.common.errors import errors_end_the_program
 
 
 def parse_arguments() -> argparse.Namespace:
     """Returns the arguments of the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser(__doc__)
     add_model_arguments(parser)
     parser.add_argument(
         "--input", required=True, action="append", metavar="PHOTOS", help="what to predict; may be repeated"

@@ -6,15 +6,13 @@ import argparse
 
 from regseg_d2.apps.predict import load_model
 from regseg_d2.apps.serve import serve
-from regseg_d2.commands.arguments import add_model_arguments
+from regseg_d2.commands.arguments import add_model_arguments, command_parser
 from regseg_d2.common.errors import errors_end_the_program
 
 
 def parse_arguments() -> argparse.Namespace:
     """Returns the arguments of the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser(__doc__)
     add_model_arguments(parser)
     parser.add_argument(
         "--host", default="127.0.0.1", help="0.0.0.0 is for all who reach this machine (default: %(default)s)"

@@ -12,7 +12,7 @@ import argparse
 import os
 from pathlib import Path
 
-import regseg_d2.data  # noqa: F401  registers the built-in data sets
+from regseg_d2.commands.arguments import command_parser
 from regseg_d2.common.errors import errors_end_the_program, printable_lines
 from regseg_d2.data.subsets import GROUPINGS
 from regseg_d2.dataset_tools.splitting import split_dataset
@@ -30,9 +30,7 @@ def _part(text: str) -> tuple[str, float]:
 
 def parse_arguments() -> argparse.Namespace:
     """Returns the arguments of the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser(__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help="registered data sets, taken together")
     parser.add_argument(
         "--declared", action="append", default=[], metavar="FILE", help="YAML file that declares data sets"

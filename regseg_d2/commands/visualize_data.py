@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import argparse
 
+from regseg_d2.commands.arguments import command_parser
 from regseg_d2.common.errors import errors_end_the_program, printable
 from regseg_d2.dataset_tools.inspection.training_samples import draw_training_samples
 
 
 def parse_arguments() -> argparse.Namespace:
     """Returns the arguments of the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser(__doc__)
     parser.add_argument("--config-file", required=True, metavar="FILE", help="config of the run")
     parser.add_argument("--num", type=int, default=16, metavar="N", help="samples (default: %(default)s)")
     parser.add_argument(

@@ -18,6 +18,10 @@ _LONGEST_KEY = 200
 # A method once more at another place; see segmentor/regularizers.py.
 _PLACE_KEY = re.compile(r"MODEL\.REGULARIZERS\.(?P<method>\w+)@(?P<place>[\w-]+)\.(?P<name>\w+)$")
 _METHOD_KEY = r"MODEL.REGULARIZERS.\g<method>.\g<name>"
+# Key -> {value: what other packages write for it}.
+_OTHER_WORDS: dict[str, dict[str, tuple[Any, ...]]] = {
+    "MODEL.TIMM.PRETRAINED": {"auto": (True, "true"), "": (False, "false")},  # timm's argument is a bool
+}
 
 
 def flatten_config(cfg: Mapping[str, Any]) -> dict[str, Any]:
@@ -46,12 +50,6 @@ def value_of(cfg: CfgNode, key: str) -> Any:
             return None
         node = node[name]
     return node
-
-
-# Key -> {value: what other packages write for it}.
-_OTHER_WORDS: dict[str, dict[str, tuple[Any, ...]]] = {
-    "MODEL.TIMM.PRETRAINED": {"auto": (True, "true"), "": (False, "false")},  # timm's argument is a bool
-}
 
 
 def set_value(cfg: CfgNode, key: str, value: Any, *, origin: str, known: Sequence[str]) -> None:

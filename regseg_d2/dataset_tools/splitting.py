@@ -8,14 +8,14 @@ from pathlib import Path
 
 import numpy as np
 
-from regseg_d2.common.errors import ConfigError, DatasetError, check_key
+from regseg_d2.common.errors import DatasetError, check_key
 from regseg_d2.common.files import write_text
-from regseg_d2.data.datasets.declared import register_declared
 from regseg_d2.data.label_counts import count_label_files
 from regseg_d2.data.labels import label_reader_for
 from regseg_d2.data.loader import load_records
 from regseg_d2.data.subsets import GROUPINGS
 from regseg_d2.dataset_tools.lists import list_text
+from regseg_d2.dataset_tools.names import named_datasets
 
 _ROUNDING = 1e-9
 
@@ -98,10 +98,7 @@ def split_dataset(
     check_key("--by", grouping, grouping in GROUPINGS, f"one of {', '.join(g for g in GROUPINGS if g)}")
     fine = all(0 < share <= 1 for share in shares.values()) and sum(shares.values()) <= 1 + _ROUNDING
     check_key("--parts", dict(shares), bool(shares) and fine, "shares above 0 with a sum of at most 1")
-    found = register_declared(list(declared)) if declared else []
-    names = list(dict.fromkeys(names or found))
-    if not names:
-        raise ConfigError("No data set is named: give a registered name, or a YAML file with --declared.")
+    names = named_datasets(names, declared)
     there = [path for path in (output / f"{part}.txt" for part in shares) if path.exists()]
     if there:
         raise DatasetError(f"{there[0]} is there already. Delete it, or name another folder with --output.")

@@ -125,3 +125,12 @@ def test_wrong_values_are_named(tmp_path, changes, message):
     write(tmp_path, "images/a.jpg", "labels/a.png")
     with pytest.raises(ConfigError, match=message):
         stems(tmp_path, **changes)
+
+
+def test_splits_of_the_same_folders_are_guessed_once(tmp_path, caplog):
+    caplog.set_level("INFO")
+    write(tmp_path, *(f"images/{i}.tif" for i in range(8)), *(f"labels/{i}_m.tif" for i in range(8)))
+    folders = {"images": "images", "labels": "labels", "splits": {"train": 0.5, "val": 0.5}}
+    specs = read_declaration(declare(tmp_path, **folders, exact=True))
+    assert [len(spec.load()) for spec in specs] == [4, 4]
+    assert caplog.text.count("guessed from the files") == 1

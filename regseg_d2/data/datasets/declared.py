@@ -129,6 +129,8 @@ class _Declaration:
 
     def __init__(self, path: Path, content: Mapping[Any, Any]) -> None:
         self.path = path
+        # Splits by fraction share their folders.
+        self._guesses: dict[tuple[Path, Path], dict[str, tuple[str, ...]]] = {}
         self._refuse_unknown_keys(content, KEYS, "")
         for key in ("name", "classes", "splits"):
             if key not in content:
@@ -340,13 +342,18 @@ class _Declaration:
             self.wrong("leave_out", value, f"'{UNLABELLED}': images without a label are passed over")
         return value == UNLABELLED
 
-    def _guessed(self, base: Path, source: Mapping[str, Any]) -> dict[str, Any]:
+    def _guessed(self, base: Path, source: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
         """Suffixes where nobody gives them and the usual ones do not pair what is there."""
-        guess = guess_suffixes(base / source["image_root"], base / source["label_root"])
-        if guess is None:
-            return {}
-        logger.info("%s: names end in %s (guessed from the files).", self.path, describe_guess(*guess))
-        return {"image_suffixes": guess[0], "label_suffixes": guess[1]}
+        folders = base / source["image_root"], base / source["label_root"]
+        if folders not in self._guesses:
+            guess = guess_suffixes(*folders)
+            self._guesses[folders] = {}
+            if guess is not None:
+                logger.info(
+                    "%s: names end in %s (guessed from the files).", self.path, describe_guess(*guess)
+                )
+                self._guesses[folders] = {"image_suffixes": guess[0], "label_suffixes": guess[1]}
+        return self._guesses[folders]
 
     def _source(self, key: str, value: Any) -> tuple[dict[str, Any], float | None]:
         """Fields of the spec that say where a split's files are, and its share if it is a fraction."""

@@ -28,10 +28,10 @@ def guess_suffixes(images: Path, labels: Path) -> tuple[tuple[str, ...], tuple[s
     Returns:
         Suffixes of images and of labels; None where the usual ones do, or no guess pairs nearly all labels.
     """
-    if _usual_ones_pair(images, labels):
+    same = os.path.realpath(images) == os.path.realpath(labels)
+    if _usual_ones_pair(images, labels, same):
         return None
     image_names, label_names = _names(images), _names(labels)
-    same = os.path.realpath(images) == os.path.realpath(labels)
     endings = sorted({_ending(name) for name in image_names})
     best: tuple[int, tuple[str, ...], tuple[str, ...]] = (0, (), ())
     # A name may end in more than its file type: in what all images have in common.
@@ -56,7 +56,7 @@ def describe_guess(images: Sequence[str], labels: Sequence[str]) -> str:
     return f"image_suffixes: {lists[0]}, label_suffixes: {lists[1]}"
 
 
-def _usual_ones_pair(images: Path, labels: Path) -> bool:
+def _usual_ones_pair(images: Path, labels: Path, same: bool) -> bool:
     """Whether the first label with a usual suffix has an image with one; without a walk over all files."""
     for folder, _, names in os.walk(labels, followlinks=True):
         label = next((name for name in sorted(names) if name.lower().endswith(LABEL_SUFFIXES)), None)
@@ -65,7 +65,7 @@ def _usual_ones_pair(images: Path, labels: Path) -> bool:
             stem = without_suffix(label, LABEL_SUFFIXES)
             there = os.listdir(below) if below.is_dir() else []
             return any(
-                name != label or images != labels
+                name != label or not same
                 for name in there
                 if name.lower().endswith(IMAGE_SUFFIXES) and without_suffix(name, IMAGE_SUFFIXES) == stem
             )

@@ -7,14 +7,13 @@ from pathlib import Path
 
 from rich.console import Console
 
-import regseg_d2.data  # noqa: F401  registers the built-in data sets
 from regseg_d2.common.errors import ConfigError, check_key, printable
 from regseg_d2.common.files import write_text
 from regseg_d2.data.balance import write_frequencies
-from regseg_d2.data.datasets.declared import register_declared
 from regseg_d2.dataset_tools.inspection.collect import collect_facts
 from regseg_d2.dataset_tools.inspection.report import print_report, render_page
 from regseg_d2.dataset_tools.inspection.thumbnails import make_thumbnails
+from regseg_d2.dataset_tools.names import named_datasets
 
 # Problems of one kind in the terminal, where a page lists all.
 _SHOWN_BESIDE_A_PAGE = 10
@@ -51,10 +50,7 @@ def check_named_datasets(
     for option, file in (("--output", output), ("--json", frequencies)):
         if file and Path(file).is_dir():
             raise ConfigError(f"{option} is {file}, which is a folder; expected a file in it to write.")
-    declared_names = register_declared(list(declared)) if declared else []
-    names = list(dict.fromkeys(names or declared_names))
-    if not names:
-        raise ConfigError("No data set is named: give a registered name, or a YAML file with --declared.")
+    names = named_datasets(names, declared)
     if frequencies and len(names) > 1:
         raise ConfigError(
             f"--json takes the frequencies of one data set, and these are {len(names)}: {', '.join(names)}. "

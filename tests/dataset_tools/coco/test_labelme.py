@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import re
 
 import numpy as np
 import pytest
@@ -105,8 +106,6 @@ def test_every_kind_of_area_becomes_its_pixels(tmp_path, monkeypatch, capsys):
     ],
 )
 def test_what_is_no_area_or_no_labelme_is_an_error(tmp_path, monkeypatch, capsys, shapes, changes, message):
-    import re
-
     write(tmp_path, "a", shapes, **changes)
     status, printed = convert(tmp_path, monkeypatch, capsys)
     assert status == 2
