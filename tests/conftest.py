@@ -1,10 +1,14 @@
-"""Shared by all tests: one thread, so that timings of two workers do not collide; a seed; loggers."""
+"""Shared by all tests: one thread, so that timings of two workers do not collide; a seed; loggers; catalogs."""
 
 import logging
 
 import pytest
 import torch
+from detectron2.data import DatasetCatalog
 from detectron2.utils.logger import setup_logger
+
+import regseg_d2.data  # noqa: F401  its data sets are there before the first test
+from tests.data.declarations import forget
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -30,3 +34,19 @@ def _loggers_stay():
         logger.propagate = propagate
         logger.handlers[:] = handlers
     setup_logger.cache_clear()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _catalogs_stay_after_a_file():
+    """Data sets that a fixture of a file registered go with the file: other files have data sets of the same names."""
+    before = set(DatasetCatalog.list())
+    yield
+    forget(before)
+
+
+@pytest.fixture(autouse=True)
+def _catalogs_stay():
+    """Data sets that a test registered go with it."""
+    before = set(DatasetCatalog.list())
+    yield
+    forget(before)

@@ -66,11 +66,3 @@ def trained_run(tmp_path_factory):
     # The labels that are compared must be able to differ.
     assert len(np.unique([run.labels(image) for image in run.images])) > 1
     return run
-
-
-@pytest.fixture(autouse=True)
-def _catalogs_stay():
-    """What a predictor registers is another test's to register."""
-    before = set(DatasetCatalog.list())
-    yield
-    forget(before)
