@@ -1,4 +1,4 @@
-"""Shared by all tests: one thread, so that timings of two workers do not collide; a seed; loggers; catalogs."""
+"""Shared by all tests: one thread, so that timings of two workers do not collide; a seed; what is global."""
 
 import logging
 
@@ -38,7 +38,7 @@ def _loggers_stay():
 
 @pytest.fixture(scope="module", autouse=True)
 def _catalogs_stay_after_a_file():
-    """Data sets that a fixture of a file registered go with the file: other files have data sets of the same names."""
+    """Data sets that a fixture of a file registered go with the file: others have some of the same names."""
     before = set(DatasetCatalog.list())
     yield
     forget(before)
