@@ -23,8 +23,8 @@ SIZES = ((65, 131), (90, 200), (131, 97), (224, 66))
 def with_fixed_padding(network: nn.Module, sizes: Iterable[tuple[int, int]] = SIZES) -> nn.Module:
     """Gives convolutions with TensorFlow's padding the padding that they have at all ``sizes``.
 
-    What is padded before a stride depends on the side's remainder by it. Images are padded to multiples of
-    the network's stride first, so that it is always the same; where it is not, the convolution stays as it is.
+    What is padded before a stride depends on the side's remainder by it. Images are padded to multiples
+    of the network's stride first, so that it is always the same; where it is not, the convolution stays.
 
     Args:
         network: is called with one image of each size, and not changed.
