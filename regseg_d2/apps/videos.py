@@ -23,6 +23,8 @@ VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpe
 # Of a source that does not tell.
 _USUAL_RATE = 25.0
 _FASTEST_RATE = 1000.0
+# Containers announce an estimate, the duration times the rate. So much of it may be missing.
+_MISSING_SECONDS, _MISSING_SHARE = 1.0, 0.02
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ def predict_video(predictor: Predictor, source: str, file: Path, options: PaintO
         The number of frames that were written.
 
     Raises:
-        DatasetError: the source cannot be opened, has no frames, or ends before the frames that it announces.
+        DatasetError: the source cannot be opened, has no frames, or ends well before the frames that it announces.
         WriteError: the video cannot be written.
     """
     camera = source.isdecimal()
@@ -100,7 +102,8 @@ def predict_video(predictor: Predictor, source: str, file: Path, options: PaintO
                 raise DatasetError(f"'{source}' has no frame that can be read.")
     finally:
         video.release()
-    if announced and written < number:
+    missing = (number - written) * options.every
+    if announced and missing > max(_MISSING_SECONDS * rate, _MISSING_SHARE * announced):
         raise DatasetError(
             f"'{source}' announces {announced} frames and ends after {written * options.every}: it is cut "
             f"off or damaged. What there was is in {file}."

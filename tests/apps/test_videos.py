@@ -106,6 +106,24 @@ def test_a_video_that_does_not_tell_its_length_is_whole_where_it_ends(trained, t
     assert done and said[0].startswith("Wrote 3 frames")
 
 
+@pytest.mark.parametrize("announced, whole", [(13, True), (22, True), (23, False), (700, False)])
+def test_a_number_of_frames_is_an_estimate(trained, tmp_path, monkeypatch, announced, whole):  # noqa: F811
+    """12 frames, 10 a second: a second may be missing of what the container announces."""
+
+    class Announcing(Unknown):
+        def get(self, name):
+            return {cv2.CAP_PROP_FPS: 10.0, cv2.CAP_PROP_FRAME_COUNT: announced}.get(name, 0.0)
+
+    config, _ = trained
+    video = write_video(tmp_path / "drive.avi")
+    changed = SimpleNamespace(**vars(cv2) | {"VideoCapture": Announcing})
+    monkeypatch.setattr("regseg_d2.apps.videos.cv2", changed)
+    done, (said,) = predict(config, video, tmp_path / "out")
+    assert done == whole
+    assert said.startswith("Wrote 12 frames" if whole else "Left out:")
+    assert whole or f"announces {announced} frames and ends after 12: it is cut off or damaged" in said
+
+
 def test_only_chosen_classes_are_painted(trained, tmp_path):  # noqa: F811
     config, _ = trained
     predictor = Predictor.from_file(*_files(config))
