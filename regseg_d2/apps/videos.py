@@ -69,7 +69,7 @@ def predict_video(predictor: Predictor, source: str, file: Path, options: PaintO
         The number of frames that were written.
 
     Raises:
-        DatasetError: the source cannot be opened, has no frames, or ends well before the frames that it announces.
+        DatasetError: the source cannot be opened, has no frames, or ends long before its last frame.
         WriteError: the video cannot be written.
     """
     camera = source.isdecimal()
