@@ -55,8 +55,8 @@ def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
         type=int,
         default=0,
         metavar="N",
-        help="be nice to other processes (0 to 19); where Linux groups them by session, to those of this one: "
-        "echo N > /proc/self/autogroup makes the whole session nice",
+        help="be nice to other processes (0 to 19); where Linux groups them by session, to those of this "
+        "one: echo N > /proc/self/autogroup makes the whole session nice",
     )
     parser.add_argument(
         "--allow-commit-mix", action="store_true", help="take records of other commits and arms as they are"
