@@ -19,8 +19,9 @@ from regseg_d2.evaluation.evaluator import StreamingSemSegEvaluator
 from regseg_d2.evaluation.inference import InferenceProtocol, Predictor
 from regseg_d2.modeling.layers import resize
 
-# Where multiply-adds are; what lies between stays float.
-_OPERATIONS = ["Conv", "ConvTranspose", "Gemm", "MatMul"]
+# Where multiply-adds are, and what clips their outputs: the scale of an output then spans what is left of it,
+# 0 to 6 of a ReLU6, and not what is cut off. What else lies between stays float.
+_OPERATIONS = ["Conv", "ConvTranspose", "Gemm", "MatMul", "Relu", "Clip"]
 
 
 def calibration_images(cfg: CfgNode, dataset: str, count: int, network: Any) -> list[Tensor]:

@@ -3,13 +3,14 @@
 import onnx
 import pytest
 import torch
+from torch import nn
 
 from regseg_d2.apps.export.agreement import made_up_images
 from regseg_d2.apps.export.description import read_description
 from regseg_d2.apps.export.exporting import Request, export_network
 from regseg_d2.apps.export.formats import FORMATS
 from regseg_d2.apps.export.network import ExportedNetwork
-from regseg_d2.apps.export.quantization import FileSegmentor, calibration_images, mean_ious
+from regseg_d2.apps.export.quantization import FileSegmentor, calibration_images, mean_ious, quantize
 from regseg_d2.common.errors import ConfigError
 from regseg_d2.config.files import load_config
 from regseg_d2.engine.trained_model import load_trained_model
@@ -55,6 +56,25 @@ def test_int8_is_smaller_and_its_miou_stands_beside_the_float_one(quantized):
     again = mean_ious(cfg, FileSegmentor(run, ExportedNetwork(model, "labels"), 10))
     assert rows["int8"][1] == pytest.approx(again["cooccurrence_val"], abs=0.01)
     assert {"torch", "ONNX", "int8"} <= {line.split()[0] for line in said[-2].splitlines() if line}
+
+
+@pytest.mark.parametrize("activation", [nn.ReLU6(), nn.ReLU()])
+def test_what_an_activation_cuts_off_costs_no_levels(activation, tmp_path):
+    """Values go from -1000 to 6, and the activation leaves 0 to 6 of them: less than two levels of int8."""
+    network = nn.Sequential(nn.Conv2d(3, 3, 1, groups=3), activation, nn.Conv2d(3, 2, 1)).eval()
+    with torch.no_grad():
+        network[0].weight.fill_(4.0)
+        network[0].bias.fill_(6.0 - 4 * 255)
+    network.output = "scores"
+    images = [made_up_images((1, 64, 96), seed=seed) for seed in range(3)]
+    images[0][..., :2, :] = 255.0  # the largest value is there
+    onnx_format = FORMATS["onnx"]
+    onnx_format.write(network, images[0].repeat(2, 1, 1, 1), tmp_path / "a.onnx", "{}", any_size=True)
+    quantize(tmp_path / "a.onnx", tmp_path / "b.onnx", images, "{}")
+    with torch.no_grad():
+        expected = network(images[0])
+    error = (onnx_format.load(tmp_path / "b.onnx")(images[0]) - expected).abs().max()
+    assert error < 0.02 * (expected.max() - expected.min())
 
 
 def test_int8_takes_any_size_and_says_what_it_is(quantized):
