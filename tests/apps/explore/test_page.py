@@ -3,6 +3,7 @@
 import base64
 import dataclasses
 import hashlib
+import io
 import json
 import sys
 import zlib
@@ -329,3 +330,17 @@ def test_all_files_of_the_page_are_installed():
     assert others == {".html", ".css", ".js"}
     setup = (Path(__file__).parents[3] / "setup.py").read_text()
     assert '"regseg_d2.apps.explore.page": ["*.html", "*.css", "*.js"]' in setup
+
+
+@pytest.mark.parametrize("suffix", [".svg", ".png"])
+def test_a_large_figure_is_a_jpeg_of_its_png(tmp_path, suffix):
+    """Sheets of photos of a camera's size would fill the page by themselves."""
+    pixels = np.random.default_rng(0).integers(0, 256, (700, 700, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "sheet.png")
+    (tmp_path / "sheet.svg").write_bytes(b"<svg/>" * 250_000)
+    uri = file_uri(tmp_path / f"sheet{suffix}")
+    assert uri.startswith("data:image/jpeg;base64,") and len(uri) < 1_000_000
+    with Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))) as shown:
+        assert shown.size == (700, 700)
+    (tmp_path / "small.svg").write_bytes(b"<svg/>")
+    assert file_uri(tmp_path / "small.svg").startswith("data:image/svg+xml;base64,")

@@ -15,6 +15,8 @@ from regseg_d2.common.errors import UserError
 
 # Names that page.js gives the types of arrays.
 _TYPES = {"int8": "i1", "uint8": "u1", "uint16": "u2", "int32": "i4", "float32": "f4", "float64": "f8"}
+#: Bytes of a figure's file above which it is a JPEG on the page.
+LARGE_FIGURE = 1_000_000
 JPEG_QUALITY = 82
 _PICTURE_TYPES = {".png": "image/png", ".svg": "image/svg+xml"}
 
@@ -71,7 +73,7 @@ def jpeg_uri(pixels: np.ndarray) -> str:
 
 
 def file_uri(path: str | Path) -> str:
-    """A data URI of a PNG or SVG file.
+    """A data URI of a PNG or SVG file; of a large one, a sheet of photos, a JPEG of the PNG of that name.
 
     Raises:
         UserError: the file has another ending, or cannot be read.
@@ -81,7 +83,12 @@ def file_uri(path: str | Path) -> str:
     if kind is None:
         raise UserError(f"'{path}' cannot be shown on the page: expected a file that ends in .png or .svg.")
     try:
-        return f"data:{kind};base64,{base64_text(path.read_bytes())}"
+        content = path.read_bytes()
+        raster = path.with_suffix(".png")
+        if len(content) > LARGE_FIGURE and raster.is_file():
+            with Image.open(raster) as image:
+                return jpeg_uri(np.asarray(image.convert("RGB")))
+        return f"data:{kind};base64,{base64_text(content)}"
     except OSError as error:
         raise UserError(f"'{path}' cannot be read for the page: {error.strerror}.") from error
 
