@@ -17,7 +17,6 @@ from regseg_d2.apps.costs.measuring import announce, interleaved_medians
 from regseg_d2.apps.export.agreement import compare, made_up_images
 from regseg_d2.apps.export.formats import FORMATS, ExportError, Runner
 from regseg_d2.apps.export.network import SCORES, ExportedNetwork
-from regseg_d2.apps.export.padding import with_fixed_padding
 from regseg_d2.config.files import load_config
 from regseg_d2.segmentor.build import build_model
 from regseg_d2.segmentor.export import inference_model
@@ -103,8 +102,7 @@ def _measure(case: Case, segmentor: Any, name: str, rounds: int) -> tuple[str, .
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder, f"network{file_format.suffix}")
             start = time.perf_counter()
-            fixed = with_fixed_padding(network) if case.any_size else with_fixed_padding(network, sizes)
-            file_format.write(fixed, example, path, "{}", any_size=case.any_size)
+            file_format.write(network, example, path, "{}", any_size=case.any_size)
             seconds += time.perf_counter() - start
             load: Runner = file_format.load(path)
             runners.append((network, load))

@@ -4,11 +4,10 @@ import logging
 
 import pytest
 import torch
-from detectron2.data import DatasetCatalog
 from detectron2.utils.logger import setup_logger
 
 import regseg_d2.data  # noqa: F401  its data sets are there before the first test
-from tests.data.declarations import forget
+from tests.data.declarations import declared
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -39,14 +38,12 @@ def _loggers_stay():
 @pytest.fixture(scope="module", autouse=True)
 def _catalogs_stay_after_a_file():
     """Data sets that a fixture of a file registered go with the file: others have some of the same names."""
-    before = set(DatasetCatalog.list())
-    yield
-    forget(before)
+    with declared():
+        yield
 
 
 @pytest.fixture(autouse=True)
 def _catalogs_stay():
     """Data sets that a test registered go with it."""
-    before = set(DatasetCatalog.list())
-    yield
-    forget(before)
+    with declared():
+        yield

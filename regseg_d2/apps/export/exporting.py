@@ -28,7 +28,6 @@ from regseg_d2.apps.export.description import as_text, describe_network, without
 from regseg_d2.apps.export.folded import FOLDED_SUFFIX, folded_config, write_folded
 from regseg_d2.apps.export.formats import FORMATS, Runner
 from regseg_d2.apps.export.network import HEAD_SCORES, LABELS, OUTPUTS, SCORES, ExportedNetwork
-from regseg_d2.apps.export.padding import SIZES, with_fixed_padding
 from regseg_d2.apps.export.quantization import (
     FileSegmentor,
     calibration_images,
@@ -204,11 +203,10 @@ def _write(request: Request, subject: _Subject, files: Sequence[Path]) -> Runner
     if request.format == CHECKPOINT:
         return _write_checkpoint(request, subject, *files)
     file_format = FORMATS[request.format]
-    network = with_fixed_padding(subject.network, [request.size] if request.size else SIZES)
     _, height, width = subject.shapes[0]
     # Sizes that differ from each other and from the first that is checked, where any is taken.
     example = made_up_images((2, height, width if request.size else width + 32), seed=0)
-    file_format.write(network, example, files[0], subject.metadata, any_size=request.size is None)
+    file_format.write(subject.network, example, files[0], subject.metadata, any_size=request.size is None)
     return file_format.load(files[0])
 
 

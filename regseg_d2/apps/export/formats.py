@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from regseg_d2.apps.export.padding import SIZES, with_fixed_padding
 from regseg_d2.apps.export.pooling import PoolingAsProducts
 from regseg_d2.common.errors import UserError
 
@@ -210,6 +211,8 @@ def export_program(
     dynamic = torch.export.Dim.DYNAMIC
     dimensions = {0: dynamic, 2: dynamic, 3: dynamic} if any_size else {0: dynamic}
     with _export_errors(title, any_size), torch.no_grad(), PoolingAsProducts():
+        height, width = example.shape[-2:]
+        network = with_fixed_padding(network, SIZES if any_size else [(height, width)])
         return torch.export.export(network, (example,), dynamic_shapes=(dimensions,), strict=False)
 
 

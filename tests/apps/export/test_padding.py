@@ -78,8 +78,8 @@ def test_the_graph_can_be_saved_for_any_size(tmp_path):
     network = Strided(pads=True).eval()
     example = made_up_images((2, 64, 96), seed=0)
     torch_export = FORMATS["torch-export"]
-    torch_export.write(with_fixed_padding(network), example, tmp_path / "fixed.pt2", "{}", any_size=True)
-    run = torch_export.load(tmp_path / "fixed.pt2")
+    torch_export.write(network, example, tmp_path / "a.pt2", "{}", any_size=True)
+    run = torch_export.load(tmp_path / "a.pt2")
     for size in CALLED_WITH[1:]:
         images = made_up_images((2, *size), seed=1)
         with torch.no_grad():
