@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from regseg_d2.common.errors import UserError
+from regseg_d2.data.images import read_image
 
 # Names that page.js gives the types of arrays.
 _TYPES = {"int8": "i1", "uint8": "u1", "uint16": "u2", "int32": "i4", "float32": "f4", "float64": "f8"}
@@ -77,6 +78,7 @@ def file_uri(path: str | Path) -> str:
 
     Raises:
         UserError: the file has another ending, or cannot be read.
+        DatasetError: the PNG beside a large figure is damaged.
     """
     path = Path(path)
     kind = _PICTURE_TYPES.get(path.suffix.lower())
@@ -86,8 +88,7 @@ def file_uri(path: str | Path) -> str:
         content = path.read_bytes()
         raster = path.with_suffix(".png")
         if len(content) > LARGE_FIGURE and raster.is_file():
-            with Image.open(raster) as image:
-                return jpeg_uri(np.asarray(image.convert("RGB")))
+            return jpeg_uri(read_image(raster))
         return f"data:{kind};base64,{base64_text(content)}"
     except OSError as error:
         raise UserError(f"'{path}' cannot be read for the page: {error.strerror}.") from error
