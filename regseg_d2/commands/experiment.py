@@ -7,9 +7,7 @@ import os
 import sys
 from pathlib import Path
 
-from regseg_d2.apps.experiment.one_run import perform
 from regseg_d2.apps.experiment.plan import Run, choose_runs, plan_runs
-from regseg_d2.apps.experiment.report import write_report
 from regseg_d2.apps.experiment.running import TAKEN, Options, check_records, work_off, write_description
 from regseg_d2.apps.experiment.slurm import parse_parameters, require_slurm, work_off_with_slurm
 from regseg_d2.apps.experiment.spec import read_experiment
@@ -88,6 +86,9 @@ def main() -> None:
         slurm = args.slurm and not args.report and parse_parameters(args.slurm, args.jobs)
         if slurm:
             require_slurm()  # before anything is written
+        # Not above: a training of its own process draws nothing.
+        from regseg_d2.apps.experiment.report import write_report
+
         write_description(experiment)
         try:
             if not args.report:
@@ -104,6 +105,9 @@ def main() -> None:
 
 def make_one(run: Run, args: argparse.Namespace) -> None:
     """Makes one run in this process, and ends with a status that the runner knows."""
+    # Not above: only a training needs the engine.
+    from regseg_d2.apps.experiment.one_run import perform
+
     try:
         perform(run, args.output, keep_weights=args.keep_weights)
     except FolderInUseError as error:

@@ -134,6 +134,12 @@ def read_yaml(path: Path) -> dict[Any, Any]:
     return content
 
 
+def read_own_yaml(path: Path) -> Any:
+    """Reads a YAML file of this package, ten times faster than :func:`read_yaml`: unchecked."""
+    # The loader in C is missing where PyYAML was built without libyaml.
+    return yaml.load(path.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+
+
 def parse_yaml(text: str, origin: str) -> Any:
     """Reads a text of YAML, any kind of value; the origin is for the errors, see :func:`read_yaml`."""
     try:

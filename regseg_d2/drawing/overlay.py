@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
@@ -165,6 +164,8 @@ def fitting_text(text: str, font: ImageFont.FreeTypeFont, width: float, *, shows
 @lru_cache
 def text_font(size: int) -> ImageFont.FreeTypeFont:
     """Returns the font of all pictures: DejaVu Sans, which Matplotlib brings along on every system."""
+    import matplotlib  # only a legend needs it
+
     return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", size)
 
 

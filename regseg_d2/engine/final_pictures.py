@@ -19,8 +19,6 @@ from detectron2.evaluation import inference_context, inference_on_dataset
 from detectron2.utils import comm
 
 from regseg_d2.common.errors import ConfigError, check_key, printable
-from regseg_d2.drawing.figures.matrix import confusion_matrices
-from regseg_d2.drawing.figures.style import figure_bytes
 from regseg_d2.drawing.pictures import class_colors
 from regseg_d2.engine.devices import unwrap_model
 from regseg_d2.engine.interruption import EvaluationInterrupted, StoppableEvaluation
@@ -130,6 +128,10 @@ def draw_confusion(confusion: np.ndarray, names: Sequence[str]) -> np.ndarray:
     Returns:
         ``(3, H, W)`` uint8, RGB.
     """
+    # Not above: Matplotlib takes half a second to import, of every process.
+    from regseg_d2.drawing.figures.matrix import confusion_matrices
+    from regseg_d2.drawing.figures.style import figure_bytes
+
     figure = confusion_matrices({"last evaluation": confusion}, names)
     encoded = np.frombuffer(figure_bytes(figure, "png", _DPI), np.uint8)
     return cv2.imdecode(encoded, cv2.IMREAD_COLOR_RGB).transpose(2, 0, 1)

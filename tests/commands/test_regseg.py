@@ -87,3 +87,11 @@ def test_help_needs_no_torch():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout == "False\n"
+
+
+@pytest.mark.parametrize("name", ["train", "experiment"])
+def test_what_every_training_imports_draws_no_figures(name):
+    """Matplotlib takes half a second, of every process and of every worker that is started afresh."""
+    code = f"import sys, regseg_d2.commands.{name}; print('matplotlib' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout == "False\n"

@@ -9,6 +9,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.data.datasets import builtin_meta
 
 import regseg_d2.data  # noqa: F401  registers the data sets
+from regseg_d2.common.yaml_files import read_own_yaml, read_yaml
 from regseg_d2.config.files import load_config
 from regseg_d2.data.datasets import definitions
 from regseg_d2.data.datasets.definitions import definition_names, load_definition
@@ -31,6 +32,12 @@ SHARED_COLORS = {"ade20k": {(140, 140, 140)}}
 
 def test_every_data_set_has_a_definition():
     assert set(NUM_CLASSES) == set(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_fast_reader_reads_what_the_strict_one_does(name):
+    path = definitions.FOLDER / f"{name}.yaml"
+    assert read_own_yaml(path) == read_yaml(path)
 
 
 @pytest.mark.parametrize("name", NAMES)

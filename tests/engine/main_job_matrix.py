@@ -67,6 +67,12 @@ class Cell(NamedTuple):
 
 
 SETTINGS = tuple(itertools.starmap(Setting, itertools.product(LAUNCHERS, (0, 2), ("float32", "bf16"))))
+# Half of them, in which every two of launcher, workers and precision meet.
+PAIRWISE = tuple(
+    setting
+    for setting in SETTINGS
+    if (setting.precision == "bf16") == ((setting.workers == 0) == (setting.launcher == "--num-gpus 2"))
+)
 
 
 def write_scene(folder):

@@ -30,7 +30,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from regseg_d2.common.yaml_files import read_yaml
+from regseg_d2.common.yaml_files import read_own_yaml
 from regseg_d2.data.datasets.spec import DatasetSpec
 
 FOLDER = Path(__file__).with_name("definitions")
@@ -73,7 +73,7 @@ def definition_names() -> list[str]:
 @cache
 def load_definition(name: str) -> Definition:
     """Reads the definition of this name, once."""
-    content = read_yaml(FOLDER / f"{name}.yaml")
+    content = read_own_yaml(FOLDER / f"{name}.yaml")
     unknown = content.keys() - _KEYS
     if unknown or content["name"] != name:
         raise ValueError(f"definitions/{name}.yaml: unknown keys {sorted(unknown)}, or another name")
