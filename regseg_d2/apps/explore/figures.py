@@ -162,8 +162,6 @@ def _calibration(each: Explored) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def _of_training(study: Study) -> Iterator[Drawn]:
     curves = study.curves()
     for group, keys in curve_groups(curves).items() if curves else ():
-        if group.rpartition("/")[2] == "sem_seg":
-            continue  # scores
         name = "losses" if group == "losses" else f"diagnostics_{group.rpartition('/')[2]}"
         caption = "Losses while training" if group == "losses" else f"What {group} says while training"
         yield Drawn(name, caption, learning_curves(curves, keys))

@@ -23,13 +23,13 @@ def curve_groups(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, l
 
     Returns:
         Keys by group, in the order in which they were recorded; without what is neither (times, learning
-        rate).
+        rate) and without scores, whose names may have slashes of class names.
     """
     groups: dict[str, list[str]] = {}
     for key in dict.fromkeys(key for rows in runs.values() for row in rows for key in row):
         if key == "total_loss" or key.startswith("loss_"):
             groups.setdefault("losses", []).append(key)
-        elif "/" in key:
+        elif "/" in key and "sem_seg/" not in key:
             groups.setdefault(key.rsplit("/", 1)[0], []).append(key)
     return groups
 
