@@ -216,8 +216,13 @@ def test_the_dockerfile_is_one_that_hadolint_takes_and_its_files_are_there():
     hadolint = Path(sys.executable).with_name("hadolint")
     done = subprocess.run([hadolint, file], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
-    copied = [line.split()[1:-1] for line in file.read_text().splitlines() if line.startswith("COPY")]
+    text = file.read_text()
+    copied = [line.split()[1:-1] for line in text.splitlines() if line.startswith("COPY")]
     assert all((ROOT / name).exists() for names in copied for name in names)
+    # Detectron2 is imported when it has been installed, and imports OpenCV.
+    assert text.index("install --constraint constraints.txt opencv-python-headless") < text.index(
+        "install-detectron2"
+    )
 
 
 def test_the_citation_is_of_this_version_and_names_every_method():
