@@ -1,6 +1,6 @@
 # What a user runs. Everything happens in .venv; the first target that needs it creates and fills it.
 
-# Interpreter to create .venv with: Python 3.10, 3.11 or 3.12.
+# Interpreter to create .venv with: Python 3.10 to 3.13.
 PYTHON ?= python3
 # Processes that run tests side by side.
 TEST_WORKERS ?= 2
@@ -28,7 +28,7 @@ SETUP_FILES := setup.py pyproject.toml constraints.txt \
 	$(addprefix regseg_d2/installation/,install_detectron2.py detectron2_wheel.py pip_runner.py)
 
 $(STAMP): $(SETUP_FILES)
-	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is not there; name a Python 3.10 to 3.12: make PYTHON=/path/to/python" >&2; exit 1; }
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is not there; name a Python 3.10 to 3.13: make PYTHON=/path/to/python" >&2; exit 1; }
 	@$(PYTHON) tools/setup_environment.py --venv $(VENV)
 
 # The interpreter that .venv was made from may be gone since; then the set-up has to run whatever the stamp says.

@@ -88,6 +88,7 @@ setup(
         "Programming Language :: Python :: 3.10",
         "Programming Language :: Python :: 3.11",
         "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
         "Topic :: Scientific/Engineering :: Artificial Intelligence",
         "Topic :: Scientific/Engineering :: Image Recognition",
         "Typing :: Typed",
@@ -102,7 +103,7 @@ setup(
         "regseg_d2.dataset_tools.inspection": ["report.html"],
     },
     entry_points={"console_scripts": ["regseg = regseg_d2.commands.regseg:main"]},
-    python_requires=">=3.10,<3.13",
+    python_requires=">=3.10,<3.14",
     install_requires=[
         # Lower bounds are the interfaces' that are used; constraints.txt has the versions that are tested.
         # torch and torchvision: a pair, from one index.

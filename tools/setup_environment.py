@@ -22,7 +22,7 @@ sys.path.insert(0, str(ROOT))
 
 from regseg_d2.installation.pip_runner import AGAIN, SetupError, one_at_a_time, run_pip  # noqa: E402
 
-SUPPORTED = ((3, 10), (3, 12))
+SUPPORTED = ((3, 10), (3, 13))
 TOOLCHAIN = ("pip", "setuptools", "wheel")
 EXTRAS = "dev,pretrained"
 STAMP = ".installed"
@@ -33,8 +33,8 @@ def check_python(version: tuple[int, int], executable: str) -> None:
     if SUPPORTED[0] <= version <= SUPPORTED[1]:
         return
     first, last = (".".join(map(str, bound)) for bound in SUPPORTED)
-    others = [name for name in ("python3.12", "python3.11", "python3.10") if shutil.which(name)]
-    hint = f"make PYTHON={others[0]} setup" if others else "make PYTHON=/path/to/python3.12 setup"
+    others = [name for name in ("python3.13", "python3.12", "python3.11", "python3.10") if shutil.which(name)]
+    hint = f"make PYTHON={others[0]} setup" if others else "make PYTHON=/path/to/python3.13 setup"
     raise SetupError(
         f"Python {version[0]}.{version[1]} ({executable}) is not supported; Python {first} to {last} is.\n"
         f"What to do: {hint}"

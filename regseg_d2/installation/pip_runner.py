@@ -85,7 +85,7 @@ _FAILURES: tuple[tuple[tuple[str, ...], str, str], ...] = (
     (
         _NOTHING_FOUND,
         "the package index has no version that fits this machine and constraints.txt",
-        "supported are Python 3.10 to 3.12 on Linux; check that no PIP_INDEX_URL or pip.conf hides PyPI.",
+        "supported are Python 3.10 to 3.13 on Linux; check that no PIP_INDEX_URL or pip.conf hides PyPI.",
     ),
     (
         (

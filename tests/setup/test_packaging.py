@@ -19,7 +19,7 @@ from packaging.utils import canonicalize_name
 from regseg_d2 import __version__
 from tests.setup.setup_helpers import ROOT
 
-PYTHONS = ("3.10", "3.11", "3.12")
+PYTHONS = ("3.10", "3.11", "3.12", "3.13")
 
 
 @pytest.fixture(scope="module")

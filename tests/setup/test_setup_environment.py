@@ -9,14 +9,14 @@ from regseg_d2.installation.pip_runner import SetupError
 from tools import setup_environment as tool
 
 
-@pytest.mark.parametrize("version", [(3, 10), (3, 11), (3, 12)])
+@pytest.mark.parametrize("version", [(3, 10), (3, 11), (3, 12), (3, 13)])
 def test_supported_versions(version):
     tool.check_python(version, "python")
 
 
-@pytest.mark.parametrize("version", [(2, 7), (3, 9), (3, 13), (4, 0)])
+@pytest.mark.parametrize("version", [(2, 7), (3, 9), (3, 14), (4, 0)])
 def test_other_versions_are_refused_with_what_to_type(version):
-    message = f"(?s)Python {version[0]}.{version[1]} .usr.bin.py.*3.10 to 3.12.*make PYTHON=.* setup"
+    message = f"(?s)Python {version[0]}.{version[1]} .usr.bin.py.*3.10 to 3.13.*make PYTHON=.* setup"
     with pytest.raises(SetupError, match=message.replace(" .usr", " \\(/usr")):
         tool.check_python(version, "/usr/bin/py")
 
@@ -25,7 +25,7 @@ def test_the_supported_versions_agree_everywhere():
     from regseg_d2.apps.doctor.rules import PYTHON_RANGE
 
     assert tool.SUPPORTED == PYTHON_RANGE
-    assert ">=3.10,<3.13" in (tool.ROOT / "setup.py").read_text()
+    assert ">=3.10,<3.14" in (tool.ROOT / "setup.py").read_text()
 
 
 @pytest.fixture
@@ -105,8 +105,8 @@ def test_a_whole_environment_is_kept(tmp_path, created, monkeypatch):
 
 
 def test_an_environment_of_an_unsupported_python_is_named(tmp_path, created, monkeypatch):
-    monkeypatch.setattr(tool, "venv_version", lambda venv: (3, 13))
-    with pytest.raises(SetupError, match=r"Python 3\.13 .*bin/python"):
+    monkeypatch.setattr(tool, "venv_version", lambda venv: (3, 14))
+    with pytest.raises(SetupError, match=r"Python 3\.14 .*bin/python"):
         tool.ensure_venv(tmp_path)
 
 

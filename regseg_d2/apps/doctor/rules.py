@@ -14,7 +14,7 @@ ERROR = "error"
 WARNING = "warning"
 
 # First and last supported Python.
-PYTHON_RANGE = ((3, 10), (3, 12))
+PYTHON_RANGE = ((3, 10), (3, 13))
 # Distributions that training cannot do without.
 REQUIRED = (
     "torch",
@@ -84,7 +84,7 @@ def _of_python_and_distributions(facts: Facts) -> Iterator[Finding]:
     first, last = PYTHON_RANGE
     if not first <= facts.python <= last:
         what = f"Python {facts.python[0]}.{facts.python[1]} is not supported (3.{first[1]} to 3.{last[1]} is)"
-        yield Finding(ERROR, what, "make distclean, then make PYTHON=python3.12 setup")
+        yield Finding(ERROR, what, "make distclean, then make PYTHON=python3.13 setup")
     missing = [name for name in REQUIRED if name not in facts.versions]
     if "opencv-python" not in facts.versions and "opencv-python-headless" not in facts.versions:
         missing.append("opencv-python")

@@ -40,8 +40,8 @@ def traits(name, facts=GOOD):
 NO_LIBGL = "ImportError: libGL.so.1: cannot open shared object file: No such file or directory"
 
 BAD = [
-    (replace(GOOD, python=(3, 9)), ERROR, "Python 3.9 is not supported", "PYTHON=python3.12"),
-    (replace(GOOD, python=(3, 13)), ERROR, "Python 3.13 is not supported", "PYTHON=python3.12"),
+    (replace(GOOD, python=(3, 9)), ERROR, "Python 3.9 is not supported", "PYTHON=python3.13"),
+    (replace(GOOD, python=(3, 14)), ERROR, "Python 3.14 is not supported", "PYTHON=python3.13"),
     (versions(timm=None), ERROR, "not installed: timm", "make setup"),
     (versions(opencv_python=None), ERROR, "not installed: opencv-python", "make setup"),
     (versions(detectron2=None), ERROR, "Detectron2 is not installed", "regseg_d2 install-detectron2"),
