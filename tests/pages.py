@@ -85,19 +85,19 @@ def commands() -> list[Command]:
     for code in codes:
         quoted = code.language is None and re.match(COMMAND, code.text) and "<" not in code.text
         if code.language == "bash" or quoted:
-            for line, words in read_shell(code.text):
+            for line, words in read_shell(code):
                 found.append(Command(code.page, code.line + line, code.language is None, words))
     return found
 
 
-def read_shell(text: str) -> list[tuple[int, tuple[str, ...]]]:
+def read_shell(code: Code) -> list[tuple[int, tuple[str, ...]]]:
     """The commands that a shell would call, each with its line from 0; it goes through loops."""
-    text = re.sub(r"^((?:\w+=\S+ )?)(?=(?:tools|datasets|examples)/)", r"\1python ", text)
+    text = re.sub(r"^((?:\w+=\S+ )?)(?=(?:tools|datasets|examples)/)", r"\1python ", code.text)
     text = re.sub(r"(?<=\s)[\w./]*bin/(?=python|pip)", "", text)
     # A synopsis: of "[--device cpu|cuda] [KEY VALUE ...]" the option with the first choice.
     text = re.sub(r" \[(KEY VALUE|RUN|NAME) \.\.\.\]| \.\.\.", "", text)
     text = re.sub(r"\[(--[^]]*)\]", lambda option: re.sub(r"\|[\w|]+", "", option[1]), text)
     done = subprocess.run(["bash", "-c", SHELL + text], cwd="/", capture_output=True, text=True, check=False)
-    assert not done.stderr, f"{text}\n{done.stderr}"
+    assert not done.stderr, f"{code.page}:{code.line}: {done.stderr}"
     called = [part.split("\0")[:-1] for part in done.stdout.split("\n\0")[:-1]]
     return [(int(number) - 3, tuple(words)) for number, *words in called]
