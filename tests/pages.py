@@ -91,7 +91,7 @@ def commands() -> list[Command]:
 
 
 def read_shell(code: Code) -> list[tuple[int, tuple[str, ...]]]:
-    """The commands that a shell would call, each with its line from 0; it goes through loops."""
+    """The commands that a shell would call, each with the line of its end, from 0; it goes through loops."""
     text = re.sub(r"^((?:\w+=\S+ )?)(?=(?:tools|datasets|examples)/)", r"\1python ", code.text)
     text = re.sub(r"(?<=\s)[\w./]*bin/(?=python|pip)", "", text)
     # A synopsis: of "[--device cpu|cuda] [KEY VALUE ...]" the option with the first choice.
@@ -100,4 +100,4 @@ def read_shell(code: Code) -> list[tuple[int, tuple[str, ...]]]:
     done = subprocess.run(["bash", "-c", SHELL + text], cwd="/", capture_output=True, text=True, check=False)
     assert not done.stderr, f"{code.page}:{code.line}: {done.stderr}"
     called = [part.split("\0")[:-1] for part in done.stdout.split("\n\0")[:-1]]
-    return [(int(number) - 3, tuple(words)) for number, *words in called]
+    return [(int(number) - 1 - SHELL.count("\n"), tuple(words)) for number, *words in called]

@@ -4,6 +4,7 @@ import ast
 import importlib
 import re
 import runpy
+import shlex
 import sys
 import textwrap
 from argparse import ArgumentParser
@@ -24,7 +25,7 @@ from tests.pages import PAGES, ROOT, codes_of, commands
 
 # Programs that are not of this repository.
 OTHERS = {"cp", "git", "hf", "mkdir", "pip", "python3.11", "tensorboard"}
-NUMBERS = {"H": "8", "W": "8", "N": "1"}
+NUMBERS = {"H": "8", "W": "8", "N": "1", "RATE": "1.0", "STEPS": "1"}
 # Files that a command of the same page writes, or that the page has words for.
 WRITTEN = {"farm_model/config.yaml", "folded.yaml"}
 # Configs with modules that are not there: a reader's own, and repositories that are no packages.
@@ -236,6 +237,20 @@ def test_files_and_links_on_the_pages_exist():
                 assert (ROOT / path).exists(), f"{page.name}: {path}"
                 found += 1
     assert found > 10
+
+
+def test_values_in_the_sentences_are_of_the_type_of_their_keys():
+    pair = re.compile(r"((?:MODEL|SOLVER|INPUT|TEST|DATASETS|DATALOADER)\.[\w.]+|SEED)(:?) (.+)", re.DOTALL)
+    quoted = [code for page in PAGES for code in codes_of(page) if code.language is None]
+    found = [code for code in quoted if pair.fullmatch(code.text)]
+
+    def check(code):
+        key, colon, value = pair.fullmatch(code.text).groups()
+        words = [key, value] if colon else shlex.split(code.text)
+        load_config("", [NUMBERS.get(word, word) for word in words])
+
+    check_all(found, check)
+    assert len(found) > 60
 
 
 def known_keys():
