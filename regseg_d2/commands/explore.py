@@ -2,7 +2,7 @@
 
 Examples:
     regseg explore output/baseline output/car --output output/explored
-    regseg explore output/baseline --weights converted configs/camvid/fcn_r50.yaml model.pth
+    regseg explore output/baseline --weights converted configs/cityscapes/fcn_resnet50.yaml ours.pth
 """
 
 from __future__ import annotations

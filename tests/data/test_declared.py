@@ -1,6 +1,5 @@
 """Data sets declared in YAML: what is read, and what is refused."""
 
-import re
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +15,6 @@ from regseg_d2.data.records import load_training_records
 from regseg_d2.drawing.colors import filled_colors, voc_color
 from tests.data.data_helpers import write_toy
 from tests.data.declarations import FARM, declare, declared
-
-ROOT = Path(__file__).parents[2]
 
 
 def test_splits_by_folder(tmp_path):
@@ -260,25 +257,6 @@ def test_texts_that_cannot_be_used(tmp_path, case):
     with pytest.raises(ConfigError, match=rf"(?s)farm\.yaml: .*{words}") as caught:
         read_declaration(tmp_path / "farm.yaml")
     assert len(str(caught.value)) < 1500
-
-
-def test_examples_of_the_documents(tmp_path, monkeypatch):
-    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
-    texts = [
-        text
-        for document in (ROOT / "README.md", ROOT / "docs" / "own_data.md")
-        for text in re.findall(r"```yaml\n(.*?)```", document.read_text(encoding="utf-8"), re.DOTALL)
-    ]
-    declarations = [text for text in texts if "\nsplits:" in text]
-    for text in declarations:
-        (tmp_path / "example.yaml").write_text(text)
-        assert len(read_declaration(tmp_path / "example.yaml")) == 2
-    assert len(declarations) == 6
-    configs = [text for text in texts if text.startswith("# config")]
-    for text in configs:
-        (tmp_path / "config.yaml").write_text(text)
-        assert load_config(str(tmp_path / "config.yaml")).DATASETS.DECLARED[0] == str(tmp_path / "farm.yaml")
-    assert len(configs) == 2
 
 
 def test_missing_declaration(tmp_path):
