@@ -389,3 +389,20 @@ def test_a_baseline_trains_in_the_same_loop():
     assert losses == {}
     torch.testing.assert_close(output, model.model(images), rtol=0, atol=0)
     torch.testing.assert_close(model.eval()(images, labels=labels), output, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_a_forward_that_overflows_leaves_no_trace(method, value):
+    """A loop skips such a step, as GradScaler does; nothing that a regularizer keeps may stay ruined by it."""
+    regularized = make([method])
+    for step in range(2):
+        run_once(regularized, *make_batch(step), step)
+    images, labels = make_batch(2)
+    spoil = regularized.model.head[1].register_forward_hook(lambda module, args, result: result * value)
+    regularized(images, labels=labels)
+    spoil.remove()
+    assert all(torch.isfinite(kept).all() for kept in regularized.regularizers.state_dict().values())
+    losses, gradients = run_once(regularized, *make_batch(3), 3)
+    assert all(map(torch.isfinite, losses.values()))
+    assert all(torch.isfinite(gradient).all() for gradient in gradients)
