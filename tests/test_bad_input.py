@@ -101,6 +101,18 @@ def warmup_below_zero(folder):
     return ["SOLVER.WARMUP_ITERS", "-1"], {}
 
 
+def warmup_that_turns_around(folder):
+    return ["SOLVER.WARMUP_FACTOR", "-1.0"], {}
+
+
+def rates_without_end(folder):
+    return ["SOLVER.POLY_LR_POWER", "-1.0"], {}
+
+
+def unknown_device(folder):
+    return ["MODEL.DEVICE", "cpux"], {}
+
+
 def momentum_that_grows(folder):
     return ["SOLVER.MOMENTUM", "1.5"], {}
 
@@ -155,6 +167,9 @@ CASES = [
     (no_steps, ConfigError, ["SOLVER.MAX_ITER is 0"]),
     (steps_below_zero, ConfigError, ["SOLVER.MAX_ITER is -1"]),
     (warmup_below_zero, ConfigError, ["SOLVER.WARMUP_ITERS is -1"]),
+    (warmup_that_turns_around, ConfigError, ["SOLVER.WARMUP_FACTOR is -1.0"]),
+    (rates_without_end, ConfigError, ["SOLVER.POLY_LR_POWER is -1.0"]),
+    (unknown_device, ConfigError, ["MODEL.DEVICE is 'cpux'"]),
     (momentum_that_grows, ConfigError, ["SOLVER.MOMENTUM is 1.5", "less than 1"]),
     (clipping_that_turns_around, ConfigError, ["CLIP_VALUE is -1.0", "above 0"]),
     (clipping_to_nothing, ConfigError, ["CLIP_VALUE is 0.0", "above 0"]),

@@ -188,6 +188,8 @@ def build_lr_scheduler(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> LRSche
     solver = cfg.SOLVER
     check_key("SOLVER.MAX_ITER", solver.MAX_ITER, solver.MAX_ITER >= 1, "1 or more")
     check_key("SOLVER.WARMUP_ITERS", solver.WARMUP_ITERS, solver.WARMUP_ITERS >= 0, "0 (none) or more")
+    for key in ("WARMUP_FACTOR", "POLY_LR_POWER"):
+        check_key(f"SOLVER.{key}", solver[key], 0.0 <= solver[key] < math.inf, "0 or more, and finite")
     if solver.LR_SCHEDULER_NAME not in SCHEDULES:
         raise ConfigError(
             f"SOLVER.LR_SCHEDULER_NAME is '{solver.LR_SCHEDULER_NAME}'; expected one of "
