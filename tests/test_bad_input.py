@@ -89,6 +89,54 @@ def head_of_another_size(folder):
     return ["MODEL.SEM_SEG_HEAD.NUM_CLASSES", "7"], {}
 
 
+def no_steps(folder):
+    return ["SOLVER.MAX_ITER", "0"], {}
+
+
+def steps_below_zero(folder):
+    return ["SOLVER.MAX_ITER", "-1"], {}
+
+
+def warmup_below_zero(folder):
+    return ["SOLVER.WARMUP_ITERS", "-1"], {}
+
+
+def warmup_that_turns_around(folder):
+    return ["SOLVER.WARMUP_FACTOR", "-1.0"], {}
+
+
+def rates_without_end(folder):
+    return ["SOLVER.POLY_LR_POWER", "-1.0"], {}
+
+
+def unknown_device(folder):
+    return ["MODEL.DEVICE", "cpux"], {}
+
+
+def momentum_that_grows(folder):
+    return ["SOLVER.MOMENTUM", "1.5"], {}
+
+
+def clipping_that_turns_around(folder):
+    return ["SOLVER.CLIP_GRADIENTS.ENABLED", "True", "SOLVER.CLIP_GRADIENTS.CLIP_VALUE", "-1.0"], {}
+
+
+def clipping_to_nothing(folder):
+    return ["SOLVER.CLIP_GRADIENTS.ENABLED", "True", "SOLVER.CLIP_GRADIENTS.CLIP_VALUE", "0.0"], {}
+
+
+def log_of_no_period(folder):
+    return ["LOG_PERIOD", "0"], {}
+
+
+def workers_below_zero(folder):
+    return ["DATALOADER.NUM_WORKERS", "-1"], {}
+
+
+def no_output(folder):
+    return ["OUTPUT_DIR", ""], {}
+
+
 def yaml_with_a_python_tag(folder):
     text = f"SEED: !!python/object/apply:os.system ['touch {folder}/marker']\n"
     (folder / "config.yaml").write_text(CONFIG + text)
@@ -116,6 +164,18 @@ CASES = [
     (wrong_tap, ConfigError, ["predictr", "sem_seg_head.predictor"]),
     (misspelt_key, ConfigError, ["MODEL.REGULARISERS", "MODEL.REGULARIZERS"]),
     (head_of_another_size, ConfigError, ["NUM_CLASSES", "7", "3"]),
+    (no_steps, ConfigError, ["SOLVER.MAX_ITER is 0"]),
+    (steps_below_zero, ConfigError, ["SOLVER.MAX_ITER is -1"]),
+    (warmup_below_zero, ConfigError, ["SOLVER.WARMUP_ITERS is -1"]),
+    (warmup_that_turns_around, ConfigError, ["SOLVER.WARMUP_FACTOR is -1.0"]),
+    (rates_without_end, ConfigError, ["SOLVER.POLY_LR_POWER is -1.0"]),
+    (unknown_device, ConfigError, ["MODEL.DEVICE is 'cpux'"]),
+    (momentum_that_grows, ConfigError, ["SOLVER.MOMENTUM is 1.5", "less than 1"]),
+    (clipping_that_turns_around, ConfigError, ["CLIP_VALUE is -1.0", "above 0"]),
+    (clipping_to_nothing, ConfigError, ["CLIP_VALUE is 0.0", "above 0"]),
+    (log_of_no_period, ConfigError, ["LOG_PERIOD is 0"]),
+    (workers_below_zero, ConfigError, ["DATALOADER.NUM_WORKERS is -1"]),
+    (no_output, ConfigError, ["OUTPUT_DIR is ''"]),
     (yaml_with_a_python_tag, ConfigError, ["config.yaml", "python"]),
     (malicious_checkpoint, CheckpointError, ["weights.pth", "--trust-pickle"]),
     (malicious_pickle, CheckpointError, ["weights.pkl", "--trust-pickle"]),

@@ -6,6 +6,8 @@ import difflib
 import importlib
 import sys
 
+from regseg_d2.common.errors import errors_end_the_program
+
 # Command -> (module of its main, words put before its arguments, what it does). A module is imported when its
 # command is called.
 _HERE = "regseg_d2.commands"
@@ -58,7 +60,8 @@ def main() -> None:
         sys.exit(_USAGE)
     name, *rest = words
     if name in ("-h", "--help"):
-        print(overview())
+        with errors_end_the_program():
+            print(overview())
         return
     if name == "--version":
         from regseg_d2 import __version__

@@ -6,9 +6,15 @@ or value), what was expected, and what to do.
 
 from __future__ import annotations
 
+import errno
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+
+from regseg_d2.common.outputs import STDOUT, lost_outputs, point_to_nowhere
+
+#: Exit status where the reader of the output ends first, as ``head`` does: that of a program of the shell.
+NO_READER_EXIT_CODE = 141
 
 
 class UserError(ValueError):
@@ -95,15 +101,24 @@ def print_error(message: object, start: str = "Error: ") -> None:
 def errors_end_the_program(status: int = 2) -> Iterator[None]:
     """Around the work of a command line tool: a user's error is printed and ends the program.
 
-    So does a file that cannot be opened or written. Every other error keeps its traceback.
+    So does a file that cannot be opened or written, and output that finds no room; where a reader of the
+    output ends first, as ``head`` does, the program ends in silence. Every other error keeps its traceback.
     """
     try:
         yield
+        print(end="", flush=True)  # sys.stdout may be None
     except UserError as error:
         print_error(error)
         sys.exit(status)
+    except BrokenPipeError:
+        if STDOUT not in lost_outputs():
+            raise  # a pipe of the program itself
+        point_to_nowhere(STDOUT)  # what Python still holds of it
+        sys.exit(NO_READER_EXIT_CODE)
     except OSError as error:
-        if error.filename is None:
+        if error.filename is None and error.errno != errno.ENOSPC:
             raise
-        print_error(f"{error.filename}: {error.strerror}")
+        if error.filename is None:
+            point_to_nowhere(STDOUT)
+        print_error(f"{error.filename or 'Standard output'}: {error.strerror}")
         sys.exit(status)

@@ -45,7 +45,7 @@ def atomic_writer(
     refuse_folder(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=PARTIAL_SUFFIX)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=_draft_prefix(path), suffix=PARTIAL_SUFFIX)
     except OSError as error:
         if is_disk_full(error):
             raise DiskFullError(disk_full_message(path)) from error
@@ -88,7 +88,7 @@ def atomic_folder(path: str | os.PathLike[str], *, replace: bool = False) -> Ite
     try:
         parent = path.absolute().parent
         parent.mkdir(parents=True, exist_ok=True)
-        draft = Path(tempfile.mkdtemp(dir=parent, prefix=f".{path.name}.", suffix=PARTIAL_SUFFIX))
+        draft = Path(tempfile.mkdtemp(dir=parent, prefix=_draft_prefix(path), suffix=PARTIAL_SUFFIX))
     except OSError as error:
         raise WriteError(f"'{path}' cannot be written: {error.strerror or error}.") from error
     try:
@@ -108,6 +108,11 @@ def atomic_folder(path: str | os.PathLike[str], *, replace: bool = False) -> Ite
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     _sync_folder(parent)
+
+
+def _draft_prefix(path: Path) -> str:
+    """How a draft of ``path`` is called at first; a name as long as names may be is cut off."""
+    return f".{os.fsdecode(os.fsencode(path.name)[:200])}."
 
 
 def _move_into_place(draft: Path, path: Path, *, replace: bool) -> None:

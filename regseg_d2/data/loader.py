@@ -113,6 +113,7 @@ def _start_worker(worker: int) -> None:
 def _worker_options(cfg: CfgNode) -> dict[str, Any]:
     """Arguments of torch's loader that training and evaluation share."""
     workers, prefetch = cfg.DATALOADER.NUM_WORKERS, cfg.DATALOADER.PREFETCH
+    check_key("DATALOADER.NUM_WORKERS", workers, workers >= 0, "0 or more")
     check_key("DATALOADER.PREFETCH", prefetch, prefetch >= 1, "1 or more")
     # Workers begin as the system does it, also in a process begun by a spawn (--num-gpus). On Linux that is a
     # fork: a worker has everything imported and shares the records; a spawned one imports torch anew.

@@ -23,9 +23,14 @@ def with_available_device(cfg: CfgNode) -> CfgNode:
 
     Detectron2's default is cuda, and the same config shall run on both, so this is a warning and not
     an error.
+
+    Raises:
+        ConfigError: it is no GPU, and torch does not know it or does not find it.
     """
     cfg = cfg.clone()
-    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
+    if not cfg.MODEL.DEVICE.startswith("cuda"):
+        _require_device("MODEL.DEVICE", cfg.MODEL.DEVICE)
+    elif not torch.cuda.is_available():
         logger.warning("MODEL.DEVICE is %s and torch finds no GPU: running on the CPU.", cfg.MODEL.DEVICE)
         frozen = cfg.is_frozen()
         cfg.defrost()
@@ -45,17 +50,21 @@ def with_device(cfg: CfgNode, device: str | torch.device) -> CfgNode:
     Raises:
         ConfigError: torch does not know it, or it is not there.
     """
-    try:
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, TypeError) as error:
-        raise ConfigError(
-            f"device is {str(device)!r}, which cannot be used ({str(error).splitlines()[0]}); expected 'cpu' "
-            f"or one of the {torch.cuda.device_count()} GPUs that torch finds, such as 'cuda:0'."
-        ) from error
+    _require_device("device", device)
     cfg = cfg.clone()
     cfg.defrost()
     cfg.MODEL.DEVICE = str(device)
     return cfg
+
+
+def _require_device(key: str, device: str | torch.device) -> None:
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, TypeError) as error:
+        raise ConfigError(
+            f"{key} is {str(device)!r}, which cannot be used ({str(error).splitlines()[0]}); expected 'cpu' "
+            f"or one of the {torch.cuda.device_count()} GPUs that torch finds, such as 'cuda:0'."
+        ) from error
 
 
 def wrap_model(model: nn.Module, *, find_unused_parameters: bool = False) -> nn.Module:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import select
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -151,21 +150,6 @@ class _StoppableLoader:
             if self._is_stopping():
                 return
             yield batch
-
-
-def let_go_of_lost_outputs() -> None:
-    """Points standard output and error to nowhere, where a terminal was closed or a pipe has no reader.
-
-    Else the last words of a run fail, and its exit status says that instead of what became of it.
-    """
-    lost = select.POLLERR | select.POLLHUP
-    for descriptor in (1, 2):
-        poll = select.poll()
-        poll.register(descriptor, 0)
-        if any(events & lost for _, events in poll.poll(0)):
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, descriptor)
-            os.close(nowhere)
 
 
 @contextmanager

@@ -23,14 +23,14 @@ from detectron2.utils import comm
 from torch.distributed.distributed_c10d import _get_default_store
 from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
 
-from regseg_d2.common.errors import ConfigError, UserError, print_error
+from regseg_d2.common.errors import ConfigError, UserError, errors_end_the_program, print_error
+from regseg_d2.common.outputs import let_go_of_lost_outputs
 from regseg_d2.config.files import load_config_with_origins, print_config
 from regseg_d2.engine.failures import LostProcessError, explain_failure, explain_meeting
 from regseg_d2.engine.interruption import (
     INTERRUPTED_EXIT_CODE,
     STOP_SIGNALS,
     Interrupted,
-    let_go_of_lost_outputs,
     signals_forwarded,
 )
 
@@ -150,7 +150,8 @@ def run(main: Callable[[argparse.Namespace], Any], args: argparse.Namespace) -> 
         # Before any process is started, so that a misspelt key is reported once and at once.
         cfg, origins = load_config_with_origins(args.config_file, args.opts)
         if args.print_config:
-            print_config(cfg, origins)
+            with errors_end_the_program():
+                print_config(cfg, origins)
             return
         group = find_process_group(os.environ, args.num_gpus)
         if args.dist_timeout <= 0:

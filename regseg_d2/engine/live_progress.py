@@ -16,7 +16,7 @@ from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.text import Text
 
-from regseg_d2.engine.interruption import let_go_of_lost_outputs
+from regseg_d2.common.outputs import let_go_of_lost_outputs
 
 SECONDS = 0.25  # between two pictures
 

@@ -15,7 +15,7 @@ from detectron2.utils import comm
 from detectron2.utils.collect_env import collect_env_info
 from detectron2.utils.logger import setup_logger
 
-from regseg_d2.common.errors import printable_lines
+from regseg_d2.common.errors import check_key, printable_lines
 from regseg_d2.common.files import write_text
 from regseg_d2.common.yaml_files import parse_yaml, read_yaml
 from regseg_d2.config.files import describe_changed_defaults, format_config, load_config_with_origins
@@ -53,6 +53,7 @@ def main(args: argparse.Namespace) -> Results:
     cfg, origins = load_config_with_origins(args.config_file, args.opts)
     cfg.MODEL.TRUST_PICKLE = cfg.MODEL.TRUST_PICKLE or args.trust_pickle
     cfg.freeze()
+    check_key("OUTPUT_DIR", cfg.OUTPUT_DIR, bool(cfg.OUTPUT_DIR), "a folder")
     with nullcontext() if args.eval_only else run_lock(cfg.OUTPUT_DIR):
         set_up(cfg, args)
         if message := describe_changed_defaults(cfg, origins):

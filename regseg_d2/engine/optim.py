@@ -15,7 +15,7 @@ from detectron2.solver.build import get_default_optimizer_params, reduce_param_g
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 
-from regseg_d2.common.errors import ConfigError
+from regseg_d2.common.errors import ConfigError, check_key
 from regseg_d2.common.suggestions import did_you_mean
 from regseg_d2.engine.devices import backbone_prefix
 from regseg_d2.engine.layer_decay import layer_scales
@@ -81,9 +81,10 @@ def _check_rates(solver: CfgNode) -> None:
     for key in ("BASE_LR", "HEAD_MULTIPLIER"):
         if not 0.0 < solver[key] < math.inf:
             raise ConfigError(f"SOLVER.{key} is {solver[key]}; expected a number above 0, and finite.")
-    for key in ("BACKBONE_MULTIPLIER", "BIAS_LR_FACTOR", "WEIGHT_DECAY", "WEIGHT_DECAY_NORM", "MOMENTUM"):
+    for key in ("BACKBONE_MULTIPLIER", "BIAS_LR_FACTOR", "WEIGHT_DECAY", "WEIGHT_DECAY_NORM"):
         if not 0.0 <= solver[key] < math.inf:
             raise ConfigError(f"SOLVER.{key} is {solver[key]}; expected 0 or more, and finite.")
+    check_key("SOLVER.MOMENTUM", solver.MOMENTUM, 0.0 <= solver.MOMENTUM < 1.0, "0 or more, and less than 1")
 
 
 def _parameters_without_decay(model: nn.Module, patterns: Sequence[str]) -> list[nn.Parameter]:
@@ -149,11 +150,13 @@ def build_gradient_clipper(cfg: CfgNode) -> GradientClipper | None:
     it is a function, called after the gradients were unscaled.
 
     Raises:
-        ConfigError: CLIP_TYPE is unknown.
+        ConfigError: CLIP_TYPE is unknown, or CLIP_VALUE would stop or turn around all gradients.
     """
     clip = cfg.SOLVER.CLIP_GRADIENTS
     if not clip.ENABLED:
         return None
+    check_key("SOLVER.CLIP_GRADIENTS.CLIP_VALUE", clip.CLIP_VALUE, clip.CLIP_VALUE > 0, "a number above 0")
+    check_key("SOLVER.CLIP_GRADIENTS.NORM_TYPE", clip.NORM_TYPE, clip.NORM_TYPE > 0, "a number above 0")
 
     def by_value(parameters: Sequence[nn.Parameter]) -> None:
         nn.utils.clip_grad_value_(parameters, clip.CLIP_VALUE)
@@ -180,9 +183,13 @@ def build_lr_scheduler(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> LRSche
     BASE_LR x (1 - t / MAX_ITER) ^ POLY_LR_POWER, times the warm-up factor.
 
     Raises:
-        ConfigError: the name is unknown.
+        ConfigError: the name is unknown, or there is no step to make.
     """
     solver = cfg.SOLVER
+    check_key("SOLVER.MAX_ITER", solver.MAX_ITER, solver.MAX_ITER >= 1, "1 or more")
+    check_key("SOLVER.WARMUP_ITERS", solver.WARMUP_ITERS, solver.WARMUP_ITERS >= 0, "0 (none) or more")
+    for key in ("WARMUP_FACTOR", "POLY_LR_POWER"):
+        check_key(f"SOLVER.{key}", solver[key], 0.0 <= solver[key] < math.inf, "0 or more, and finite")
     if solver.LR_SCHEDULER_NAME not in SCHEDULES:
         raise ConfigError(
             f"SOLVER.LR_SCHEDULER_NAME is '{solver.LR_SCHEDULER_NAME}'; expected one of "

@@ -17,6 +17,7 @@ from detectron2.utils.events import (
 )
 from detectron2.utils.registry import Registry
 
+from regseg_d2.common.errors import check_key
 from regseg_d2.common.files import refuse_folder, write_text
 from regseg_d2.common.suggestions import registered
 from regseg_d2.engine.trackers import MlflowWriter, WandbWriter, require_package
@@ -46,8 +47,9 @@ def require_writers(cfg: CfgNode) -> None:
     """Refuses writers that cannot be built.
 
     Raises:
-        ConfigError: a name in ``WRITERS`` is unknown, or its package is not installed.
+        ConfigError: a name in ``WRITERS`` is unknown, its package is not installed, or they never write.
     """
+    check_key("LOG_PERIOD", cfg.LOG_PERIOD, cfg.LOG_PERIOD >= 1, "1 or more")
     for name in cfg.WRITERS:
         registered(WRITER, name, "WRITERS")
         require_package(name, _PACKAGES.get(name, ()))

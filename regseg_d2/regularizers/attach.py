@@ -20,7 +20,7 @@ from regseg_d2.regularizers.taps import tap_before
 
 def attach(
     model: nn.Module,
-    regularizers: Regularizer | Iterable[Regularizer],
+    regularizers: Regularizer | RegularizerList | Iterable[Regularizer],
     *,
     classifier: str | None = None,
     features: str | None = None,
@@ -52,7 +52,10 @@ def attach(
     Raises:
         ConfigError: there is no such module, or nothing tells the channels of a feature.
     """
-    together = RegularizerList([regularizers] if isinstance(regularizers, Regularizer) else regularizers)
+    if isinstance(regularizers, RegularizerList):
+        together = regularizers
+    else:
+        together = RegularizerList([regularizers] if isinstance(regularizers, Regularizer) else regularizers)
     if classifier is not None:
         logits = logits or f"{classifier}:out"
         if features is None:
@@ -113,7 +116,7 @@ class Regularized(nn.Module):
         self._recorder = TapRecorder(model, regularizers.taps)
         # For good, unlike those of a Detectron2 network: a compiled graph holds the hooks that were there at
         # first.
-        self._recorder.hook(model)
+        self._hooks = self._recorder.hook(model)
         self._model_takes_labels = "labels" in inspect.signature(model.forward).parameters
 
     def forward(self, *args: Any, labels: Tensor | None = None, **kwargs: Any) -> Any:
@@ -146,3 +149,14 @@ class Regularized(nn.Module):
     def plain_state_dict(self) -> dict[str, Any]:
         """The state dict of the network alone: what it was before, and is saved for inference."""
         return self.model.state_dict()
+
+    def detach(self) -> nn.Module:
+        """Takes the hooks off the network, when training is over.
+
+        Returns:
+            The network, as it was given to :func:`attach` but for its weights: what ``torch.jit.script``
+            takes, and what a file of it, ``torch.save(network)``, holds without this package.
+        """
+        while self._hooks:
+            self._hooks.pop().remove()
+        return self.model

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import logging
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
@@ -123,8 +124,8 @@ class Regularizer(nn.Module, abc.ABC):
         self.check_option(
             "weights",
             dict(weights),
-            is_known and all(weight >= 0 for weight in weights.values()),
-            f"numbers >= 0 for {tuple(self.terms)}",
+            is_known and all(0 <= weight < math.inf for weight in weights.values()),
+            f"finite numbers >= 0 for {tuple(self.terms)}",
         )
         self.check_option(
             "until_iter",

@@ -74,10 +74,13 @@ class RegularizerInput:
 
     def __post_init__(self) -> None:
         labels = self.labels
-        if labels.ndim != 3 or labels.is_floating_point() or labels.is_complex():
+        if not isinstance(labels, Tensor):
+            raise UserError(f"labels are a {type(labels).__name__}; expected a tensor of class ids (N, H, W)")
+        is_right = labels.ndim == 3 and labels.numel() > 0
+        if not is_right or labels.is_floating_point() or labels.is_complex():
             raise UserError(
                 f"labels are {labels.dtype} of the shape {tuple(labels.shape)}; expected class ids (N, H, W) "
-                "of an integer type"
+                "of an integer type, one image or more"
             )
         for name, tensor in self.taps.items():
             if tensor.ndim != 4 or len(tensor) != len(labels):

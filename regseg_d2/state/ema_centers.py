@@ -56,6 +56,11 @@ class EmaCenters(nn.Module):
 
     @torch.no_grad()
     def update(self, values: Tensor, present: Tensor) -> None:
-        """Stores what :meth:`blend` returns for the same arguments and counts the present classes."""
+        """Stores what :meth:`blend` returns for the same arguments and counts the present classes.
+
+        A class whose value is not finite (an overflow in half precision) is taken as absent: its average
+        would stay so.
+        """
+        present = present & values.isfinite().all(dim=1)
         self.centers.copy_(self.blend(values, present))
         self.counts.add_(present.to(self.counts.dtype))

@@ -65,13 +65,14 @@ class MemoryBank(UndoableState):
         Args:
             rows: ``(M, C)``, M the same on all processes.
             classes: ``(M,)`` class of each row; one of no class (void) is not written.
-            valid: ``(M,)`` bool, rows to write.
+            valid: ``(M,)`` bool, rows to write; those that are not finite in the bank's type are not written.
         """
         if len(rows) == 0:
             return
         num_classes = self.written.shape[0]
-        valid = valid & (classes >= 0) & (classes < num_classes)
-        rows = gather_rows(rows.to(self.rows.dtype))
+        rows = rows.to(self.rows.dtype)
+        valid = valid & (classes >= 0) & (classes < num_classes) & rows.isfinite().all(dim=1)
+        rows = gather_rows(rows)
         classes = gather_rows(torch.where(valid, classes, -1))
         groups = group_order(classes, num_classes)
         order = groups.rank_in_group()

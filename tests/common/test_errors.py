@@ -2,6 +2,8 @@
 
 import argparse
 import logging
+import os
+import subprocess
 import sys
 
 import numpy as np
@@ -24,6 +26,43 @@ def test_a_users_error_is_printed_and_ends_the_program(capsys):
         raise ConfigError("KEY is 3; expected 4")
     assert end.value.code == 2
     assert capsys.readouterr().err == "Error: KEY is 3; expected 4\n"
+
+
+OUTPUTS = """
+import sys
+from regseg_d2.common.errors import errors_end_the_program
+with errors_end_the_program():
+    for number in range({lines}):
+        print("line", number)
+    print("done", file=sys.stderr)
+"""
+
+
+@pytest.mark.parametrize("lines", [1, 100_000])
+@pytest.mark.parametrize("unbuffered", [[], ["-u"]])
+def test_output_whose_reader_ends_first_ends_the_program_in_silence(lines, unbuffered):
+    """As ``head`` does, and ``less`` that is left."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, *unbuffered, "-c", OUTPUTS.format(lines=lines)]
+    process = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writer)
+    assert process.returncode == 141
+    assert process.stderr in ("", "done\n")
+
+
+@pytest.mark.parametrize("lines", [1, 100_000])
+def test_output_that_finds_no_room_is_an_error(lines):
+    command = [sys.executable, "-c", OUTPUTS.format(lines=lines)]
+    with open("/dev/full", "w") as full:
+        process = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert process.returncode == 2
+    assert process.stderr.removeprefix("done\n") == "Error: Standard output: No space left on device\n"
+
+
+def test_a_broken_pipe_of_the_program_itself_keeps_its_traceback(capsys):
+    with pytest.raises(BrokenPipeError), errors_end_the_program():
+        raise BrokenPipeError
 
 
 def test_a_file_that_cannot_be_written_is_named(capsys, tmp_path):

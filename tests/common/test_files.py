@@ -24,6 +24,17 @@ def test_writes_and_replaces(tmp_path):
     assert os.listdir(path.parent) == ["file.txt"]
 
 
+def test_a_name_as_long_as_names_may_be(tmp_path):
+    path = tmp_path / ("雪" * 83 + "12.png")
+    assert len(os.fsencode(path.name)) == 255
+    with atomic_writer(path) as file:
+        file.write("here")
+    with atomic_folder(tmp_path / ("f" * 255)) as folder:
+        (folder / "a").touch()
+    assert path.read_text() == "here"
+    assert sorted(os.listdir(tmp_path)) == ["f" * 255, path.name]
+
+
 def test_error_while_writing_leaves_the_old_file(tmp_path):
     path = tmp_path / "file.bin"
     path.write_bytes(b"old")

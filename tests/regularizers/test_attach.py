@@ -271,6 +271,8 @@ def test_errors_of_plain_calls():
         (MDRL(K), (feature, labels), f"channels is not known, .* give channels={WIDTH} to MDRL"),
         (MDRL(K, 3), (feature, labels), f"the feature has {WIDTH} channels; expected 3"),
         (CAR(K), (feature, labels.float()), "labels are torch.float32 .* integer type"),
+        (CAR(K), (feature, labels.numpy()), "labels are a ndarray; expected a tensor"),
+        (CAR(K), (feature[:0], labels[:0]), r"labels are torch.int64 of the shape \(0, 8, 8\)"),
         (CAR(K), (feature, labels[0]), r"labels are torch.int64 of the shape \(8, 8\)"),
         (CAR(K), (feature, labels[:1]), "there are labels of 1 images"),
         (CAR(K), (feature[0], labels), r"features is of the shape \(8, 4, 4\)"),
@@ -389,3 +391,47 @@ def test_a_baseline_trains_in_the_same_loop():
     assert losses == {}
     torch.testing.assert_close(output, model.model(images), rtol=0, atol=0)
     torch.testing.assert_close(model.eval()(images, labels=labels), output, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_a_forward_that_overflows_leaves_no_trace(method, value):
+    """A loop skips such a step, as GradScaler does; nothing that is kept may stay ruined by it."""
+    regularized = make([method])
+    for step in range(2):
+        run_once(regularized, *make_batch(step), step)
+    images, labels = make_batch(2)
+    spoil = regularized.model.head[1].register_forward_hook(lambda module, args, result: result * value)
+    regularized(images, labels=labels)
+    spoil.remove()
+    assert all(torch.isfinite(kept).all() for kept in regularized.regularizers.state_dict().values())
+    losses, gradients = run_once(regularized, *make_batch(3), 3)
+    assert all(map(torch.isfinite, losses.values()))
+    assert all(torch.isfinite(gradient).all() for gradient in gradients)
+
+
+def test_a_detached_network_is_the_one_that_was_given():
+    for regularized in (make(), copy.deepcopy(make()), pickle.loads(pickle.dumps(make()))):
+        run(regularized, steps=1)
+        network, images = regularized.eval().detach(), make_batch()[0]
+        assert b"regseg_d2" not in pickle.dumps(network.head)
+        scripted = torch.jit.script(network.head)
+        torch.testing.assert_close(scripted(network.encoder(images)), regularized(images), rtol=0, atol=0)
+        assert regularized.detach() is network
+        with pytest.raises(RuntimeError, match="were not reached"):
+            regularized.train()(images, labels=make_batch()[1])
+
+
+def test_a_list_may_be_attached():
+    parts = [ContrastSeg(K), CAR(K)]
+    regularized = attach(Net(), RegularizerList(parts), classifier="head.3")
+    assert regularized.regularizers.all() == parts
+    images, labels = make_batch()
+    _, losses = regularized(images, labels=labels)
+    assert list(losses) == [*parts[0].loss_keys, *parts[1].loss_keys]
+
+
+@pytest.mark.parametrize("weight", [float("inf"), float("nan"), -1.0])
+def test_weights_that_ruin_the_loss_are_refused(weight):
+    with pytest.raises(ConfigError, match="weights is .*; expected finite numbers >= 0"):
+        CAR(K, weights={"intra_c2p": weight})

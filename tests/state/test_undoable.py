@@ -36,14 +36,18 @@ def test_what_a_step_wrote_is_undone(capacity, pushes, dtype):
     assert torch.equal(bank.rows, before)
 
 
-def test_rows_that_are_not_finite_go_again():
-    bank = MemoryBank(K, 2, C)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_rows_that_are_not_finite_do_not_come_in(dtype):
+    bank = MemoryBank(K, 2, C, dtype)
     bank.begin_step()
-    everything = torch.ones(2, dtype=torch.bool)
-    bank.push(torch.full((2, C), torch.nan), torch.tensor([0, 0]), everything)
-    assert bank.rows.isnan().any()
+    rows = torch.ones(5, C)
+    rows[0, 0], rows[1, 3], rows[2], rows[3, 1] = torch.nan, torch.inf, -torch.inf, 1e5
+    bank.push(rows, torch.zeros(5, dtype=torch.long), torch.ones(5, dtype=torch.bool))
+    # 1e5 is infinite in float16.
+    written = {torch.float32: [rows[3], rows[4]], torch.float16: [rows[4], torch.zeros(C)]}[dtype]
+    assert torch.equal(bank.rows[0].float(), torch.stack(written))
     bank.undo_step()
-    assert torch.equal(bank.rows, torch.zeros(K, 2, C))
+    assert torch.equal(bank.rows.float(), torch.zeros(K, 2, C))
 
 
 def test_nothing_valid_and_nothing_to_undo():

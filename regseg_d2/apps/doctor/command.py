@@ -24,6 +24,7 @@ from pathlib import Path
 from regseg_d2 import __version__
 from regseg_d2.apps.doctor.checks import CHECKS, FAILED, IMPORT_PREFIX, IMPORTED
 from regseg_d2.apps.doctor.rules import ERROR, Facts, Finding, find_problems
+from regseg_d2.common.errors import errors_end_the_program
 
 # Distributions whose versions are shown, by normalised name.
 SHOWN = (
@@ -249,9 +250,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     facts = collect_facts(results, torch_facts, detectron2)
     findings = find_problems(facts)
 
-    print_versions(facts, detectron2)
-    print_results(results)
-    print_findings(findings)
+    with errors_end_the_program():
+        print_versions(facts, detectron2)
+        print_results(results)
+        print_findings(findings)
     failed = sum(result["status"] == FAILED for result in results)
     errors = sum(finding.severity == ERROR for finding in findings)
     if failed or errors:
