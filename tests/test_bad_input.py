@@ -133,6 +133,14 @@ def workers_below_zero(folder):
     return ["DATALOADER.NUM_WORKERS", "-1"], {}
 
 
+def no_features(folder):
+    return ["MODEL.SEM_SEG_HEAD.IN_FEATURES", "[]"], {}
+
+
+def a_feature_twice(folder):
+    return ["MODEL.SEM_SEG_HEAD.IN_FEATURES", "[res3, res3]"], {}
+
+
 def no_output(folder):
     return ["OUTPUT_DIR", ""], {}
 
@@ -175,6 +183,8 @@ CASES = [
     (clipping_to_nothing, ConfigError, ["CLIP_VALUE is 0.0", "above 0"]),
     (log_of_no_period, ConfigError, ["LOG_PERIOD is 0"]),
     (workers_below_zero, ConfigError, ["DATALOADER.NUM_WORKERS is -1"]),
+    (no_features, ConfigError, ["IN_FEATURES is []", "one feature or more"]),
+    (a_feature_twice, ConfigError, ["IN_FEATURES is ['res3', 'res3']", "each once"]),
     (no_output, ConfigError, ["OUTPUT_DIR is ''"]),
     (yaml_with_a_python_tag, ConfigError, ["config.yaml", "python"]),
     (malicious_checkpoint, CheckpointError, ["weights.pth", "--trust-pickle"]),

@@ -56,7 +56,12 @@ def parse_arguments() -> argparse.Namespace:
         help="follow runs that train: write anew after each of their checkpoints",
     )
     parser.add_argument("--seed", type=int, default=defaults.seed, help="of what is drawn at random")
-    return parser.parse_args()
+    args = parser.parse_args()
+    for name in ("limit", "images", "pixels_per_class"):
+        number = getattr(args, name)
+        if number is not None and number < 1:
+            parser.error(f"--{name.replace('_', '-')} is {number}; expected 1 or more")
+    return args
 
 
 def main() -> None:

@@ -95,3 +95,9 @@ def test_what_every_training_imports_draws_no_figures(name):
     code = f"import sys, regseg_d2.commands.{name}; print('matplotlib' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout == "False\n"
+
+
+@pytest.mark.parametrize("name", ["--images", "--limit", "--pixels-per-class"])
+def test_counts_below_one_are_refused_before_anything_is_looked_at(name, monkeypatch, capsys):
+    status, _, errors = call(monkeypatch, capsys, "explore", "run", name, "-1")
+    assert status == 2 and f"{name} is -1; expected 1 or more" in errors

@@ -13,7 +13,7 @@ from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 from detectron2.utils.registry import Registry
 from torch import Tensor, nn
 
-from regseg_d2.common.errors import ConfigError
+from regseg_d2.common.errors import ConfigError, check_key
 from regseg_d2.common.suggestions import registered
 from regseg_d2.modeling.heads.contexts.fcn import FCNAuxiliary
 from regseg_d2.modeling.heads.registries import AUGMENT, CONTEXT_MODULE, FUSION, PROJECTION
@@ -116,8 +116,11 @@ class ContextHead(nn.Module):
     def from_config(cls, cfg: CfgNode, input_shape: Mapping[str, ShapeSpec]) -> dict[str, Any]:
         """Reads ``MODEL.SEM_SEG_HEAD``."""
         head = cfg.MODEL.SEM_SEG_HEAD
+        features = list(head.IN_FEATURES)
+        is_right = len(features) > 0 and len(features) == len({*features})
+        check_key("MODEL.SEM_SEG_HEAD.IN_FEATURES", features, is_right, "one feature or more, each once")
         # Dilated stages share a stride: the later one has more channels, or else the larger name.
-        shape_of = {name: _shape(input_shape, name, "IN_FEATURES") for name in head.IN_FEATURES}
+        shape_of = {name: _shape(input_shape, name, "IN_FEATURES") for name in features}
         names = sorted(shape_of, key=lambda name: (shape_of[name].stride, shape_of[name].channels, name))
         shapes = [input_shape[name] for name in names]
 
