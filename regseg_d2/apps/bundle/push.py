@@ -6,9 +6,8 @@ from pathlib import Path
 
 from huggingface_hub import HfApi
 
-from regseg_d2.common.errors import ConfigError
+from regseg_d2.common.errors import ConfigError, error_line
 from regseg_d2.prediction.bundle import FILES
-from regseg_d2.prediction.hub import first_line
 
 
 def push_bundle(folder: Path, repository: str, *, private: bool = False, overwrite: bool = False) -> None:
@@ -48,7 +47,7 @@ def push_bundle(folder: Path, repository: str, *, private: bool = False, overwri
 
 def _refused(folder: Path, repository: str, api: HfApi, error: Exception) -> str:
     return (
-        f"'{folder}' could not be pushed to {repository} at {api.endpoint} ({first_line(error)}). Expected "
+        f"'{folder}' could not be pushed to {repository} at {api.endpoint} ({error_line(error)}). Expected "
         "OWNER/NAME of a repository that you may write to, and a token (hf auth login, or HF_TOKEN). "
         f"The folder is whole; hf upload {repository} {folder} tries again."
     )
