@@ -19,11 +19,6 @@ from regseg_d2.config.files import load_config
 from regseg_d2.segmentor.build import build_model
 from regseg_d2.segmentor.export import inference_model
 
-# Link to the config, network, regularizers, millions of parameters: the columns that are read back.
-_ROW = re.compile(
-    r"^\| \[[^]]+\]\([./]*configs/(?P<config>[^)]+)\.yaml\) *\|[^|]*\|[^|]*\| *(?P<millions>[\d.]+) *\|", re.M
-)
-
 INTRODUCTION = """\
 # Model zoo
 
@@ -155,11 +150,6 @@ def render(zoo: Zoo, configs: str | Path, parameters: Mapping[str, int]) -> str:
     parts.append("## Rows that are not here\n")
     parts.append("\n".join(f"- {text.strip()}" for text in zoo.left_out) + "\n")
     return "\n".join(parts)
-
-
-def read_parameters(page: str) -> dict[str, int]:
-    """The numbers of parameters that a page shows, by config, rounded as :func:`render` shows them."""
-    return {match["config"]: round(float(match["millions"]) * 1e6) for match in _ROW.finditer(page)}
 
 
 def _render_table(table: Table, configs: Path, parameters: Mapping[str, int]) -> str:

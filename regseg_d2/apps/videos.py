@@ -44,7 +44,6 @@ class PaintOptions:
     max_frames: int = 0
 
     def __post_init__(self) -> None:
-        """Checks the numbers."""
         check_key("--every", self.every, self.every >= 1, "1 or more")
         check_key("--max-frames", self.max_frames, self.max_frames >= 0, "0 (all) or more")
 

@@ -8,45 +8,46 @@ import sys
 
 from regseg_d2.common.errors import errors_end_the_program
 
-# Command -> (module of its main, words put before its arguments, what it does). A module is imported when its
-# command is called.
-_HERE = "regseg_d2.commands"
-COMMANDS: dict[str, tuple[str, tuple[str, ...], str]] = {
-    "train": (f"{_HERE}.train", (), "trains a network, and evaluates it"),
-    "eval": (f"{_HERE}.train", ("--eval-only",), "evaluates a checkpoint"),
-    "predict": (f"{_HERE}.predict", (), "predicts images"),
-    "export": (
-        f"{_HERE}.export",
-        (),
-        "writes a network as ONNX, TorchScript or others, and compares",
-    ),
-    "serve": (f"{_HERE}.serve", (), "predicts photos on a page in the browser"),
-    "bundle": (f"{_HERE}.bundle", (), "writes a trained model as one folder that loads anywhere"),
-    "check": (f"{_HERE}.check", (), "finds what is wrong with a data set"),
-    "split": (f"{_HERE}.split", (), "divides a data set: exact sizes, each class has its share"),
-    "compare": (f"{_HERE}.compare", (), "compares the scores of runs"),
-    "experiment": (f"{_HERE}.experiment", (), "trains variants over several seeds, and says what differs"),
-    "explore": (f"{_HERE}.explore", (), "shows what networks have learnt: figures, one page"),
-    "measure": (f"{_HERE}.measure", (), "measures calibration, features, rare classes, corruptions"),
-    "analyze": (f"{_HERE}.analyze", (), "counts parameters and FLOPs, takes times and memory"),
-    "gradient-shares": (f"{_HERE}.gradient_shares", (), "prints how much each loss pulls at the backbone"),
-    "visualize-data": (f"{_HERE}.visualize_data", (), "draws what the network sees in training"),
-    "convert-weights": (f"{_HERE}.convert_weights", (), "converts a checkpoint of another package"),
-    "convert-coco": (f"{_HERE}.convert_coco", (), "makes label files of COCO's annotations"),
-    "install-detectron2": (
-        "regseg_d2.installation.install_detectron2",
-        (),
-        "installs Detectron2, which PyPI has under another name only",
-    ),
-    "doctor": ("regseg_d2.apps.doctor.command", (), "shows versions and what works on this machine"),
+# What each command does. Its module is imported when it is called.
+COMMANDS = {
+    "train": "trains a network, and evaluates it",
+    "eval": "evaluates a checkpoint",
+    "predict": "predicts images",
+    "export": "writes a network as ONNX, TorchScript or others, and compares",
+    "serve": "predicts photos on a page in the browser",
+    "bundle": "writes a trained model as one folder that loads anywhere",
+    "check": "finds what is wrong with a data set",
+    "split": "divides a data set: exact sizes, each class has its share",
+    "compare": "compares the scores of runs",
+    "experiment": "trains variants over several seeds, and says what differs",
+    "explore": "shows what networks have learnt: figures, one page",
+    "measure": "measures calibration, features, rare classes, corruptions",
+    "analyze": "counts parameters and FLOPs, takes times and memory",
+    "gradient-shares": "prints how much each loss pulls at the backbone",
+    "visualize-data": "draws what the network sees in training",
+    "convert-weights": "converts a checkpoint of another package",
+    "convert-coco": "makes label files of COCO's annotations",
+    "install-detectron2": "installs Detectron2, which PyPI has under another name only",
+    "doctor": "shows versions and what works on this machine",
+}
+# Modules of those that have none of their name beside this one.
+_ELSEWHERE = {
+    "eval": "regseg_d2.commands.train",
+    "install-detectron2": "regseg_d2.installation.install_detectron2",
+    "doctor": "regseg_d2.apps.doctor.command",
 }
 _USAGE = 2
+
+
+def module_of(command: str) -> str:
+    """The module whose ``main`` a command calls."""
+    return _ELSEWHERE.get(command, f"regseg_d2.commands.{command.replace('-', '_')}")
 
 
 def overview() -> str:
     """Lists the commands."""
     width = max(map(len, COMMANDS))
-    lines = [f"  {name:<{width}}  {what}" for name, (_, _, what) in COMMANDS.items()]
+    lines = [f"  {name:<{width}}  {what}" for name, what in COMMANDS.items()]
     return "\n".join(
         ["usage: regseg COMMAND ...", "", *lines, "", "regseg COMMAND --help lists the arguments of one."]
     )
@@ -73,7 +74,6 @@ def main() -> None:
         hint = f" Did you mean {near[0]}?" if near else ""
         print(f"{overview()}\n\nregseg: there is no command {name!r}.{hint}", file=sys.stderr)
         sys.exit(_USAGE)
-    module, first, _ = COMMANDS[name]
     # The command's own parser takes its name for usage and errors from here.
-    sys.argv = [f"regseg {name}", *first, *rest]
-    sys.exit(importlib.import_module(module).main())
+    sys.argv = [f"regseg {name}", *(["--eval-only"] if name == "eval" else []), *rest]
+    sys.exit(importlib.import_module(module_of(name)).main())

@@ -82,6 +82,20 @@ def printable_lines(text: str) -> str:
     return "\n".join(printable(line, None) for line in text.split("\n"))
 
 
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """Yields an error, and one after the other what it was raised from, or while."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def error_line(error: Exception) -> str:
+    """Returns what an error of another package is and says, for a message: on one line, shortened."""
+    return printable(" ".join(f"{type(error).__name__}: {error}".split()), 300)
+
+
 def listed(values: Sequence[object], most: int = 5) -> str:
     """Returns the first of some values for a message, and how many more there are."""
     more = f" and {len(values) - most} more" if len(values) > most else ""

@@ -14,7 +14,7 @@ from typing import IO, Any
 
 import torch
 
-from regseg_d2.common.errors import DiskFullError, WriteError
+from regseg_d2.common.errors import DiskFullError, WriteError, causes
 
 # Ends the name of a file that is being written. One that is left behind belongs to a killed process.
 PARTIAL_SUFFIX = ".partial"
@@ -162,12 +162,8 @@ def is_disk_full(error: BaseException) -> bool:
 
     torch wraps what its writer of checkpoints meets in errors of its own.
     """
-    link: BaseException | None = error
-    while link is not None:
-        if isinstance(link, OSError) and link.errno in (errno.ENOSPC, errno.EDQUOT):
-            return True
-        link = link.__cause__ or link.__context__
-    return False
+    full = (errno.ENOSPC, errno.EDQUOT)
+    return any(isinstance(link, OSError) and link.errno in full for link in causes(error))
 
 
 def disk_full_message(path: str | os.PathLike[str] | None) -> str:

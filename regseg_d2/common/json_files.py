@@ -22,18 +22,15 @@ def read_json(path: Path, error: type[UserError] = ConfigError) -> Any:
     return _read(path, error, json.loads)
 
 
-def read_json_lines(
-    path: Path, error: type[UserError] = ConfigError, *, is_growing: bool = False
-) -> list[dict[str, Any]]:
+def read_json_lines(path: Path, *, is_growing: bool = False) -> list[dict[str, Any]]:
     """Reads a file with one JSON object a line, such as ``metrics.json`` of a run.
 
     Args:
         path: the file.
-        error: type of the errors.
         is_growing: a last line without its end is being written, and left out.
 
     Raises:
-        UserError: as :func:`read_json`; or a line is no object.
+        ConfigError: as :func:`read_json`; or a line is no object.
     """
 
     def parse(text: str) -> list[dict[str, Any]]:
@@ -45,7 +42,7 @@ def read_json_lines(
                 raise ValueError(f"line {number} is no object")
         return lines
 
-    return _read(path, error, parse)
+    return _read(path, ConfigError, parse)
 
 
 def _read(path: Path, error: type[UserError], parse: Callable[[str], T]) -> T:

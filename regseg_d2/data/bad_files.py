@@ -52,7 +52,6 @@ class ReplacingSamples(Dataset):
         self.max_bad_files = max_bad_files
 
     def __len__(self) -> int:
-        """Returns the number of records."""
         return len(self.samples)
 
     def __getitem__(self, key: tuple[int, int]) -> dict[str, Any] | UserError:

@@ -10,7 +10,8 @@ import numpy as np
 from detectron2.config import CfgNode
 
 from regseg_d2.common.errors import ConfigError, DatasetError
-from regseg_d2.data.label_counts import from_main_process, training_label_counts
+from regseg_d2.data.label_counts import training_label_counts
+from regseg_d2.data.main_process import from_main_process
 from regseg_d2.data.sampler import CLASS_STREAM, RandomOrder, SampleOrder
 from regseg_d2.data.transforms import WantedClass
 

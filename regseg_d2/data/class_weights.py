@@ -13,7 +13,8 @@ from detectron2.data import MetadataCatalog
 from regseg_d2.common.errors import ConfigError, check_key
 from regseg_d2.common.json_files import read_json
 from regseg_d2.data.balance import ClassBalance, enet_weights, median_frequency_weights
-from regseg_d2.data.label_counts import from_main_process, training_label_counts
+from regseg_d2.data.label_counts import training_label_counts
+from regseg_d2.data.main_process import from_main_process
 
 logger = logging.getLogger(__name__)
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 import io
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -139,6 +140,12 @@ def read_image(path: str | Path, format: str = "RGB") -> np.ndarray:
     if pixels is None:
         pixels = _decode_with_pillow(path)
     return np.ascontiguousarray(pixels[:, :, ::-1]) if format == "BGR" else pixels
+
+
+def sample_pixels(sample: Mapping[str, Any], format: str) -> np.ndarray:
+    """Returns the image of a sample as it is drawn: ``(H, W, 3)``, RGB; ``format`` is that of the sample."""
+    pixels = sample["image"].permute(1, 2, 0).cpu().numpy()
+    return pixels if format == "RGB" else pixels[..., ::-1]
 
 
 def _decode_with_pillow(path: str | Path) -> np.ndarray:

@@ -8,16 +8,14 @@ import json
 import logging
 import os
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 from detectron2.config import CfgNode
-from detectron2.utils import comm
 
-from regseg_d2.common.errors import DatasetError, UserError
+from regseg_d2.common.errors import DatasetError
 from regseg_d2.common.files import atomic_writer
 from regseg_d2.common.parallel import parallel_results
 from regseg_d2.data.bad_files import skips_bad_files
@@ -33,8 +31,6 @@ FILE_NAME = "label_counts.npz"
 # Labels that a process counts at a time; a process takes seconds to start and pays from more than that on.
 _CHUNK = 64
 _FEW = 256
-
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -161,17 +157,3 @@ def _read(path: Path, key: str) -> LabelCounts | None:
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         logger.warning("%s cannot be read (%s) and is made again.", path, error)
         return None
-
-
-def from_main_process(function: Callable[[], Result]) -> Result:
-    """Calls a function in the main process and gives all processes its result, or its user's error."""
-    outcome: Result | UserError | None = None
-    if comm.is_main_process():
-        try:
-            outcome = function()
-        except UserError as error:
-            outcome = error
-    outcome = comm.all_gather(outcome)[0]
-    if isinstance(outcome, UserError):
-        raise outcome
-    return outcome

@@ -35,7 +35,6 @@ class RandomScale:
     step: float = 0.0
 
     def __post_init__(self) -> None:
-        """Checks the range."""
         scales, fine = [self.smallest, self.largest], 0 < self.smallest <= self.largest
         check_key("INPUT.SCALE_RANGE", scales, fine, "two positive factors, the smaller one first")
         check_key("INPUT.SCALE_STEP", self.step, self.step >= 0, "0 or more")
@@ -80,7 +79,6 @@ class RandomCrop:
     tries: int = 10
 
     def __post_init__(self) -> None:
-        """Checks size and share."""
         sides, share = list(self.size), self.max_share
         fine = len(sides) == 2 and min(sides) >= 1 and all(side == int(side) for side in sides)
         check_key("INPUT.CROP.SIZE", sides, fine, "a height and a width in pixels")
@@ -160,7 +158,6 @@ class ColorJitter:
     probability: float = 1.0
 
     def __post_init__(self) -> None:
-        """Checks the amounts and the probability."""
         for key in ("brightness", "contrast", "saturation", "probability"):
             value = getattr(self, key)
             check_key(f"INPUT.COLOR_JITTER.{key.upper()}", value, 0 <= value <= 1, "0 to 1")

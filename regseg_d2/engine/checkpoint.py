@@ -16,6 +16,7 @@ from torch import nn
 
 from regseg_d2.common.errors import CheckpointError
 from regseg_d2.common.files import atomic_writer, remove_partial_files, require_room
+from regseg_d2.data.main_process import from_main_process
 from regseg_d2.engine.checkpoint_history import (
     TAG_FILE,
     announce_checkpoint,
@@ -236,7 +237,7 @@ class SafeCheckpointer:
         Raises:
             CheckpointError: see :meth:`load`; a checkpoint that is continued from must fit exactly.
         """
-        newest = self._find_newest() if resume else None
+        newest = from_main_process(self._find_newest) if resume else None
         if newest is not None:
             rest = self.load(newest, strict=True, published=False)
             logger.info("Continuing from '%s', written after step %s.", newest, _step_of(rest))
@@ -248,17 +249,8 @@ class SafeCheckpointer:
         return {}
 
     def _find_newest(self) -> str | None:
-        """Returns the checkpoint to continue from, the same on every process, or None for a new run."""
-        found: str | CheckpointError | None = None
-        if comm.is_main_process() and self.has_checkpoint():
-            try:
-                found = str(newest_whole_checkpoint(self.save_dir))
-            except CheckpointError as error:
-                found = error
-        found = comm.all_gather(found)[0]
-        if isinstance(found, CheckpointError):
-            raise found
-        return found
+        """Returns the checkpoint to continue from, or None for a new run."""
+        return str(newest_whole_checkpoint(self.save_dir)) if self.has_checkpoint() else None
 
     def load_for_evaluation(self, path: str) -> dict[str, Any]:
         """Loads weights of which every key but those of the regularizers must fit.

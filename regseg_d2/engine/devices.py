@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from regseg_d2.common.errors import ConfigError, listed
+from regseg_d2.common.parallel import available_cores
 
 logger = logging.getLogger(__name__)
 
@@ -151,5 +152,4 @@ def limit_cpu_threads() -> None:
     """Shares the CPU cores among the processes of this machine, unless OMP_NUM_THREADS says otherwise."""
     if comm.get_world_size() == 1 or torch.cuda.is_available() or "OMP_NUM_THREADS" in os.environ:
         return
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    torch.set_num_threads(max(1, cores // comm.get_local_size()))
+    torch.set_num_threads(max(1, available_cores() // comm.get_local_size()))

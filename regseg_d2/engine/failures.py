@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 
 import torch.distributed as dist
 
-from regseg_d2.common.errors import DiskFullError, UserError, printable
+from regseg_d2.common.errors import DiskFullError, UserError, causes, printable
 from regseg_d2.common.files import disk_full_message, is_disk_full
 
 # What gloo, NCCL and the store say when another process has ended or does not answer.
@@ -37,7 +36,7 @@ def explain_failure(error: BaseException) -> UserError | None:
 
     What the error was raised from, or while, counts too.
     """
-    chain = list(_chain(error))
+    chain = list(causes(error))
     for link in chain:
         if isinstance(link, UserError):
             return link
@@ -89,14 +88,6 @@ def _port_in_use(text: str) -> UserError:
         f"The port where the processes of a run meet is in use ({printable(text.strip().splitlines()[0])}): "
         "give another one (--dist-url tcp://HOST:PORT, or MASTER_PORT), or end the run that has it."
     )
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        yield error
-        error = error.__cause__ or error.__context__
 
 
 def _is_of_the_compiler(error: BaseException) -> bool:

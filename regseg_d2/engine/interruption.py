@@ -55,19 +55,16 @@ class StopSignals:
     """
 
     def __init__(self) -> None:
-        """Prepares; the handlers are set when it is entered."""
         self.received: str | None = None
         self._before: dict[signal.Signals, Any] = {}
         self._awaited = ""
 
     def __enter__(self) -> StopSignals:
-        """Sets the handlers."""
         if threading.current_thread() is threading.main_thread():
             self._before = {number: signal.signal(number, self._note) for number in heeded_signals()}
         return self
 
     def __exit__(self, *exception: object) -> None:
-        """Sets the handlers back."""
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before = {}
@@ -121,7 +118,6 @@ class StoppableEvaluation(DatasetEvaluators):
     """
 
     def __init__(self, evaluator: DatasetEvaluator, loader: Any, is_stopping: Callable[[], bool]) -> None:
-        """Wraps both."""
         super().__init__([evaluator])
         self._is_stopping = is_stopping
         self.loader = _StoppableLoader(loader, is_stopping)

@@ -7,9 +7,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from detectron2.utils import comm
-
 from regseg_d2.common.errors import UserError
+from regseg_d2.data.main_process import from_main_process
 
 #: File in a run's folder that its trainer holds a lock on.
 LOCK_FILE = ".lock"
@@ -53,13 +52,5 @@ def run_lock(folder: str | Path) -> Iterator[None]:
         UserError: on all processes, see :func:`locked`.
     """
     with ExitStack() as held:
-        failure: UserError | None = None
-        if comm.is_main_process():
-            try:
-                held.enter_context(locked(Path(folder) / LOCK_FILE))
-            except UserError as error:
-                failure = error
-        failure = comm.all_gather(failure)[0]
-        if failure is not None:
-            raise failure
+        from_main_process(lambda: held.enter_context(locked(Path(folder) / LOCK_FILE)))
         yield

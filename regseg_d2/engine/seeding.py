@@ -11,7 +11,6 @@ number) and from no global generator.
 from __future__ import annotations
 
 import hashlib
-import logging
 import os
 import random
 import secrets
@@ -19,8 +18,6 @@ import secrets
 import numpy as np
 import torch
 from detectron2.utils import comm
-
-logger = logging.getLogger(__name__)
 
 
 def resolve_seed(seed: int) -> int:

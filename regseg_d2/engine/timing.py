@@ -17,13 +17,11 @@ class TimedIterator:
     """
 
     def __init__(self, loader: Iterable[list[dict[str, Any]]], signals: StopSignals) -> None:
-        """Begins to iterate over a loader."""
         self._iterator = iter(loader)
         self._signals = signals
         self.seconds = 0.0
 
     def __iter__(self) -> TimedIterator:
-        """Returns itself."""
         return self
 
     def __next__(self) -> list[dict[str, Any]]:

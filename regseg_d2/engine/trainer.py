@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sys
 import weakref
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -20,7 +19,6 @@ from detectron2.utils import comm
 from detectron2.utils.events import EventStorage, get_event_storage, has_event_storage
 from torch import nn
 
-from regseg_d2.common.errors import check_key
 from regseg_d2.data.bad_files import BadFileLedger
 from regseg_d2.data.loader import build_test_loader, build_train_loader, epochs_per_step
 from regseg_d2.engine.checkpoint import SafeCheckpointer
@@ -28,17 +26,9 @@ from regseg_d2.engine.class_weighting import apply_class_weighting
 from regseg_d2.engine.compilation import compile_parts
 from regseg_d2.engine.devices import synchronize_buffers, unwrap_model, with_available_device, wrap_model
 from regseg_d2.engine.failures import explain_failure
-from regseg_d2.engine.final_pictures import FinalPictures
-from regseg_d2.engine.hooks import (
-    CheckpointHook,
-    EvaluationHook,
-    RandomBackboneWarning,
-    Results,
-    ScheduleHook,
-    truncate_metrics,
-)
+from regseg_d2.engine.hook_list import build_hooks
+from regseg_d2.engine.hooks import CheckpointHook, Results, truncate_metrics
 from regseg_d2.engine.interruption import Interrupted, StoppableEvaluation, StopSignals
-from regseg_d2.engine.live_progress import LiveProgress, shows_progress
 from regseg_d2.engine.memory_budget import log_memory_budget
 from regseg_d2.engine.nan_batches import NanBatchDumper, describe_step
 from regseg_d2.engine.optim import build_gradient_clipper, build_lr_scheduler, build_optimizer
@@ -189,36 +179,8 @@ class Trainer(TrainerBase):
         )
 
     def build_hooks(self) -> list[Any]:
-        """Returns the hooks in their order.
-
-        Evaluation before checkpoints, so that these know the best score. Writers come between them.
-        """
-        cfg = self.cfg
-        result: list[Any] = [hooks.IterationTimer(), ScheduleHook(self.optimizer, self.scheduler)]
-        if "terminal" in cfg.WRITERS and comm.is_main_process() and shows_progress(sys.stdout):
-            result.append(LiveProgress(sys.stdout, cfg.TEST.BEST_METRIC or "sem_seg/mIoU"))
-        average = None
-        if self.average is not None:
-            result.append(self.average)
-            average = self.average.checkpointer
-        if cfg.DATASETS.TEST:
-            is_of_average = cfg.TEST.BEST_METRIC.startswith(f"{AVERAGE}/")
-            expected = "a metric of the weights, or SOLVER.EMA.ENABLED True"
-            check_key("TEST.BEST_METRIC", cfg.TEST.BEST_METRIC, bool(average) or not is_of_average, expected)
-            result.append(
-                EvaluationHook(
-                    cfg.TEST.EVAL_PERIOD,
-                    average if average and is_of_average else self.checkpointer,
-                    best_metric=cfg.TEST.BEST_METRIC,
-                    patience=cfg.TEST.PATIENCE,
-                )
-            )
-            if "tensorboard" in cfg.WRITERS:
-                result.append(FinalPictures(cfg))
-        if comm.is_main_process():
-            when = (cfg.SOLVER.CHECKPOINT_PERIOD, cfg.SOLVER.CHECKPOINT_MAX_TO_KEEP)
-            result.append(CheckpointHook(self.checkpointer, *when, average))
-        return [*result, ClosingSummary(), RandomBackboneWarning(self.checkpointer)]
+        """Returns the hooks in their order; writers come between them, see :meth:`_take_folder`."""
+        return build_hooks(self.cfg, self.optimizer, self.scheduler, self.checkpointer, self.average)
 
     def build_writers(self) -> list[Any]:
         """Returns what prints and writes measurements; called when training begins."""

@@ -22,6 +22,8 @@ from torch import Tensor
 from regseg_d2.common.errors import ConfigError, DatasetError
 from regseg_d2.common.files import write_text
 from regseg_d2.common.suggestions import registered
+from regseg_d2.data.images import sample_pixels
+from regseg_d2.data.labels import label_reader_for
 from regseg_d2.drawing.pictures import class_colors
 from regseg_d2.drawing.sheets import SheetRow, prediction_sheet
 from regseg_d2.evaluation.confusion import confusion_counts
@@ -89,10 +91,7 @@ class StreamingSemSegEvaluator(SemSegEvaluator):
         Raises:
             ConfigError: there is no such metric or kind of predictions, or it does not fit the classes.
         """
-        if label_reader is None:
-            from regseg_d2.data.labels import label_reader_for
-
-            label_reader = label_reader_for(dataset_name)
+        label_reader = label_reader or label_reader_for(dataset_name)
         super().__init__(dataset_name, distributed, output_dir, sem_seg_loading_fn=label_reader)
         self._compute_boundary_iou = False
         self._provenance = dict(provenance or {})
@@ -184,8 +183,7 @@ class StreamingSemSegEvaluator(SemSegEvaluator):
             self._counts[name] = self._counts[name] + counts if name in self._counts else counts
 
     def _draw(self, sample: dict[str, Any], label: np.ndarray, predicted: np.ndarray) -> np.ndarray:
-        image = sample["image"].permute(1, 2, 0).cpu().numpy()
-        image = image if self._image_format == "RGB" else image[..., ::-1]
+        image = sample_pixels(sample, self._image_format)
         row = SheetRow(str(sample.get("image_id", sample["file_name"])), image, [label, predicted])
         titles = ("image", "label", "prediction")
         return prediction_sheet([row], titles, self._class_names, self._colors)

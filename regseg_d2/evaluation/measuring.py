@@ -132,7 +132,6 @@ def measure(
     tap: str,
     train_images: int | None = None,
     corruptions: Sequence[str] = (),
-    severities: Sequence[int] = SEVERITIES,
 ) -> dict[str, dict[str, float | None]]:
     """Measures a model on data sets.
 
@@ -145,7 +144,6 @@ def measure(
         tap: the feature that distances are measured in.
         train_images: images of each training set that centers are made from, at most; None takes all.
         corruptions: names of :data:`~regseg_d2.evaluation.corruptions.KINDS`; each at each severity.
-        severities: 1 to 5.
 
     Returns:
         ``{data set: {measure: number}}``; None for a number that is not defined.
@@ -170,9 +168,7 @@ def measure(
             logger.info("Measuring on %s", dataset)
             values = _measure_one(images, reader, build_predictor(cfg, model), train, tail)
             if corruptions:
-                values |= _corrupted(
-                    images, build_predictor(cfg, model), corruptions, severities, num_classes
-                )
+                values |= _corrupted(images, build_predictor(cfg, model), corruptions, num_classes)
             results[dataset] = {name: json_number(value) for name, value in values.items()}
     return results
 
@@ -224,15 +220,11 @@ def _measure_one(
 
 
 def _corrupted(
-    images: LabelledImages,
-    predictor: Predictor,
-    kinds: Sequence[str],
-    severities: Sequence[int],
-    num_classes: int,
+    images: LabelledImages, predictor: Predictor, kinds: Sequence[str], num_classes: int
 ) -> dict[str, float]:
     """Means of IoU under each corruption (mean over severities), and their mean."""
     confusions = {
-        (kind, severity): np.zeros((num_classes,) * 2, np.int64) for kind in kinds for severity in severities
+        (kind, severity): np.zeros((num_classes,) * 2, np.int64) for kind in kinds for severity in SEVERITIES
     }
     for sample, label in images:
         for (kind, severity), confusion in confusions.items():
@@ -241,7 +233,7 @@ def _corrupted(
             confusion += _confusion(predicted, label.to(predicted.device), num_classes)
     scores = {key: compute_metrics(confusion).miou for key, confusion in confusions.items()}
     means = {
-        f"mIoU_{kind}": float(np.mean([scores[kind, severity] for severity in severities])) for kind in kinds
+        f"mIoU_{kind}": float(np.mean([scores[kind, severity] for severity in SEVERITIES])) for kind in kinds
     }
     return {**means, "mIoU_corrupted": float(np.mean(list(means.values())))}
 

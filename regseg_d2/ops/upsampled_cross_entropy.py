@@ -60,16 +60,13 @@ def upsampled_cross_entropy(
     return total if gradient is None else with_gradient(logits, total, gradient)
 
 
-def upsampled_pixel_losses(
-    logits: Tensor, targets: Tensor, ignore_value: int, tile_elements: int | None = None
-) -> Tensor:
+def upsampled_pixel_losses(logits: Tensor, targets: Tensor, ignore_value: int) -> Tensor:
     """Cross entropy of each pixel, of logits that are upsampled to the labels' size; no gradient.
 
     Args:
         logits: ``(N, K, h, w)``.
         targets: class ids ``(N, H, W)``.
         ignore_value: label of void pixels.
-        tile_elements: see :func:`upsampled_cross_entropy`.
 
     Returns:
         ``(N, H, W)``, 0 at void pixels.
@@ -77,7 +74,7 @@ def upsampled_pixel_losses(
     Raises:
         IndexError, ValueError: see :func:`upsampled_cross_entropy`.
     """
-    losses, _ = _sweep(full_precision(logits), targets, ignore_value, None, tile_elements)
+    losses, _ = _sweep(full_precision(logits), targets, ignore_value, None, None)
     return losses.masked_fill_(targets == ignore_value, 0)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from huggingface_hub import constants, snapshot_download
 
-from regseg_d2.common.errors import CheckpointError, printable
+from regseg_d2.common.errors import CheckpointError, error_line
 from regseg_d2.prediction.bundle import FILES
 
 
@@ -28,13 +28,8 @@ def download_bundle(repository: str, token: str | None = None) -> Path:
         )
     except Exception as error:  # of the hub, of its HTTP library, of the disk
         raise CheckpointError(
-            f"'{repository}' could not be had from {constants.ENDPOINT} ({first_line(error)}). Expected "
+            f"'{repository}' could not be had from {constants.ENDPOINT} ({error_line(error)}). Expected "
             "owner/name of a repository that tools/bundle.py --push filled; a private one needs a token "
             "(hf auth login, or HF_TOKEN). Without a network: fetch its files on another machine into one "
             f"folder ({', '.join(FILES)}), and load that with Predictor.from_bundle."
         ) from error
-
-
-def first_line(error: Exception) -> str:
-    """What an error of the hub says, in a line."""
-    return printable(" ".join(f"{type(error).__name__}: {error}".split()), 300)

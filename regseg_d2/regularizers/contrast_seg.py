@@ -18,12 +18,11 @@ from regseg_d2.ops.stored_contrast import MIN_TEMPERATURE, Memory
 from regseg_d2.regularizers.base import REGULARIZER, Regularizer
 from regseg_d2.regularizers.inputs import RegularizerInput
 from regseg_d2.regularizers.projection import NormFactory, TrainingProjection
-from regseg_d2.state.memory_bank import MemoryBank
+from regseg_d2.state.memory_bank import ROW_DTYPES, MemoryBank
 from regseg_d2.state.random_stream import RandomStream
 
 ANCHORS = ("segmentation_aware", "random")
 SAMPLINGS = ("all", "semi_hard")
-MEMORY_DTYPES = {"float32": torch.float32, "float16": torch.float16}
 
 ANCHOR_STREAM, COIN_STREAM, MINING_STREAM, STORE_STREAM = range(4)
 """Streams of random numbers."""
@@ -138,7 +137,7 @@ class ContrastSeg(Regularizer):
         if memory:
             self.check_positive("memory_size", memory_size)
             self.check_positive("pixels_per_class", pixels_per_class)
-            self.check_choice("memory_dtype", memory_dtype, tuple(MEMORY_DTYPES))
+            self.check_choice("memory_dtype", memory_dtype, tuple(ROW_DTYPES))
         self.check_option(
             "temperature", temperature, temperature >= MIN_TEMPERATURE, f"{MIN_TEMPERATURE} or more"
         )
@@ -166,7 +165,7 @@ class ContrastSeg(Regularizer):
         self.region_queue: MemoryBank | None = None
         self.pixel_queue: MemoryBank | None = None
         if memory:
-            size = (num_classes, memory_size, embedding_channels, MEMORY_DTYPES[memory_dtype])
+            size = (num_classes, memory_size, embedding_channels, ROW_DTYPES[memory_dtype])
             self.region_queue, self.pixel_queue = MemoryBank(*size), MemoryBank(*size)
         if channels is not None:
             self.make_parts(channels)

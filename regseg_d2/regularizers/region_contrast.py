@@ -15,9 +15,7 @@ from regseg_d2.ops.sampling import compact
 from regseg_d2.ops.stored_contrast import MIN_TEMPERATURE, Contrast
 from regseg_d2.regularizers.base import REGULARIZER, Regularizer
 from regseg_d2.regularizers.inputs import RegularizerInput
-from regseg_d2.state.memory_bank import MemoryBank
-
-BANK_DTYPES = {"float32": torch.float32, "float16": torch.float16}
+from regseg_d2.state.memory_bank import ROW_DTYPES, MemoryBank
 
 
 class _Samples(NamedTuple):
@@ -106,7 +104,7 @@ class RegionContrast(Regularizer):
         super().__init__(num_classes, channels, **common)
         self.check_choice("center", center, ops.CENTERS)
         self.check_option("bank_size", bank_size, bank_size >= 0, "0 (no bank) or more")
-        self.check_choice("bank_dtype", bank_dtype, tuple(BANK_DTYPES))
+        self.check_choice("bank_dtype", bank_dtype, tuple(ROW_DTYPES))
         self.check_option(
             "temperature", temperature, temperature >= MIN_TEMPERATURE, f"{MIN_TEMPERATURE} or more"
         )
@@ -125,7 +123,7 @@ class RegionContrast(Regularizer):
     def make_parts(self, channels: int) -> None:
         """Makes the bank, where there is one."""
         if self.bank_size:
-            dtype = BANK_DTYPES[self.bank_dtype]
+            dtype = ROW_DTYPES[self.bank_dtype]
             self.bank = MemoryBank(self.num_classes, self.bank_size, channels, dtype)
 
     def losses(self, inputs: RegularizerInput) -> tuple[dict[str, Tensor], _Step]:

@@ -9,6 +9,9 @@ from regseg_d2.common.distributed import gather_rows
 from regseg_d2.ops.sampling import group_order
 from regseg_d2.state.undoable import UndoableState
 
+#: Types that rows can be kept in, by name; float16 halves the memory.
+ROW_DTYPES = {"float32": torch.float32, "float16": torch.float16}
+
 
 class MemoryBank(UndoableState):
     """The last ``capacity`` features of each class, kept in buffers.
@@ -20,7 +23,7 @@ class MemoryBank(UndoableState):
         num_classes: number of classes K.
         capacity: rows kept of each class.
         channels: channels C of a row.
-        dtype: type that rows are kept in; ``torch.float16`` halves the memory.
+        dtype: type that rows are kept in.
 
     Raises:
         ValueError: if ``capacity`` is not positive.

@@ -16,7 +16,6 @@ from regseg_d2.apps.model_zoo import (
     Zoo,
     count_inference_parameters,
     count_parameters,
-    read_parameters,
     read_zoo,
     render,
 )
@@ -28,6 +27,15 @@ ROOT = Path(__file__).parents[2]
 CONFIGS, DATA, PAGE = ROOT / "configs", ROOT / "docs" / "model_zoo.yaml", ROOT / "docs" / "model_zoo.md"
 FOLDERS = ("ade20k", "cityscapes", "cityscapes_test", "coco_stuff_10k", "pascal_context")
 HOW = "run tools/make_model_zoo.py"
+# Link to the config, network, regularizers, millions of parameters.
+ROW = re.compile(
+    r"^\| \[[^]]+\]\([./]*configs/(?P<config>[^)]+)\.yaml\) *\|[^|]*\|[^|]*\| *(?P<millions>[\d.]+) *\|", re.M
+)
+
+
+def read_parameters(page):
+    """The numbers of parameters that a page shows, by config, rounded as it shows them."""
+    return {match["config"]: round(float(match["millions"]) * 1e6) for match in ROW.finditer(page)}
 
 
 def test_every_config_of_the_tables_is_in_the_page_once_a_table():

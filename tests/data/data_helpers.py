@@ -4,13 +4,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
 import regseg_d2.data  # noqa: F401  registers the built-in data sets
 from regseg_d2.config import get_regseg_cfg
-from regseg_d2.data.datasets import DatasetSpec, spec
+from regseg_d2.data.datasets import DatasetSpec
 from regseg_d2.dataset_tools.inspection.collect import collect_facts
+from tests.data.declarations import declared
 
 CLASSES = ("sky", "ground", "thing")
 COLORS = ((0, 0, 200), (90, 60, 30), (250, 0, 0))
@@ -46,15 +46,10 @@ def toy_spec(root: Path, name: str = "toy", **changes) -> DatasetSpec:
 @contextmanager
 def registered(*specs: DatasetSpec):
     """Registers data sets and takes them out of the catalogs again."""
-    for one in specs:
-        one.register()
-    try:
-        yield
-    finally:
+    with declared():
         for one in specs:
-            DatasetCatalog.remove(one.name)
-            MetadataCatalog.remove(one.name)
-            spec._SPECS.pop(one.name)
+            one.register()
+        yield
 
 
 def toy_cfg(train=("toy",), test=(), **overrides):

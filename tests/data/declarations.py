@@ -30,15 +30,12 @@ def declare(folder, text=FARM, **changes):
 
 @contextmanager
 def declared(*paths):
+    """Registers the declarations; afterwards these and all that was registered meanwhile are forgotten."""
     before = set(DatasetCatalog.list())
     try:
         yield register_declared(paths)
     finally:
-        forget(before)
-
-
-def forget(before):
-    for name in set(DatasetCatalog.list()) - before:
-        DatasetCatalog.remove(name)
-        MetadataCatalog.remove(name)
-        spec_module._SPECS.pop(name, None)
+        for name in set(DatasetCatalog.list()) - before:
+            DatasetCatalog.remove(name)
+            MetadataCatalog.pop(name, None)
+            spec_module._SPECS.pop(name, None)

@@ -13,7 +13,8 @@ from regseg_d2.common.errors import ConfigError, DatasetError
 from regseg_d2.data import label_counts
 from regseg_d2.data.balance import count_classes, write_frequencies
 from regseg_d2.data.class_weights import WEIGHTINGS, measured_class_weights
-from regseg_d2.data.label_counts import FILE_NAME, from_main_process, training_label_counts
+from regseg_d2.data.label_counts import FILE_NAME, training_label_counts
+from regseg_d2.data.main_process import from_main_process
 from regseg_d2.engine.class_weighting import apply_class_weighting
 from regseg_d2.modeling.losses import SegmentationLoss
 from tests.data.data_helpers import registered, toy_cfg, toy_spec, write_toy

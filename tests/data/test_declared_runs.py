@@ -6,14 +6,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from detectron2.data import DatasetCatalog
 
 from regseg_d2.common.errors import ConfigError, UserError
 from regseg_d2.config.files import format_config, load_config
 from regseg_d2.engine.launch import build_argument_parser
 from regseg_d2.engine.main import main
 from tests.data.data_helpers import write_toy
-from tests.data.declarations import declare, forget
+from tests.data.declarations import declare, declared
 
 ROOT = Path(__file__).parents[2]
 
@@ -62,19 +61,15 @@ def test_train_and_evaluate_from_the_saved_config(tmp_path, monkeypatch):
     declare(tmp_path / "data_sets")
     (tmp_path / "config.yaml").write_text(CONFIG)
     output = tmp_path / "output"
-    before = set(DatasetCatalog.list())
-    try:
+    with declared():
         trained = _run(tmp_path / "config.yaml", "OUTPUT_DIR", output)
-        forget(before)
-        (tmp_path / "elsewhere").mkdir()
-        monkeypatch.chdir(tmp_path / "elsewhere")
-        weights = ["MODEL.WEIGHTS", output / "model_final.pth"]
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    weights = ["MODEL.WEIGHTS", output / "model_final.pth"]
+    with declared():
         evaluated = _run(output / "config.yaml", "--eval-only", *weights, "OUTPUT_DIR", tmp_path / "again")
-        forget(before)
-        with pytest.raises(UserError, match='No data set is named "farm_train"'):
-            _run(output / "config.yaml", "--eval-only", *weights, "DATASETS.DECLARED", "[]")
-    finally:
-        forget(before)
+    with pytest.raises(UserError, match='No data set is named "farm_train"'):
+        _run(output / "config.yaml", "--eval-only", *weights, "DATASETS.DECLARED", "[]")
     scores = [results["farm_val"]["sem_seg"]["mIoU"] for results in (trained, evaluated)]
     assert scores[0] == scores[1]
 

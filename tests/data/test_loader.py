@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import DatasetCatalog
 from detectron2.utils import comm
 
 from regseg_d2.common.errors import ConfigError, DatasetError
@@ -188,19 +188,15 @@ def test_data_sets_of_others():
     name = "registered_by_hand"
     records: list[dict] = []
     DatasetCatalog.register(name, lambda: records)
-    try:
-        with pytest.raises(DatasetError, match="is empty"):
-            load_records(name)
-        records.append({"file_name": "a.png"})
-        with pytest.raises(DatasetError, match="sem_seg_file_name"):
-            load_records(name)
-        records[0]["sem_seg_file_name"] = "b.png"
-        (record,) = load_records(name)
-        assert (record["dataset_name"], record["image_id"]) == (name, "a.png")
-        assert "dataset_name" not in records[0]
-    finally:
-        DatasetCatalog.remove(name)
-        MetadataCatalog.pop(name, None)
+    with pytest.raises(DatasetError, match="is empty"):
+        load_records(name)
+    records.append({"file_name": "a.png"})
+    with pytest.raises(DatasetError, match="sem_seg_file_name"):
+        load_records(name)
+    records[0]["sem_seg_file_name"] = "b.png"
+    (record,) = load_records(name)
+    assert (record["dataset_name"], record["image_id"]) == (name, "a.png")
+    assert "dataset_name" not in records[0]
 
 
 def test_no_training_data():

@@ -23,9 +23,7 @@ def cfg():
     MetadataCatalog.get("subsets_test").set(stuff_classes=["a"])
     cfg = get_regseg_cfg()
     cfg.DATASETS.TRAIN = ("subsets_test",)
-    yield cfg
-    DatasetCatalog.remove("subsets_test")
-    MetadataCatalog.remove("subsets_test")
+    return cfg
 
 
 def names(cfg, seed):

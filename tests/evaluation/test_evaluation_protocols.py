@@ -44,9 +44,7 @@ def dataset(tmp_path):
         labels.append(label)
     DatasetCatalog.register("protocols", lambda: records)
     MetadataCatalog.get("protocols").set(stuff_classes=[str(i) for i in range(NUM_CLASSES)], ignore_label=255)
-    yield images, labels
-    DatasetCatalog.remove("protocols")
-    MetadataCatalog.remove("protocols")
+    return images, labels
 
 
 def windows(model, image):

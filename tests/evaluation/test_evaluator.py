@@ -37,9 +37,7 @@ def dataset(tmp_path):
     name = "evaluator_test"
     DatasetCatalog.register(name, lambda: records)
     MetadataCatalog.get(name).set(stuff_classes=CLASSES, ignore_label=255)
-    yield name, records, outputs, labels
-    DatasetCatalog.remove(name)
-    MetadataCatalog.remove(name)
+    return name, records, outputs, labels
 
 
 def run(dataset, folder, **options):

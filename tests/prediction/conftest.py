@@ -5,13 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from detectron2.data import DatasetCatalog
 from PIL import Image
 
 from regseg_d2.config.files import load_config
 from regseg_d2.engine.main import train
 from tests.data.data_helpers import write_toy
-from tests.data.declarations import declare, forget
+from tests.data.declarations import declare, declared
 
 CONFIG = """
 MODEL:
@@ -55,13 +54,9 @@ def trained_run(tmp_path_factory):
     write_toy(folder / "data", count=3, size=(40, 56), seed=4)
     declare(folder)
     (folder / "train_farm.yaml").write_text(CONFIG)
-    before = set(DatasetCatalog.list())
     cfg = load_config(str(folder / "train_farm.yaml"), ["OUTPUT_DIR", str(folder / "run")])
-    from regseg_d2.data.datasets.declared import register_declared
-
-    register_declared(cfg.DATASETS.DECLARED)
-    train(cfg)
-    forget(before)
+    with declared(*cfg.DATASETS.DECLARED):
+        train(cfg)
     run = TrainedRun(folder / "run", sorted((folder / "data" / "images").glob("*.png")))
     # The labels that are compared must be able to differ.
     assert len(np.unique([run.labels(image) for image in run.images])) > 1

@@ -54,9 +54,7 @@ def dataset(tmp_path):
         records.append({**files, "height": 64, "width": 64, "image_id": number})
     DatasetCatalog.register("detectron2_toy", lambda: records)
     MetadataCatalog.get("detectron2_toy").set(stuff_classes=["a", "b", "c"], ignore_label=255)
-    yield "detectron2_toy"
-    DatasetCatalog.remove("detectron2_toy")
-    MetadataCatalog.remove("detectron2_toy")
+    return "detectron2_toy"
 
 
 def thin(cfg):

@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 from huggingface_hub import HfApi
 
-from regseg_d2.common.errors import ConfigError
+from regseg_d2.common.errors import ConfigError, error_line
 from regseg_d2.prediction.bundle import FILES
-from regseg_d2.prediction.hub import first_line
 
 
-def push_bundle(
-    folder: Path,
-    repository: str,
-    *,
-    private: bool = False,
-    overwrite: bool = False,
-    say: Callable[[str], None] = print,
-) -> None:
+def push_bundle(folder: Path, repository: str, *, private: bool = False, overwrite: bool = False) -> None:
     """Uploads a bundle in one commit, into a repository that is made where there is none.
 
     Args:
@@ -27,7 +18,6 @@ def push_bundle(
         repository: ``"owner/name"``.
         private: whether others must not see a new repository.
         overwrite: replace files of these names that are there.
-        say: takes lines for people.
 
     Raises:
         ConfigError: the hub refuses, or cannot be reached; or there are files.
@@ -52,12 +42,12 @@ def push_bundle(
         )
     except Exception as error:  # as above
         raise ConfigError(_refused(folder, repository, api, error)) from error
-    say(f"Pushed it: {commit.commit_url}. Predictor.from_hub({repository!r}) loads it.")
+    print(f"Pushed it: {commit.commit_url}. Predictor.from_hub({repository!r}) loads it.")
 
 
 def _refused(folder: Path, repository: str, api: HfApi, error: Exception) -> str:
     return (
-        f"'{folder}' could not be pushed to {repository} at {api.endpoint} ({first_line(error)}). Expected "
+        f"'{folder}' could not be pushed to {repository} at {api.endpoint} ({error_line(error)}). Expected "
         "OWNER/NAME of a repository that you may write to, and a token (hf auth login, or HF_TOKEN). "
         f"The folder is whole; hf upload {repository} {folder} tries again."
     )

@@ -20,7 +20,7 @@ MAX_CLASSES = 40
 _PLOTS = ("differences", "pairs", "conditions", "curves")
 
 
-def write_report(results_folder: Path, output: Path, *, wall_time: bool = False) -> None:
+def write_report(results_folder: Path, output: Path) -> None:
     """Writes ``report.md``, ``tables/*.csv`` and ``plots/*.svg`` and ``.png``.
 
     The same records give the same bytes, with the same versions of the libraries.
@@ -29,13 +29,12 @@ def write_report(results_folder: Path, output: Path, *, wall_time: bool = False)
         results_folder: with ``experiment.json``, ``classes.json`` and
             ``<condition>/<arm>/seed<k>.json``.
         output: folder to write to; made where it is missing. It may be the same folder.
-        wall_time: also say how long the runs of each arm took, which no two runs share.
 
     Raises:
         ConfigError: a file is missing or damaged, or does not fit the others. Nothing is written then.
     """
     scores = Scores(read_results(Path(results_folder)))
-    report = _Report(scores, wall_time)
+    report = _Report(scores)
     text = report.text()
     csv_files = tables.csv_files(scores, report.compared)
     output = Path(output)
@@ -54,10 +53,9 @@ def write_report(results_folder: Path, output: Path, *, wall_time: bool = False)
 class _Report:
     """Puts the sections together; each method gives the paragraphs of one."""
 
-    def __init__(self, scores: Scores, wall_time: bool) -> None:
+    def __init__(self, scores: Scores) -> None:
         self.scores = scores
         self.results: Results = scores.results
-        self.wall_time = wall_time
         self.primary = scores.primary()
         self.condition = self.results.primary.condition
         self.compared: dict[tuple[str, Quantity], Compared] = {
@@ -248,8 +246,6 @@ class _Report:
         skipped = sum(record.skipped_steps for record in results.records.values())
         parts.append(f"Skipped steps (loss not finite): {skipped}.")
         parts.append(tables.runs_table(results))
-        if self.wall_time:
-            parts.append(self._wall_time())
         return parts
 
     def _missing(self) -> list[str]:
@@ -263,12 +259,6 @@ class _Report:
         if not lines:
             return ["All pairs are complete."] if results.records else []
         return ["Missing runs:", "\n".join(lines)]
-
-    def _wall_time(self) -> str:
-        hours: dict[str, float] = {}
-        for record in self.results.records.values():
-            hours[record.arm] = hours.get(record.arm, 0.0) + (record.seconds or 0.0) / 3600
-        return markdown(["arm", "hours in all"], [[arm, f"{n:.2f}"] for arm, n in hours.items()])
 
     def _arms(self) -> list[str]:
         rows = [

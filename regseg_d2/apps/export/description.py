@@ -82,11 +82,6 @@ def _values(segmentor: Any, output: str) -> str:
     return "scores of classified masks" if segmentor.gives_probabilities else "logits"
 
 
-def as_text(description: dict[str, Any]) -> str:
-    """The JSON that goes into a file."""
-    return json.dumps(description, indent=2)
-
-
 def read_description(path: str | Path) -> dict[str, Any]:
     """Reads what an exported file says about itself.
 

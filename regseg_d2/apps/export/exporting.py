@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -24,7 +25,7 @@ from regseg_d2.apps.export.agreement import (
     require_agreement,
     table,
 )
-from regseg_d2.apps.export.description import as_text, describe_network, without_normalization
+from regseg_d2.apps.export.description import describe_network, without_normalization
 from regseg_d2.apps.export.folded import FOLDED_SUFFIX, folded_config, write_folded
 from regseg_d2.apps.export.formats import FORMATS, Runner
 from regseg_d2.apps.export.network import HEAD_SCORES, LABELS, OUTPUTS, SCORES, ExportedNetwork
@@ -182,7 +183,7 @@ def _load(request: Request) -> _Subject:
         cfg,
         network.requires_grad_(False),
         ExportedNetwork(trained, scores, pads=pads, size=request.size).eval(),
-        as_text(description),
+        json.dumps(description, indent=2),
         _shapes(request, tuple(cfg.INPUT.CROP.SIZE)),
     )
 

@@ -21,7 +21,6 @@ class PoolingAsProducts(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        """Replaces that one function."""
         if func is F.adaptive_avg_pool2d:
             return average_pool(*args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))

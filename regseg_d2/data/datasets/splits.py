@@ -31,7 +31,6 @@ class Part:
     exact: bool = False
 
     def __post_init__(self) -> None:
-        """Checks the ends."""
         if not 0 <= self.start < self.stop <= 1:
             raise DatasetError(f"A part from {self.start} to {self.stop}: expected 0 <= start < stop <= 1.")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from detectron2.data import MetadataCatalog
 from rich.markup import escape
 
 from regseg_d2.common.errors import listed, printable
-from regseg_d2.common.parallel import parallel_results
+from regseg_d2.common.parallel import available_cores, parallel_results
 from regseg_d2.data.balance import ClassBalance, count_classes
 from regseg_d2.data.labels import LabelReader, label_reader_for
 from regseg_d2.dataset_tools.inspection.pairs import find_pairs
@@ -142,8 +141,7 @@ def _collect_one(name: str, workers: int | None) -> DatasetFacts:
 
 def _inspect(name: str, records: list[dict], reader: LabelReader, workers: int | None) -> list[SampleFacts]:
     if workers is None:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        workers = min(cores, len(records) // _PAIRS_PER_WORKER)
+        workers = min(available_cores(), len(records) // _PAIRS_PER_WORKER)
     chunks = [(start, records[start : start + _CHUNK]) for start in range(0, len(records), _CHUNK)]
     title = f"reading {escape(printable(name))}, in chunks of {_CHUNK}"
     inspect = functools.partial(_inspect_chunk, reader=reader)

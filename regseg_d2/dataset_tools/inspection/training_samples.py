@@ -17,6 +17,7 @@ from regseg_d2.common.errors import check_key
 from regseg_d2.config.files import load_config
 from regseg_d2.data.checks import check_head
 from regseg_d2.data.datasets.declared import register_declared
+from regseg_d2.data.images import sample_pixels
 from regseg_d2.data.loader import build_train_loader
 from regseg_d2.data.resampling import resize_image, resize_label
 from regseg_d2.drawing.overlay import (
@@ -89,9 +90,8 @@ def training_samples(cfg: CfgNode, number: int) -> Iterator[tuple[str, np.ndarra
 
 
 def _arrays(sample: dict, image_format: str) -> tuple[str, np.ndarray, np.ndarray]:
-    image = sample["image"].permute(1, 2, 0).numpy()
-    image = image if image_format == "RGB" else image[..., ::-1]
-    return sample["image_id"], np.ascontiguousarray(image), sample["sem_seg"].numpy()
+    image = np.ascontiguousarray(sample_pixels(sample, image_format))
+    return sample["image_id"], image, sample["sem_seg"].numpy()
 
 
 def draw_sheet(

@@ -123,7 +123,6 @@ class Findings:
     region_features: np.ndarray = _array("float32", "R C")
 
     def __post_init__(self) -> None:
-        """Checks types and shapes."""
         sizes = {"E": self.score_counts.shape[-1] + 1} if self.score_counts.ndim else {}
         for each in dataclasses.fields(self):
             values, names = getattr(self, each.name), each.metadata["dimensions"]

@@ -14,6 +14,7 @@ from detectron2.utils import comm
 from torch import nn
 
 from regseg_d2.common.errors import UserError
+from regseg_d2.data.images import sample_pixels
 from regseg_d2.evaluation.inference import InferenceProtocol, Predictor
 from regseg_d2.evaluation.inference.network import cell_size
 from regseg_d2.evaluation.looking.sampling import ClassSample, even_subset, pixel_keys
@@ -169,8 +170,7 @@ class PixelSampler(DatasetEvaluator):
         feature, (cell_height, cell_width) = output["feature"].cpu().numpy(), output["cell_size"]
         rows = cell_at(y, cell_height, feature.shape[1])
         columns = cell_at(x, cell_width, feature.shape[2])
-        image = sample["image"].permute(1, 2, 0).cpu().numpy()
-        image = image if self._image_format == "RGB" else image[..., ::-1]
+        image = sample_pixels(sample, self._image_format)
         scale = image.shape[0] / label.shape[0], image.shape[1] / label.shape[1]
         centers = np.stack([(y + 0.5) * scale[0], (x + 0.5) * scale[1]], axis=1).astype(np.int64)
         self._sample.store(

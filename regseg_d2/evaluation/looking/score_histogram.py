@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 
 KINDS = ("TP", "FP", "FN")
@@ -59,27 +57,6 @@ class ScoreHistogram:
         numbers = np.floor(np.ldexp(scores.astype(np.float64), -self._exponent)).astype(np.int64) + bins // 2
         places = (kinds * num_classes + classes) * bins + numbers
         self.counts += np.bincount(places, minlength=self.counts.size).reshape(self.counts.shape)
-
-
-def shared_bins(
-    edges: Sequence[np.ndarray], counts: Sequence[np.ndarray]
-) -> tuple[np.ndarray, list[np.ndarray]]:
-    """Brings histograms of several networks to the widest bins of them, so that they can be drawn together.
-
-    Args:
-        edges: ``(B + 1,)`` of each.
-        counts: ``(3, K, B)`` of each.
-
-    Returns:
-        The edges of all, and the counts of each.
-    """
-    widest = max(edges, key=lambda each: each[-1])
-    shared = []
-    for own, count in zip(edges, counts, strict=True):
-        for _ in range(round(np.log2(widest[-1] / own[-1]))):
-            count = _merged(count)
-        shared.append(count)
-    return widest, shared
 
 
 def _merged(counts: np.ndarray) -> np.ndarray:

@@ -51,7 +51,6 @@ class View:
     cell_size: tuple[float, float]
 
     def __post_init__(self) -> None:
-        """Checks types, shapes and the label's values."""
         self._check_data()
         self._check_network()
 

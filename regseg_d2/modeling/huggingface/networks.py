@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from regseg_d2.common.errors import CheckpointError, ConfigError, listed, printable
+from regseg_d2.common.errors import CheckpointError, ConfigError, error_line, listed
 from regseg_d2.common.suggestions import did_you_mean
 
 KEY = "MODEL.HUGGINGFACE"
@@ -73,7 +73,7 @@ def load_config(
     try:
         config = kind.from_dict(_merged(values, changes))
     except Exception as error:  # whatever a config of transformers does with values of another type
-        raise ConfigError(f"{KEY}.CONFIG: {_one_line(error)}") from error
+        raise ConfigError(f"{KEY}.CONFIG: {error_line(error)}") from error
     config.num_labels = num_classes
     for key in _IGNORE_INDICES:
         if hasattr(config, key):
@@ -125,7 +125,7 @@ def _cannot_be_had(name: str, error: Exception) -> str:
     if Path(name).is_dir():
         there = sorted(path.name for path in Path(name).iterdir())
         return (
-            f"{KEY}.NAME is the folder {name!r}, which cannot be read ({_one_line(error)}). Expected "
+            f"{KEY}.NAME is the folder {name!r}, which cannot be read ({error_line(error)}). Expected "
             f"config.json and model.safetensors, as save_pretrained writes them; in it there are {there[:8]}."
         )
     from huggingface_hub import constants
@@ -133,15 +133,11 @@ def _cannot_be_had(name: str, error: Exception) -> str:
     repository = name.partition("@")[0]
     cache = Path(constants.HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}"
     return (
-        f"{KEY}.NAME is {name!r}: there is no such folder, and the hub did not give it ({_one_line(error)}). "
-        f"Without a network: fetch config.json and model.safetensors from https://huggingface.co/{repository}"
-        f"/tree/main on another machine into one folder, and set {KEY}.NAME to it; or copy the folder "
-        f"'{cache}' from a machine that has it."
+        f"{KEY}.NAME is {name!r}: there is no such folder, and the hub did not give it "
+        f"({error_line(error)}). Without a network: fetch config.json and model.safetensors from "
+        f"https://huggingface.co/{repository}/tree/main on another machine into one folder, and set "
+        f"{KEY}.NAME to it; or copy the folder '{cache}' from a machine that has it."
     )
-
-
-def _one_line(error: Exception) -> str:
-    return printable(" ".join(f"{type(error).__name__}: {error}".split()), 300)
 
 
 def _check_known(transformers: ModuleType, config: Any, changes: Mapping[str, Any], key: str) -> None:
@@ -204,7 +200,7 @@ def build_network(config: Any) -> nn.Module:
     try:
         return kind(config)
     except Exception as error:  # whatever a network does with values that do not go together
-        raise ConfigError(f"{KEY}: transformers cannot build {kind.__name__}: {_one_line(error)}") from error
+        raise ConfigError(f"{KEY}: transformers cannot build {kind.__name__}: {error_line(error)}") from error
 
 
 def pretrained_weights(name: str, config: Any) -> dict[str, Tensor]:

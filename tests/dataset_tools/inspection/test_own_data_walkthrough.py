@@ -9,13 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
-from regseg_d2.data.datasets import spec
-
 ROOT = Path(__file__).parents[3]
-NAMES = ("farm_train", "farm_val")
 # What makes the README's run fit into a test; the last of equal keys counts.
 SMALL = [
     *("MODEL.DEVICE", "cpu", "MODEL.TIMM.PRETRAINED", ""),
@@ -62,12 +58,7 @@ def folder(tmp_path, monkeypatch):
     photo.convert("L").resize((80, 50)).save(tmp_path / "photos" / "more" / "b.png")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # train_net.py sets it for good
-    yield tmp_path
-    for name in NAMES:
-        if name in DatasetCatalog:
-            DatasetCatalog.remove(name)
-            MetadataCatalog.remove(name)
-            spec._SPECS.pop(name)
+    return tmp_path
 
 
 def run(command, monkeypatch, more=()):

@@ -5,7 +5,7 @@ import pytest
 
 from regseg_d2.evaluation.looking.boundaries import BoundaryCounts, near_contour
 from regseg_d2.evaluation.looking.pair_images import PairImages
-from regseg_d2.evaluation.looking.score_histogram import ScoreHistogram, shared_bins
+from regseg_d2.evaluation.looking.score_histogram import ScoreHistogram
 
 
 def eroded(mask):
@@ -115,20 +115,6 @@ def test_a_score_on_a_border_is_in_the_bin_above():
     histogram.add(zeros[:1], zeros[:1], scores, scores)
     assert histogram.edges[-1] == 4.0
     assert histogram.counts[0, 0].tolist() == [0, 0, 1, 0, 1, 1, 1, 0]
-
-
-def test_histograms_of_two_networks_share_bins():
-    rng = np.random.default_rng(0)
-    zeros = np.zeros(100, dtype=np.int64)
-    scores = [scale * rng.normal(size=100).astype(np.float32) for scale in (1, 30, 0.1)]
-    single = []
-    for each in scores:
-        single.append(ScoreHistogram(2, 32))
-        single[-1].add(zeros, zeros, each, each)
-    edges, counts = shared_bins([h.edges for h in single], [h.counts for h in single])
-    assert edges[-1] == max(h.edges[-1] for h in single)
-    for each, count in zip(scores, counts, strict=True):
-        assert np.array_equal(count[0, 0], np.histogram(each, edges)[0])
 
 
 def test_images_of_pairs():

@@ -40,7 +40,7 @@ COLORMAP = "viridis"
 _SCRIPTS = ("core.js", "painting.js", "viewer.js", "confusions.js", "scatter.js", "page.js")
 
 
-def write_page(content: PageContent, path: str | Path, *, budget: int = BUDGET) -> None:
+def write_page(content: PageContent, path: str | Path) -> None:
     """Writes a page, the same bytes from call to call.
 
     Pictures are made smaller, and features are kept on fewer directions, until all fits; the page says what
@@ -49,17 +49,16 @@ def write_page(content: PageContent, path: str | Path, *, budget: int = BUDGET) 
     Args:
         content: what is shown.
         path: of the HTML file.
-        budget: most bytes that it may have.
 
     Raises:
         UserError: arrays do not fit together, a figure cannot be read, plotly is not installed, or the page
             cannot be made small enough.
     """
-    write_text(path, page_text(content, budget=budget))
+    write_text(path, page_text(content))
 
 
 def page_text(content: PageContent, *, budget: int = BUDGET) -> str:
-    """The page that :func:`write_page` writes."""
+    """The page that :func:`write_page` writes, of at most so many bytes."""
     check_content(content)
     frame = _Frame(content)
     none = [0] * len(content.runs)

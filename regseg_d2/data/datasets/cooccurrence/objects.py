@@ -37,7 +37,6 @@ class Canvas:
     pixels: np.ndarray = field(init=False)
 
     def __post_init__(self) -> None:
-        """Starts with an empty mask."""
         self.mask = np.zeros((self.side, self.side), dtype=np.uint8)
         self.pixels = np.zeros((self.side, self.side, 3), dtype=np.float32)
 
