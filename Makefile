@@ -39,10 +39,16 @@ endif
 demo: $(STAMP)  ## Trains a baseline and the same network with ContrastSeg, and compares them (minutes on a CPU)
 	@$(BIN)/python tools/demo_comparison.py
 
-test: $(STAMP)  ## Runs the tests that are fast
+# Tests start hundreds of processes, which would each compile what they import where Python may not write
+# bytecode (PYTHONDONTWRITEBYTECODE).
+.PHONY: bytecode
+bytecode: $(STAMP)
+	@$(BIN)/python -m compileall -q regseg_d2 tests $$(ls -d $(VENV)/lib/*/site-packages/detectron2 2>/dev/null)
+
+test: bytecode  ## Runs the tests that are fast
 	$(PYTEST) -m "not slow"
 
-test-slow: $(STAMP)  ## Runs all tests
+test-slow: bytecode  ## Runs all tests
 	$(PYTEST)
 
 gpu-check: $(STAMP)  ## Runs all that needs a GPU, in at most nine minutes: tests, benchmarks, trainings on CamVid
