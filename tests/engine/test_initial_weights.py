@@ -133,7 +133,7 @@ def test_a_random_backbone_is_a_warning_when_training_starts_and_when_it_has_end
 
 
 @META_ARCH_REGISTRY.register()
-class PodSegmentor(SemanticSegmentor):
+class GrainSegmentor(SemanticSegmentor):
     """Knows where its weights are."""
 
     weights_hint = "For trained ones set POD.FILE."
@@ -148,27 +148,27 @@ class PodSegmentor(SemanticSegmentor):
 
 
 def test_a_meta_architecture_brings_its_own_weights(start, tmp_path, monkeypatch):
-    keys = ("MODEL.META_ARCHITECTURE", "PodSegmentor")
+    keys = ("MODEL.META_ARCHITECTURE", "GrainSegmentor")
     log = start(*keys, folder="random")
     assert log.count("RANDOM weights") == log.count("loaded. For trained ones set POD.FILE.") == 2
     first = torch.load(tmp_path / "random" / "model_final.pth", weights_only=True)["model"]
 
     weights = {name: value + 1 for name, value in first.items() if value.is_floating_point()}
-    monkeypatch.setattr(PodSegmentor, "file", str(tmp_path / "pod.pth"))
+    monkeypatch.setattr(GrainSegmentor, "file", str(tmp_path / "pod.pth"))
     with pytest.raises(CheckpointError, match=r"POD.FILE is .*pod.pth; there is no such file"):
         start(*keys)
-    torch.save(weights, PodSegmentor.file)
+    torch.save(weights, GrainSegmentor.file)
     log = start(*keys)
-    assert "RANDOM weights" not in log and f"Loaded '{PodSegmentor.file}'" in log
+    assert "RANDOM weights" not in log and f"Loaded '{GrainSegmentor.file}'" in log
     final = torch.load(start.final, weights_only=True)["model"]
     kept = [name for name in weights if name.endswith("weight")]  # the rate is 0; statistics move
     assert len(kept) > 20
     assert all(torch.equal(final[name], weights[name]) for name in kept)
     # MODEL.WEIGHTS comes first, and an evaluation takes them if they are complete.
     assert "pod.pth" not in start(*keys, "MODEL.WEIGHTS", start.final, folder="finetuned")
-    assert f"Loaded '{PodSegmentor.file}'" in start(*keys, "--eval-only", folder="evaluated")
+    assert f"Loaded '{GrainSegmentor.file}'" in start(*keys, "--eval-only", folder="evaluated")
     weights.pop("sem_seg_head.predictor.weight")
-    torch.save(weights, PodSegmentor.file)
+    torch.save(weights, GrainSegmentor.file)
     with pytest.raises(CheckpointError, match=r"does not fit the model(.|\n)*sem_seg_head.predictor"):
         start(*keys, "--eval-only", folder="evaluated")
 
